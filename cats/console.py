@@ -1,0 +1,92 @@
+"""What all commands share: errors as one line, exit codes, and progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from cats.errors import CatsError
+
+stderr = Console(stderr=True, highlight=False)
+stdout = Console(highlight=False)
+
+
+def note(message: str) -> None:
+    """Print one line for the person at the terminal, on stderr so that stdout stays machine-readable."""
+    stderr.print(message, markup=False, soft_wrap=True)
+
+
+def progress() -> Progress:
+    """A progress bar on stderr with count and remaining time; it disappears when the work is done."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        console=stderr,
+        transient=True,
+    )
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document on one line of stdout."""
+    sys.stdout.write(json.dumps(document, allow_nan=False) + "\n")
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
+    """A small table; the first column is text, the others are right-aligned numbers."""
+    result = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        result.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        result.add_row(*row)
+    return result
+
+
+def execute(app: typer.Typer) -> None:
+    """Run a typer application as a command of the toolkit and leave the process with its exit code.
+
+    0 done, 1 verified and failed, 2 bad input or environment (usage errors included), 130 interrupted. A
+    :class:`~cats.errors.CatsError` becomes one line on stderr; any other exception is a bug and keeps its traceback.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        app()
+    except CatsError as error:
+        text = " ".join(str(error).split("\n")) if error.exit_code == 2 else str(error)
+        stderr.print(f"error: {text}", markup=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        stderr.print("interrupted; nothing was left half-written", markup=False)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+
+
+def new_app(**options: Any) -> typer.Typer:
+    """A typer application with the settings that all commands share."""
+    return typer.Typer(
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        **options,
+    )

@@ -1,0 +1,51 @@
+"""What every backend offers to :class:`cats.runtime.Matcher`: named tensors in, named tensors out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cats.metadata import Metadata
+
+Array = NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, numpy dtype and shape of a model input or output; ``None`` is a dynamic dimension."""
+
+    name: str
+    dtype: np.dtype[np.generic]
+    shape: tuple[int | None, ...]
+
+
+class Backend(ABC):
+    """One loaded model in one inference library.
+
+    A backend is built from a file, refuses what it cannot run with a :class:`~cats.errors.CatsError`, never chooses
+    another device or precision than the one asked for, and may be used from several threads at once.
+    """
+
+    name: str
+    """Short name as the user gives it: ``onnxruntime``, ``tensorrt``, ``tensorrt-rtx``, ``openvino``."""
+
+    metadata: Metadata
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    max_batch: int | None = None
+    """Largest batch of one call; ``None`` means any. The matcher splits larger ones."""
+
+    @abstractmethod
+    def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        """Run the model once on host arrays that fit :attr:`inputs`; returns all outputs by name."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """One line: library, version, device or provider, precision settings, threads; and why if there was a choice."""
+
+    def close(self) -> None:  # noqa: B027  # most backends have nothing to release
+        """Release device memory and handles; the backend cannot be used afterwards."""
