@@ -1,1 +1,17 @@
+"""Matching with exported models, without torch: ``Matcher("model.onnx").match("a.jpg", "b.jpg")``.
 
+::
+
+    from cats.runtime import Matcher
+
+    match = Matcher("cats.onnx").match("a.jpg", "b.jpg")
+    match.transfer([[120, 80]])      # pixels of a -> pixels of b
+    match.confidence_at([[120, 80]])
+    match.warp().save("b-as-a.png")
+"""
+
+from cats.runtime.images import preprocess, read_image
+from cats.runtime.matcher import Matcher
+from cats.runtime.result import Match, grid_points
+
+__all__ = ["Match", "Matcher", "grid_points", "preprocess", "read_image"]

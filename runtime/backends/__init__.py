@@ -1,1 +1,113 @@
+"""Which backend runs which file. Modules and their libraries are imported when one is used, not before."""
 
+from __future__ import annotations
+
+import importlib
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cats.errors import BackendError, InputError, ModelFileError
+from cats.runtime.backends.base import Backend
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One backend.
+
+    Attributes:
+        module, cls: where its class is.
+        suffixes: files it runs.
+        library: import name of the inference library.
+        extra: extra of the distribution that installs it.
+        what: one line for ``cats doctor``.
+    """
+
+    module: str
+    cls: str
+    suffixes: tuple[str, ...]
+    library: str
+    extra: str
+    what: str
+
+
+ENGINE_SUFFIXES = (".plan", ".engine")
+
+BACKENDS: dict[str, Entry] = {
+    "onnxruntime": Entry(
+        "cats.runtime.backends.ort", "OnnxRuntimeBackend", (".onnx",), "onnxruntime", "cpu", "ONNX files on CPU and GPU"
+    ),
+    "tensorrt": Entry(
+        "cats.runtime.backends.tensorrt",
+        "TensorRTBackend",
+        ENGINE_SUFFIXES,
+        "tensorrt",
+        "tensorrt",
+        "engines on NVIDIA GPUs",
+    ),
+    "tensorrt-rtx": Entry(
+        "cats.runtime.backends.tensorrt",
+        "TensorRTBackend",
+        ENGINE_SUFFIXES,
+        "tensorrt_rtx",
+        "tensorrt-rtx",
+        "engines on NVIDIA RTX GPUs; builds without one",
+    ),
+}
+
+_CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt")
+
+
+def choose_backend(path: str | Path, backend: str | None = None) -> str:
+    """Name of the backend for a model file: the one asked for, or the first whose suffixes fit.
+
+    Raises:
+        InputError: unknown backend name.
+        ModelFileError: the file does not exist, is of another kind, or is not one that the backend asked for runs.
+    """
+    file = Path(path)
+    if backend is not None and backend not in BACKENDS:
+        raise InputError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
+    if not file.is_file():
+        what = "is a folder, not a model file" if file.is_dir() else "does not exist"
+        raise ModelFileError(f"model {file} {what}; give an .onnx file of cats-export or a .plan of cats-build")
+    suffix = file.suffix.lower()
+    fitting = [name for name, entry in BACKENDS.items() if suffix in entry.suffixes]
+    if backend in fitting:
+        return backend
+    if suffix in _CHECKPOINT_SUFFIXES:
+        raise ModelFileError(f"{file} is a checkpoint: export it first, cats-export --ckpt {file}")
+    if not fitting:
+        known = sorted({suffix for entry in BACKENDS.values() for suffix in entry.suffixes})
+        raise ModelFileError(f"{file}: a model file ends in one of {', '.join(known)}")
+    if backend is not None:
+        wanted = " or ".join(BACKENDS[backend].suffixes)
+        fix = f"build one with cats-build {file}" if suffix == ".onnx" else f"leave out --backend {backend}"
+        raise ModelFileError(f"backend {backend} runs {wanted} files, not {file}: {fix}")
+    return fitting[0]
+
+
+def open_backend(path: str | Path, backend: str | None = None, **options: Any) -> Backend:
+    """Load a model file.
+
+    Args:
+        path: ONNX file or engine.
+        backend: name out of :data:`BACKENDS`; ``None`` chooses by the file.
+        options: settings of that backend's class (``provider``, ``device``, ``threads``, ...).
+
+    Raises:
+        InputError: an option that the backend does not have.
+        ModelFileError: not a model that the backend can run.
+        BackendError: its library or device is not here.
+    """
+    entry = BACKENDS[choose_backend(path, backend)]
+    cls = getattr(importlib.import_module(entry.module), entry.cls)
+    unknown = set(options) - set(inspect.signature(cls).parameters)
+    if unknown:
+        raise InputError(f"{cls.__name__} has no setting {', '.join(sorted(unknown))} (model {path})")
+    loaded: Backend = cls(path, **options)
+    if backend is not None and loaded.name != backend:
+        loaded.close()
+        raise BackendError(f"{path} was built for {loaded.name}, not for {backend}: leave out --backend {backend}")
+    return loaded

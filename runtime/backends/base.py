@@ -45,7 +45,7 @@ class Backend(ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """One line: library, version, device or provider, precision settings, threads; and why if there was a choice."""
+        """One line: library, version, device or provider, settings, threads, and why if there was a choice."""
 
     def close(self) -> None:  # noqa: B027  # most backends have nothing to release
         """Release device memory and handles; the backend cannot be used afterwards."""

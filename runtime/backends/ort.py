@@ -1,0 +1,212 @@
+"""ONNX Runtime backend: CPU, CUDA, TensorRT and TensorRT-RTX execution providers, each an explicit choice.
+
+ONNX Runtime replaces a provider that does not start by the CPU without an error; here that is a
+:class:`~cats.errors.BackendError` which says what is missing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cats.errors import BackendError, InputError, ModelFileError, require
+from cats.metadata import read_onnx_metadata
+from cats.runtime.backends.base import Array, Backend, TensorSpec
+from cats.runtime.backends.ort_providers import (
+    CPU,
+    ENGINE_MAX_BATCH,
+    PROVIDERS,
+    TENSORRT,
+    TENSORRT_RTX,
+    check_gpu,
+    choose_provider,
+    diagnose,
+    first_line,
+    provider_options,
+    quiet_start,
+    rtx_device,
+)
+from cats.runtime.hardware import physical_cores, usable_cpus
+
+_DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(bool)": np.bool_,
+}
+_SHAPES_KEPT = 4
+
+
+class OnnxRuntimeBackend(Backend):
+    """An ONNX file in ONNX Runtime.
+
+    Args:
+        path: ONNX file with CATs metadata.
+        provider: ``cpu``, ``cuda``, ``tensorrt``, ``tensorrt-rtx``, or the full name of another provider of the
+            installed build. ``None`` takes ``cuda`` where the build has it and the driver lists a GPU, else ``cpu``.
+        device: index of the GPU.
+        threads: CPU threads of one run; ``None`` takes one per physical core, or fewer where the process is limited.
+        cache_dir: folder in which the TensorRT providers keep their engines between processes.
+
+    Raises:
+        BackendError: the package, the provider or a library of it is not here.
+        ModelFileError: not an ONNX file with metadata that this toolkit and this ONNX Runtime can use.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        provider: str | None = None,
+        device: int = 0,
+        threads: int | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        if threads is not None and threads < 1:
+            raise InputError(f"threads must be at least 1, not {threads}")
+        self.metadata = read_onnx_metadata(path)
+        self._ort = require("onnxruntime", extra="cpu", purpose="run ONNX files")
+        self.provider, self._why = choose_provider(self._ort, provider)
+        check_gpu(self.provider, device)
+        self.device = device
+        self.threads = threads or min(physical_cores(), usable_cpus())
+        settings = provider_options(
+            self.provider,
+            path,
+            device=device,
+            cache_dir=cache_dir,
+            cache_key=f"cats_{self.metadata.weights_sha256[:12]}_{self.metadata.precision}",
+        )
+        with quiet_start(self._ort, self.provider):
+            self._session = self._create(Path(path), settings, limit_threads=threads is not None)
+        self._refuse_replacement()
+        self.inputs = tuple(_spec(node, path) for node in self._session.get_inputs())
+        self.outputs = tuple(_spec(node, path) for node in self._session.get_outputs())
+        dynamic = any(None in spec.shape for spec in self.inputs)
+        self.max_batch = ENGINE_MAX_BATCH if dynamic and self.provider in (TENSORRT, TENSORRT_RTX) else None
+        self._on_gpu = self.provider in PROVIDERS.values() and self.provider != CPU
+        self._left_on_cpu = self._nodes_left_on_cpu()
+        self._local = threading.local()
+
+    def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        """Run once; see :meth:`cats.runtime.backends.base.Backend.run`."""
+        try:
+            values = self._bound(feeds).run(feeds) if self._on_gpu else self._session.run(None, feeds)
+        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+            raise BackendError(f"onnxruntime ({self.provider}) failed: {first_line(error)}") from error
+        return dict(zip((output.name for output in self.outputs), values, strict=True))
+
+    def describe(self) -> str:
+        """Version, provider and why, device or threads, and the nodes that a GPU provider leaves to the CPU."""
+        where = f"GPU {self.device}" if self._on_gpu else f"{self.threads} thread{'' if self.threads == 1 else 's'}"
+        text = f"onnxruntime {self._ort.__version__}, {self.provider} ({self._why}), {where}"
+        if self._left_on_cpu:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in self._left_on_cpu.most_common(4))
+            text += f", {self._left_on_cpu.total()} nodes left on the CPU: {kinds}"
+        return text
+
+    def close(self) -> None:
+        """Release the session and this thread's device buffers."""
+        self._local = threading.local()
+        self._session = None
+
+    def _create(self, path: Path, settings: dict[str, str], *, limit_threads: bool) -> Any:
+        ort = self._ort
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL  # all threads work on one operator at a time
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4  # failures are raised; the log would only repeat them
+        if limit_threads or self.threads < physical_cores():
+            options.intra_op_num_threads = self.threads  # else ONNX Runtime pins one thread to each physical core
+        if self.provider != CPU and hasattr(ort.InferenceSession, "get_provider_graph_assignment_info"):
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        try:
+            if self.provider == TENSORRT_RTX:
+                options.add_provider_for_devices([rtx_device(ort, self.device)], settings)
+                return ort.InferenceSession(str(path), options)
+            return ort.InferenceSession(str(path), options, providers=[(self.provider, settings)], enable_fallback=0)
+        except BackendError:
+            raise
+        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+            text = first_line(error)
+            if "opset" in text or "IR version" in text:
+                raise ModelFileError(
+                    f"{path} is too new for onnxruntime {ort.__version__} ({text}): upgrade onnxruntime, "
+                    "or export with a lower --opset"
+                ) from error
+            if self.provider == CPU:
+                raise ModelFileError(f"onnxruntime cannot load {path}: {text}") from error
+            raise BackendError(
+                f"{self.provider} did not start for {path}: {diagnose(ort, self.provider) or text}"
+            ) from error
+
+    def _refuse_replacement(self) -> None:
+        """ONNX Runtime drops a provider that fails to start; the session's own list tells."""
+        active = self._session.get_providers()
+        if self.provider not in active[:1]:
+            reason = diagnose(self._ort, self.provider) or "it gave no reason"
+            raise BackendError(
+                f"{self.provider} did not start ({reason}); {', '.join(active)} would have been used in its place: "
+                "ask for that with --provider cpu"
+            )
+
+    def _nodes_left_on_cpu(self) -> Counter[str]:
+        if self.provider == CPU or not hasattr(self._session, "get_provider_graph_assignment_info"):
+            return Counter()
+        parts = self._session.get_provider_graph_assignment_info()
+        return Counter(node.op_type for part in parts if part.ep_name == CPU for node in part.get_nodes())
+
+    def _bound(self, feeds: dict[str, Array]) -> BoundRun:
+        """This thread's device buffers for these shapes."""
+        runs: dict[Any, BoundRun] = self._local.__dict__.setdefault("runs", {})
+        key = tuple((name, value.shape) for name, value in feeds.items())
+        if key not in runs:
+            while len(runs) >= _SHAPES_KEPT:
+                runs.pop(next(iter(runs)))
+            names = [output.name for output in self.outputs]
+            runs[key] = BoundRun(self._ort, self._session, feeds, names, "cuda", self.device)
+        return runs[key]
+
+
+class BoundRun:
+    """Inputs of fixed shapes that stay on a device, bound to a session; for one thread at a time."""
+
+    def __init__(
+        self, ort: Any, session: Any, feeds: dict[str, Array], outputs: list[str], memory: str, device: int
+    ) -> None:
+        self._session = session
+        self._binding = session.io_binding()
+        self._outputs = outputs
+        self._inputs = {
+            name: ort.OrtValue.ortvalue_from_shape_and_type(value.shape, value.dtype.type, memory, device)
+            for name, value in feeds.items()
+        }
+        for name, value in self._inputs.items():
+            self._binding.bind_ortvalue_input(name, value)
+
+    def run(self, feeds: dict[str, Array]) -> list[Array]:
+        """Copy the inputs to the device, run, and copy the outputs back; the results stay valid after later runs."""
+        for name, value in feeds.items():
+            self._inputs[name].update_inplace(np.ascontiguousarray(value))
+        for name in self._outputs:
+            self._binding.bind_output(name, "cpu")  # anew each time, or the next run would write into this result
+        self._session.run_with_iobinding(self._binding)
+        return [value.numpy() for value in self._binding.get_outputs()]
+
+
+def _spec(node: Any, path: str | Path) -> TensorSpec:
+    if node.type not in _DTYPES:
+        raise ModelFileError(f"{path}: {node.name} is {node.type}, which no CATs model has; write it with cats-export")
+    shape = tuple(size if isinstance(size, int) else None for size in node.shape)
+    return TensorSpec(node.name, np.dtype(_DTYPES[node.type]), shape)

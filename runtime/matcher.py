@@ -1,0 +1,275 @@
+"""Matching images with a model file: :class:`Matcher`."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cats.errors import CatsError, InputError, ModelFileError
+from cats.geometry import Size
+from cats.runtime.backends import open_backend
+from cats.runtime.backends.base import Array, TensorSpec
+from cats.runtime.images import MAX_PIXELS, ImageSource, preprocess, read_image
+from cats.runtime.result import Match
+
+INPUTS = ("image_a", "image_b")
+FLOW, CONFIDENCE = "flow", "confidence"
+
+Pair = tuple[ImageSource, ImageSource]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """One image, ready for the model."""
+
+    source: ImageSource
+    size: Size
+    tensor: NDArray[np.float32]
+    read_ms: float
+    preprocess_ms: float
+
+
+class Matcher:
+    """A loaded model that matches image a to image b.
+
+    All settings of the model (input size, normalisation, grid) come from the metadata in the file. One matcher may be
+    used from several threads at once. It is a context manager; :meth:`close` releases device memory.
+
+    Args:
+        model: ONNX file of ``cats-export``, or engine of ``cats-build`` with its sidecar beside it.
+        backend: ``onnxruntime``, ``tensorrt``, ...; ``None`` chooses by the file.
+        max_pixels: larger images are refused, see :func:`cats.runtime.images.read_image`.
+        options: settings of the backend, see its class. ONNX Runtime: ``provider``, ``device``, ``threads``,
+            ``cache_dir``.
+
+    Attributes:
+        backend: the loaded backend; ``backend.describe()`` says what was chosen and why.
+        metadata: :class:`cats.metadata.Metadata` of the file.
+        load_ms: time that loading took, in milliseconds.
+
+    Raises:
+        ModelFileError: missing, of another kind, without metadata, newer than this toolkit, or with other inputs and
+            outputs than its metadata says.
+        BackendError: the backend, provider or device is not here.
+    """
+
+    def __init__(
+        self, model: str | Path, backend: str | None = None, *, max_pixels: int = MAX_PIXELS, **options: Any
+    ) -> None:
+        start = time.perf_counter()
+        self.path = Path(model)
+        self.max_pixels = max_pixels
+        self.backend = open_backend(model, backend, **options)
+        self.metadata = self.backend.metadata
+        try:
+            self._batch = _check_interface(self)
+        except CatsError:
+            self.backend.close()
+            raise
+        self.load_ms = _since(start)
+
+    def match(self, a: ImageSource, b: ImageSource, *, forward_backward: bool = False) -> Match:
+        """Match one pair of images.
+
+        Args:
+            a, b: paths, Pillow images or uint8 arrays of any size, see :func:`cats.runtime.images.read_image`.
+            forward_backward: also match b -> a, for :meth:`Match.forward_backward_error`; costs a second run.
+
+        Raises:
+            InputError: an image cannot be read.
+            BackendError: the device failed.
+        """
+        return self._infer([(self._prepare(a), self._prepare(b))], forward_backward)[0]
+
+    def match_batch(self, pairs: Sequence[Pair], *, forward_backward: bool = False) -> list[Match]:
+        """Match pairs in one run of the model, or a few where the file's batch is smaller; see :meth:`match`."""
+        return self._infer([(self._prepare(a), self._prepare(b)) for a, b in pairs], forward_backward)
+
+    def match_many(
+        self,
+        pairs: Iterable[Pair],
+        *,
+        batch_size: int = 1,
+        workers: int = 2,
+        forward_backward: bool = False,
+        return_errors: bool = False,
+    ) -> Iterator[Match | CatsError]:
+        """Match a stream of pairs in order, reading the next images while the model runs.
+
+        Args:
+            pairs: any iterable, consumed a few pairs ahead.
+            batch_size: pairs of one run of the model.
+            workers: threads that read and resize images.
+            return_errors: yield the :class:`InputError` of a pair that cannot be read and go on, instead of raising it.
+
+        Yields:
+            One :class:`Match` (or error) per pair.
+        """
+        if batch_size < 1 or workers < 1:
+            raise InputError(f"batch_size {batch_size} and workers {workers} must be at least 1")
+
+        def prepare(pair: Pair) -> tuple[_Prepared, _Prepared] | CatsError:
+            try:
+                return self._prepare(pair[0]), self._prepare(pair[1])
+            except CatsError as error:
+                if not return_errors:
+                    raise
+                return error
+
+        for chunk in _chunks(_ahead(prepare, pairs, workers, workers + 2 * batch_size), batch_size):
+            matches = iter(self._infer([item for item in chunk if not isinstance(item, CatsError)], forward_backward))
+            for item in chunk:
+                yield item if isinstance(item, CatsError) else next(matches)
+
+    def close(self) -> None:
+        """Release the backend; the matcher cannot be used afterwards."""
+        self.backend.close()
+
+    def __enter__(self) -> Matcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _prepare(self, source: ImageSource) -> _Prepared:
+        start = time.perf_counter()
+        image = read_image(source, max_pixels=self.max_pixels)
+        read_ms = _since(start)
+        start = time.perf_counter()
+        tensor = preprocess(image, self.metadata.preprocessing)
+        return _Prepared(source, image.size, tensor, read_ms, _since(start))
+
+    def _infer(self, pairs: Sequence[tuple[_Prepared, _Prepared]], forward_backward: bool) -> list[Match]:
+        both_ways = [*pairs, *((b, a) for a, b in pairs)] if forward_backward else pairs
+        flows, confidences, elapsed = self._run([(a.tensor, b.tensor) for a, b in both_ways])
+        return [
+            Match(
+                flow=flows[index],
+                confidence=confidences[index],
+                size_a=a.size,
+                size_b=b.size,
+                backward_flow=flows[index + len(pairs)] if forward_backward else None,
+                times={
+                    "read": a.read_ms + b.read_ms,
+                    "preprocess": a.preprocess_ms + b.preprocess_ms,
+                    "model": elapsed / len(pairs),
+                },
+                image_a=a.source,
+                image_b=b.source,
+            )
+            for index, (a, b) in enumerate(pairs)
+        ]
+
+    def _run(
+        self, pairs: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]]
+    ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]], float]:
+        """Flows, confidences and milliseconds of prepared pairs, in runs that the file's batch size allows."""
+        flows: list[NDArray[np.float32]] = []
+        confidences: list[NDArray[np.float32]] = []
+        start = time.perf_counter()
+        step = self._batch or self.backend.max_batch or len(pairs) or 1
+        for first in range(0, len(pairs), step):
+            part = list(pairs[first : first + step])
+            wanted = len(part)
+            part += [part[-1]] * (self._batch - wanted if self._batch else 0)  # a file of fixed batch takes no less
+            feeds: dict[str, Array] = {
+                name: np.stack([pair[side] for pair in part]) for side, name in enumerate(INPUTS)
+            }
+            outputs = self.backend.run(feeds)
+            flow, confidence = outputs[FLOW], outputs[CONFIDENCE]
+            grid = self.metadata.grid
+            if flow.shape != (len(part), 2, *grid) or confidence.shape != (len(part), *grid):
+                raise ModelFileError(
+                    f"{self.path} gave flow {flow.shape} and confidence {confidence.shape} for a batch of {len(part)}, "
+                    f"not what its metadata says (grid {grid}): export the model again"
+                )
+            flows += list(flow[:wanted].astype(np.float32, copy=False))
+            confidences += list(confidence[:wanted].astype(np.float32, copy=False))
+        return flows, confidences, _since(start)
+
+
+def _check_interface(matcher: Matcher) -> int | None:
+    """Compare a loaded model with the contract; returns its fixed batch size, None where the batch is dynamic."""
+    path, metadata, backend = matcher.path, matcher.metadata, matcher.backend
+    if metadata.kind != "pair":
+        raise ModelFileError(f"{path} is a model of kind {metadata.kind}, not one that matches a pair of images")
+    rows, columns = metadata.grid
+    if rows != columns:
+        raise ModelFileError(f"{path} has a grid of {rows}x{columns}; only square grids are defined")
+    width, height = metadata.preprocessing.size
+    batches = {
+        _check_tensor(path, "input", name, backend.inputs, (3, height, width), exact=np.dtype(np.float32))
+        for name in INPUTS
+    }
+    if len(batches) > 1:
+        raise ModelFileError(f"{path} takes different batch sizes for {' and '.join(INPUTS)}: export the model again")
+    _check_tensor(path, "output", FLOW, backend.outputs, (2, rows, columns))
+    _check_tensor(path, "output", CONFIDENCE, backend.outputs, (rows, columns))
+    extra = {spec.name for spec in backend.inputs} - set(INPUTS)
+    if extra:
+        raise ModelFileError(f"{path} has further inputs {', '.join(sorted(extra))}: not a model of kind pair")
+    return batches.pop()
+
+
+def _check_tensor(
+    path: Path,
+    role: str,
+    name: str,
+    specs: Sequence[TensorSpec],
+    shape: tuple[int, ...],
+    exact: np.dtype[Any] | None = None,
+) -> int | None:
+    """Refuse a missing tensor, another shape behind the batch dimension, or another dtype; returns the batch size."""
+    spec = next((spec for spec in specs if spec.name == name), None)
+    if spec is None:
+        names = ", ".join(spec.name for spec in specs) or "none"
+        raise ModelFileError(f"{path} has no {role} {name} (it has {names}): not a CATs model for pairs of images")
+    fits = len(spec.shape) == len(shape) + 1 and all(
+        have is None or have == want for have, want in zip(spec.shape[1:], shape, strict=True)
+    )
+    if not fits:
+        have = ", ".join("?" if size is None else str(size) for size in spec.shape)
+        want = ", ".join(map(str, ("batch", *shape)))
+        raise ModelFileError(
+            f"{path}: {role} {name} has shape ({have}), its metadata says ({want}): export the model again"
+        )
+    if exact is not None and spec.dtype != exact:
+        raise ModelFileError(f"{path}: {role} {name} is {spec.dtype}, expected {exact}: export the model again")
+    return spec.shape[0]
+
+
+def _ahead(work: Callable[[Any], _T], items: Iterable[Any], workers: int, window: int) -> Iterator[_T]:
+    """``map(work, items)`` in order, with up to ``window`` items worked on by threads ahead of the consumer."""
+    source = iter(items)
+    with ThreadPoolExecutor(workers, thread_name_prefix="cats-read") as pool:
+        waiting: deque[Future[_T]] = deque()
+        try:
+            while True:
+                waiting.extend(pool.submit(work, item) for item in itertools.islice(source, window - len(waiting)))
+                if not waiting:
+                    return
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _chunks(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    iterator = iter(items)
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk
+
+
+def _since(start: float) -> float:
+    """Milliseconds since a ``perf_counter`` value."""
+    return (time.perf_counter() - start) * 1000

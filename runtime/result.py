@@ -1,0 +1,162 @@
+"""What a match gives: :class:`Match`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from cats.errors import InputError
+from cats.geometry import (
+    Floats,
+    Size,
+    as_points,
+    dense_flow,
+    identity_cells,
+    pixels_to_cells,
+    sample_grid,
+    transfer_points,
+)
+from cats.runtime.images import MAX_PIXELS, ImageSource, read_image
+
+_PIXELS_AT_ONCE = 1 << 19
+
+
+@dataclass(frozen=True)
+class Match:
+    """Correspondence of two images, a -> b.
+
+    Attributes:
+        flow: (2, G, G) float32 in cells of the grid, channel 0 = x: where each cell of a lies in b, relative to itself.
+        confidence: (G, G) float32 in [0, 1] for each cell of a.
+        size_a, size_b: (width, height) of the upright images in pixels.
+        backward_flow: the same as ``flow`` for b -> a, where it was asked for.
+        times: milliseconds by stage: ``read``, ``preprocess``, ``model``; of a batch, this pair's share.
+        image_a, image_b: the images as they were given; read again where pixels are needed.
+    """
+
+    flow: NDArray[np.float32]
+    confidence: NDArray[np.float32]
+    size_a: Size
+    size_b: Size
+    backward_flow: NDArray[np.float32] | None = None
+    times: dict[str, float] = field(default_factory=dict)
+    image_a: ImageSource | None = field(default=None, repr=False)
+    image_b: ImageSource | None = field(default=None, repr=False)
+
+    @property
+    def grid(self) -> int:
+        """Cells per side, G."""
+        return self.flow.shape[-1]
+
+    def transfer(self, points: ArrayLike) -> Floats:
+        """Where points of a lie in b.
+
+        Args:
+            points: (N, 2) x, y in pixels of a, pixel centres at integers.
+
+        Returns:
+            (N, 2) float64 in pixels of b, not clamped to the image.
+
+        Raises:
+            InputError: not (N, 2) finite numbers, or a point lies outside a.
+        """
+        return transfer_points(self._inside(points), self.flow, self.size_a, self.size_b)
+
+    def confidence_at(self, points: ArrayLike) -> Floats:
+        """Confidence (N,) in [0, 1] at points of a (pixels), bilinear between cells; raises as :meth:`transfer`."""
+        return sample_grid(self.confidence[None], pixels_to_cells(self._inside(points), self.size_a, self.grid))[:, 0]
+
+    def forward_backward_error(self, points: ArrayLike) -> Floats:
+        """How far a -> b -> a leads away from points of a: (N,) in pixels of a; small where the match is consistent.
+
+        Raises:
+            InputError: as :meth:`transfer`, or the match was made without ``forward_backward=True``.
+        """
+        if self.backward_flow is None:
+            raise InputError("this match has no backward flow: make it with match(a, b, forward_backward=True)")
+        start = self._inside(points)
+        there = transfer_points(start, self.flow, self.size_a, self.size_b)
+        back = transfer_points(there, self.backward_flow, self.size_b, self.size_a)
+        return np.linalg.norm(back - start, axis=1)
+
+    def dense_flow(self, size_a: Size | None = None, size_b: Size | None = None) -> NDArray[np.float32]:
+        """Displacement of every pixel of a, in pixels.
+
+        Args:
+            size_a, size_b: (width, height) to which the images are thought to be scaled; default: their own.
+
+        Returns:
+            (height of a, width of a, 2) float32, position in b minus position in a, channel 0 = x.
+        """
+        for size in (size_a, size_b):
+            if size is not None and min(size) < 1:
+                raise InputError(f"a flow of size {size}: width and height must be at least 1")
+        return dense_flow(self.flow, size_a or self.size_a, size_b or self.size_b)
+
+    def warp(self, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+        """Image b bent into the frame of a: each pixel shows what the match says lies there in b.
+
+        Args:
+            max_pixels: limit for reading the images, see :func:`cats.runtime.images.read_image`.
+
+        Returns:
+            RGB image of ``size_a``.
+
+        Raises:
+            InputError: the match was made without images, or b can no longer be read.
+        """
+        if self.image_b is None:
+            raise InputError("this match was made without images: there is nothing to warp")
+        source = np.asarray(read_image(self.image_b, max_pixels=max_pixels))
+        width, height = self.size_a
+        result = np.empty((height, width, 3), np.uint8)
+        rows = max(1, _PIXELS_AT_ONCE // width)  # in strips, so that memory stays bounded for large photos
+        for top in range(0, height, rows):
+            bottom = min(top + rows, height)
+            y, x = np.mgrid[top:bottom, 0:width]
+            points = np.stack([x.ravel(), y.ravel()], axis=1)
+            places = transfer_points(points, self.flow, self.size_a, self.size_b)
+            result[top:bottom] = _sample_pixels(source, places).reshape(bottom - top, width, 3)
+        return Image.fromarray(result)
+
+    def _inside(self, points: ArrayLike) -> Floats:
+        """Points as (N, 2), refused where one lies outside image a, which spans [-0.5, W - 0.5] x [-0.5, H - 0.5]."""
+        array = as_points(points)
+        limit = np.asarray(self.size_a) - 0.5
+        outside = np.flatnonzero(((array < -0.5) | (array > limit)).any(axis=1))
+        if outside.size:
+            x, y = array[outside[0]]
+            width, height = self.size_a
+            more = f" (and {outside.size - 1} more)" if outside.size > 1 else ""
+            raise InputError(
+                f"point {outside[0]} at ({x:g}, {y:g}){more} lies outside image a, which has {width}x{height} pixels"
+            )
+        return array
+
+
+def grid_points(size: Size, count: int) -> Floats:
+    """``count`` x ``count`` points spread evenly over an image of ``size`` (width, height): (count^2, 2) in pixels.
+
+    With the model's own grid (16) they are the centres of its cells.
+    """
+    if count < 1:
+        raise InputError(f"a grid of {count} points a side: at least 1 is needed")
+    cells = identity_cells(count).reshape(2, -1).T
+    return (cells + 0.5) * np.asarray(size, np.float64) / count - 0.5
+
+
+def _sample_pixels(image: NDArray[np.uint8], places: Floats) -> NDArray[np.uint8]:
+    """Bilinear samples of an image (H, W, 3) at (N, 2) x, y, clamped to its border: (N, 3)."""
+    height, width = image.shape[:2]
+    x = np.clip(places[:, 0], 0, width - 1).astype(np.float32)
+    y = np.clip(places[:, 1], 0, height - 1).astype(np.float32)
+    left, top = np.minimum(x.astype(np.intp), width - 2), np.minimum(y.astype(np.intp), height - 2)
+    u, v = (x - left)[:, None], (y - top)[:, None]
+    pixels = image.reshape(-1, 3)
+    at = top * width + left
+    upper = pixels[at] * (1 - u) + pixels[at + 1] * u
+    lower = pixels[at + width] * (1 - u) + pixels[at + width + 1] * u
+    return (upper * (1 - v) + lower * v + np.float32(0.5)).astype(np.uint8)

@@ -1,0 +1,44 @@
+"""Fixtures of the runtime's tests: the tiny matcher as a file, and a texture to match."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_onnx import save_model, tiny_metadata, tiny_model
+
+
+@pytest.fixture(scope="session")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny matcher with dynamic batch."""
+    return save_model(tmp_path_factory.mktemp("model") / "tiny.onnx", tiny_model(), tiny_metadata().to_json())
+
+
+@pytest.fixture
+def make_model(tmp_path: Path) -> Callable[..., Path]:
+    """Make a variant: ``make_model(name, batch=, grid=, document={changed keys} | text | None, **metadata)``."""
+
+    def make(name: str = "model.onnx", *, batch: int | None = None, grid: int = 16, **options: Any) -> Path:
+        changed = options.pop("document", {})
+        text = changed
+        if isinstance(changed, dict):
+            text = json.dumps({**tiny_metadata(**options).to_dict(), **changed})
+        return save_model(tmp_path / name, tiny_model(batch, grid), text)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def texture() -> np.ndarray:
+    """A photo-like image (480, 640, 3) uint8 in which every patch is different: noise of several scales."""
+    rng = np.random.default_rng(11)
+    total = np.zeros((480, 640, 3))
+    for side in (5, 10, 20, 40):
+        noise = rng.standard_normal((480 // side + 1, 640 // side + 1, 3))
+        total += noise.repeat(side, axis=0).repeat(side, axis=1)[:480, :640]
+    total = (total - total.min()) / (total.max() - total.min())
+    return (total * 255).astype(np.uint8)

@@ -1,0 +1,334 @@
+"""Matcher and Match: directions, sizes, batches, errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_onnx import crops, save_model, tiny_metadata, tiny_model
+
+from cats.errors import BackendError, CatsError, InputError, ModelFileError
+from cats.runtime import Match, Matcher, grid_points
+from cats.runtime.images import preprocess
+
+ROUNDING = 1e-3  # cells; sums are taken in another order when the batch differs
+
+
+@pytest.fixture(scope="module")
+def matcher(model_file: Path) -> Matcher:
+    return Matcher(model_file, threads=1)
+
+
+def inner(shift: tuple[int, int]) -> np.ndarray:
+    """Points of crop a whose true place is well inside crop b."""
+    points = grid_points((320, 192), 16)
+    moved = points + shift
+    return points[((moved > (20, 12)) & (moved < (300, 180))).all(axis=1)]
+
+
+def test_known_translation_is_recovered_with_its_sign(matcher: Matcher, texture: np.ndarray) -> None:
+    a, b, shift = crops(texture)
+    match = matcher.match(a, b)
+    points = inner(shift)
+    assert len(points) > 100
+    moved = match.transfer(points) - points
+    assert np.abs(np.median(moved, axis=0) - shift).max() < 0.5
+    assert (np.abs(moved - shift).max(axis=1) < 2).mean() > 0.95
+    assert (match.confidence_at(points) > 0.5).mean() > 0.9
+
+
+def test_forward_backward_error_tells_wrong_from_right(matcher: Matcher, texture: np.ndarray) -> None:
+    a, b, shift = crops(texture)
+    match = matcher.match(a, b, forward_backward=True)
+    assert match.backward_flow is not None
+    np.testing.assert_allclose(match.backward_flow, matcher.match(b, a).flow, atol=ROUNDING)
+    error = match.forward_backward_error(inner(shift))
+    assert np.median(error) < 1
+    points = grid_points((320, 192), 16)
+    lost = points[(points + shift < (-20, -12)).any(axis=1) | (points + shift > (340, 204)).any(axis=1)]
+    assert np.median(match.forward_backward_error(lost)) > 20
+    with pytest.raises(InputError, match="forward_backward=True"):
+        matcher.match(a, b).forward_backward_error(points)
+
+
+def test_dense_flow_at_any_size(matcher: Matcher, texture: np.ndarray) -> None:
+    a, b, _ = crops(texture)
+    match = matcher.match(a, b[:, :200])
+    dense = match.dense_flow()
+    assert dense.shape == (192, 320, 2)
+    points = np.array([[0, 0], [319, 191], [100, 50], [7, 180]])
+    expected = match.transfer(points) - points
+    np.testing.assert_allclose(dense[points[:, 1], points[:, 0]], expected, atol=1e-3)
+    half = match.dense_flow(size_a=(160, 96), size_b=(100, 96))
+    assert half.shape == (96, 160, 2)
+    np.testing.assert_allclose(half.mean(axis=(0, 1)), dense.mean(axis=(0, 1)) / 2, atol=0.3)
+    with pytest.raises(InputError, match="at least 1"):
+        match.dense_flow(size_a=(0, 5))
+
+
+def test_warp_brings_b_into_the_frame_of_a(matcher: Matcher, texture: np.ndarray) -> None:
+    a, b, shift = crops(texture)
+    warped = np.asarray(matcher.match(a, b).warp(), np.int32)
+    assert warped.shape == a.shape
+    dx, dy = shift
+    visible = (slice(0, 192 - dy - 12), slice(-dx + 20, 320))
+    assert np.median(np.abs(warped[visible] - a[visible].astype(np.int32))) < 8
+    assert np.abs(b[visible].astype(np.int32) - a[visible]).mean() > 20
+
+
+def test_warp_in_strips_equals_one_piece(texture: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    match = Match(
+        flow=rng.normal(0, 2, (2, 16, 16)).astype(np.float32),
+        confidence=np.ones((16, 16), np.float32),
+        size_a=(101, 67),
+        size_b=(640, 480),
+        image_b=texture,
+    )
+    whole = np.asarray(match.warp())
+    monkeypatch.setattr("cats.runtime.result._PIXELS_AT_ONCE", 300)
+    np.testing.assert_array_equal(np.asarray(match.warp()), whole)
+    # an independent sampler of the same positions
+    y, x = np.mgrid[0:67, 0:101]
+    places = match.transfer(np.stack([x.ravel(), y.ravel()], axis=1)).clip(0, (639, 479))
+    left, top = np.floor(places).astype(int).clip(0, (638, 478)).T
+    u, v = (places - np.stack([left, top], axis=1)).T[:, :, None]
+    t = texture.astype(float)
+    value = (t[top, left] * (1 - u) + t[top, left + 1] * u) * (1 - v) + (
+        t[top + 1, left] * (1 - u) + t[top + 1, left + 1] * u
+    ) * v
+    assert np.abs(whole.reshape(-1, 3) - value).max() <= 0.51
+
+
+def test_paths_images_and_arrays_give_the_same(matcher: Matcher, texture: np.ndarray, tmp_path: Path) -> None:
+    a, b, _ = crops(texture)
+    Image.fromarray(a).save(tmp_path / "a.png")
+    Image.fromarray(b).save(tmp_path / "b.png")
+    expected = matcher.match(a, b)
+    for pair in (
+        (tmp_path / "a.png", str(tmp_path / "b.png")),
+        (Image.open(tmp_path / "a.png"), Image.fromarray(b)),
+    ):
+        np.testing.assert_array_equal(matcher.match(*pair).flow, expected.flow)
+    assert expected.size_a == (320, 192)
+    assert set(expected.times) == {"read", "preprocess", "model"}
+
+
+def test_the_backend_sees_the_preprocessed_images(matcher: Matcher, texture: np.ndarray) -> None:
+    a, b, _ = crops(texture)
+    feeds = {
+        "image_a": preprocess(a, matcher.metadata.preprocessing)[None],
+        "image_b": preprocess(b, matcher.metadata.preprocessing)[None],
+    }
+    np.testing.assert_array_equal(matcher.backend.run(feeds)["flow"][0], matcher.match(a, b).flow)
+
+
+@pytest.mark.parametrize("batch", [None, 1, 3])
+def test_batches_of_any_size(make_model: Callable[..., Path], texture: np.ndarray, batch: int | None) -> None:
+    a, b, _ = crops(texture)
+    pairs = [(a, b), (b, a), (a, a), (b, b)]
+    with Matcher(make_model(batch=batch), threads=1) as matcher:
+        single = [matcher.match(*pair, forward_backward=True) for pair in pairs]
+        together = matcher.match_batch(pairs, forward_backward=True)
+    for one, other in zip(single, together, strict=True):
+        np.testing.assert_allclose(one.flow, other.flow, atol=ROUNDING)
+        np.testing.assert_allclose(one.confidence, other.confidence, atol=ROUNDING)
+        np.testing.assert_allclose(one.backward_flow, other.backward_flow, atol=ROUNDING)
+    assert not np.allclose(single[0].flow, single[1].flow)
+
+
+def test_match_many_keeps_order_and_goes_on(matcher: Matcher, texture: np.ndarray, tmp_path: Path) -> None:
+    a, b, _ = crops(texture)
+    pairs = [(a, b), (tmp_path / "none.jpg", b), (b, a), (a, a), (a, b)]
+    results = list(matcher.match_many(pairs, batch_size=2, return_errors=True))
+    assert [isinstance(result, CatsError) for result in results] == [False, True, False, False, False]
+    for result, pair in zip(results, pairs, strict=True):
+        if isinstance(result, Match):
+            np.testing.assert_allclose(result.flow, matcher.match(*pair).flow, atol=ROUNDING)
+    with pytest.raises(InputError, match=r"none\.jpg"):
+        list(matcher.match_many(pairs))
+    assert list(matcher.match_many([])) == []
+
+
+def test_match_many_reads_only_a_few_pairs_ahead(matcher: Matcher, texture: np.ndarray) -> None:
+    a, b, _ = crops(texture)
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(1)
+            yield a, b
+
+    stream = matcher.match_many(endless(), batch_size=2, workers=2)
+    next(stream)
+    stream.close()
+    assert len(taken) <= 8
+
+
+def test_one_matcher_in_many_threads(matcher: Matcher, texture: np.ndarray) -> None:
+    a, b, _ = crops(texture)
+    expected = {side: matcher.match(*pair).flow for side, pair in enumerate([(a, b), (b, a)])}
+    with ThreadPoolExecutor(4) as pool:
+        flows = list(pool.map(lambda side: matcher.match(*((a, b), (b, a))[side]).flow, [0, 1] * 8))
+    for index, flow in enumerate(flows):
+        np.testing.assert_array_equal(flow, expected[index % 2])
+
+
+@pytest.mark.parametrize(
+    ("points", "text"),
+    [
+        ([[10, 10], [320, 10], [5, -3]], r"point 1 at \(320, 10\) \(and 1 more\) lies outside image a.*320x192"),
+        ([[-0.6, 0]], "point 0"),
+        ([[1, 2, 3]], "shape"),
+        ([[1, float("nan")]], "finite"),
+        ([["x", "y"]], "numbers"),
+    ],
+)
+def test_bad_points(matcher: Matcher, texture: np.ndarray, points: list, text: str) -> None:
+    a, b, _ = crops(texture)
+    match = matcher.match(a, b)
+    for method in (match.transfer, match.confidence_at):
+        with pytest.raises(InputError, match=text):
+            method(points)
+    assert match.transfer([]).shape == (0, 2)
+    assert match.transfer([[-0.5, 191.5]]).shape == (1, 2)
+
+
+def test_grid_points_are_cell_centres() -> None:
+    points = grid_points((320, 192), 16)
+    assert points.shape == (256, 2)
+    np.testing.assert_allclose(points[0], [9.5, 5.5])
+    np.testing.assert_allclose(points[1] - points[0], [20, 0])
+    np.testing.assert_allclose(grid_points((100, 50), 1), [[49.5, 24.5]])
+    with pytest.raises(InputError):
+        grid_points((100, 50), 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"document": {"kind": "encoder"}}, "kind encoder"),
+        ({"document": {"format": 2}}, "metadata format 2 is newer"),
+        ({"document": {"direction": "b->a"}}, "direction"),
+        ({"document": "{"}, "not JSON"),
+        ({"document": None}, "without CATs metadata"),
+        ({"document": {"grid": [8, 8]}}, r"flow has shape .*16, 16.*8, 8"),
+        (
+            {"document": {"preprocessing": {**tiny_metadata().preprocessing.to_dict(), "size": [128, 128]}}},
+            "image_a has",
+        ),
+        ({"grid": 8}, r"image_a has shape \(\?, 3, 128, 128\)"),
+    ],
+)
+def test_refused_models(make_model: Callable[..., Path], options: dict, text: str) -> None:
+    path = make_model("odd.onnx", **options)
+    with pytest.raises(ModelFileError, match=text) as caught:
+        Matcher(path)
+    assert "odd.onnx" in str(caught.value)
+
+
+def test_models_with_other_tensors_are_refused(tmp_path: Path) -> None:
+    import onnx
+
+    renamed = tiny_model()
+    renamed.graph.input[0].name = "left"
+    for node in renamed.graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = "left" if name == "image_a" else name
+    path = save_model(tmp_path / "renamed.onnx", renamed, tiny_metadata().to_json())
+    with pytest.raises(ModelFileError, match=r"no input image_a \(it has left, image_b\)"):
+        Matcher(path)
+
+    double = tiny_model()
+    for tensor in (double.graph.input[0], double.graph.input[1]):
+        tensor.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    double.graph.node.insert(0, onnx.helper.make_node("Cast", ["image_b"], ["wide_b"], to=onnx.TensorProto.FLOAT))
+    double.graph.node.insert(0, onnx.helper.make_node("Cast", ["image_a"], ["wide_a"], to=onnx.TensorProto.FLOAT))
+    double.graph.node[2].input[0], double.graph.node[3].input[0] = "wide_a", "wide_b"
+    path = save_model(tmp_path / "half.onnx", double, tiny_metadata().to_json())
+    with pytest.raises(ModelFileError, match="image_a is float16, expected float32"):
+        Matcher(path)
+
+
+def test_outputs_of_another_shape_are_caught(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.zeros((32, 32, 3), np.uint8)
+    with Matcher(model_file, threads=1) as matcher:
+        run = matcher.backend.run
+        monkeypatch.setattr(matcher.backend, "run", lambda feeds: {**run(feeds), "flow": np.zeros((1, 4, 16, 16))})
+        with pytest.raises(ModelFileError, match=r"gave flow \(1, 4, 16, 16\)"):
+            matcher.match(images, images)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("none.onnx", None, "does not exist"),
+        ("photo.jpg", b"\xff\xd8", "a model file ends in one of .engine, .onnx, .plan"),
+        ("best.pt", b"PK", "is a checkpoint: export it first, cats-export --ckpt"),
+        ("noise.onnx", b"certainly not a protobuf", "not an ONNX file"),
+        ("empty.onnx", b"", "without CATs metadata"),
+    ],
+)
+def test_files_that_are_no_models(tmp_path: Path, name: str, content: bytes | None, text: str) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ModelFileError, match=text):
+        Matcher(path)
+
+
+def test_truncated_model(model_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "cut.onnx"
+    path.write_bytes(model_file.read_bytes()[:-40])
+    with pytest.raises(ModelFileError, match=r"cut\.onnx"):
+        Matcher(path)
+
+
+def test_options_of_the_matcher(model_file: Path) -> None:
+    with pytest.raises(InputError, match="unknown backend 'onnx'; known: onnxruntime"):
+        Matcher(model_file, "onnx")
+    with pytest.raises(InputError, match="no setting precision"):
+        Matcher(model_file, precision="fp16")
+    with pytest.raises(ModelFileError, match=r"tensorrt runs \.plan or \.engine files.*cats-build"):
+        Matcher(model_file, "tensorrt")
+    with pytest.raises(InputError, match="threads"):
+        Matcher(model_file, threads=0)
+    with pytest.raises(BackendError, match="no provider 'cuda-x'; it has cpu"):
+        Matcher(model_file, provider="cuda-x")
+
+
+IMPORT_TEST = """
+import sys, time
+start = time.perf_counter()
+import cats.runtime
+elapsed = time.perf_counter() - start
+heavy = {"torch", "timm", "onnx", "onnxruntime", "tensorrt", "openvino", "matplotlib", "typer", "jsonschema"}
+print(elapsed, *sorted(heavy & set(sys.modules)))
+"""
+
+
+def test_importing_the_runtime_is_light() -> None:
+    runs = [
+        subprocess.run([sys.executable, "-c", IMPORT_TEST], capture_output=True, text=True, check=True).stdout.split()
+        for _ in range(3)
+    ]
+    assert all(len(run) == 1 for run in runs), runs
+    assert min(float(run[0]) for run in runs) < 0.5
+
+
+def test_matching_needs_no_torch(model_file: Path) -> None:
+    script = (
+        "import sys, numpy\n"
+        "for name in ('torch', 'timm', 'onnx'): sys.modules[name] = None\n"
+        "from cats.runtime import Matcher\n"
+        "image = numpy.zeros((32, 40, 3), numpy.uint8)\n"
+        "print(Matcher(sys.argv[1], threads=1).match(image, image).transfer([[3, 4]]).shape)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(model_file)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "(1, 2)"
