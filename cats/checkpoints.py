@@ -1,8 +1,8 @@
 """Reading and writing checkpoints: ours, and the ones that the authors' training writes.
 
 Ours is one file, ``{"format": 1, "config": {...}, "state_dict": {...}, "metrics": {...}, "training": {...}}``. The
-authors' is a folder with ``model_best.pth`` and ``args.pkl``, or the ``.pth`` alone with the hyperpixels given. Neither executes
-pickled code: tensors load with ``weights_only``, arguments through an allow-list.
+authors' is a folder with ``model_best.pth`` and ``args.pkl``, or the ``.pth`` alone with the hyperpixels given. Neither
+executes pickled code: tensors load with ``weights_only``, arguments through an allow-list.
 """
 
 from __future__ import annotations

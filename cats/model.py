@@ -109,19 +109,16 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(S, T, D) -> (S, T, D): S sequences of T tokens."""
-        q, k, v = self.heads(x)
-        x = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(x.transpose(1, 2).flatten(2))
+        weights, v = self.weights(x)
+        return self.proj((weights @ v).transpose(1, 2).flatten(2))
 
-    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value of (S, T, D), each (S, heads, T, D / heads)."""
+    def weights(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Attention weights (S, heads, T, T) (shown in Fig. 4) and values (S, heads, T, D / heads) of (S, T, D).
+
+        Written out, because PyTorch's fused attention is slower on a CPU for sequences as short as these.
+        """
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return q, k, v
-
-    def weights(self, x: Tensor) -> Tensor:
-        """Attention weights (S, heads, T, T) for the same input, for looking at (Fig. 4)."""
-        q, k, _ = self.heads(x)
-        return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)
+        return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1), v
 
 
 class MultiscaleBlock(nn.Module):

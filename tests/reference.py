@@ -38,9 +38,7 @@ def formula_weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
         value = rng.uniform(0.5, 1.5, shape)
     elif key in ("x_normal", "y_normal"):
         value = np.linspace(-1, 1, shape[0]) + 0.01 * rng.standard_normal(shape)
-    elif "pos_embed" in key:
-        value = 0.02 * rng.standard_normal(shape)
-    elif key.endswith("bias"):
+    elif "pos_embed" in key or key.endswith("bias"):
         value = 0.02 * rng.standard_normal(shape)
     elif len(shape) == 1:
         value = rng.uniform(0.5, 1.0, shape)

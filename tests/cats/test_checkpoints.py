@@ -125,7 +125,7 @@ def test_unreadable_and_unwritable(tmp_path):
         load_checkpoint(tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="does not exist"):
         load_checkpoint(tmp_path / "none.pt")
-    with pytest.raises(CheckpointError, match="without model_best.pth"):
+    with pytest.raises(CheckpointError, match=r"without model_best\.pth"):
         load_checkpoint(tmp_path)
     with pytest.raises(InputError, match="cannot write"):
         save_checkpoint(tmp_path / "no" / "folder" / "x.pt", CATs(SMALL))

@@ -1,0 +1,176 @@
+"""Training configurations as data: the paper's settings, and the one that made ``cats-tiny``.
+
+``cats-train --config NAME --print-config`` prints one; ``--set key=value`` overrides any field, dotted for the nested
+ones (``--set model.depth=2 --set warp.rotation=40``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from cats.data.warps import WarpConfig
+from cats.errors import InputError
+from cats.model import CATsConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything a training run depends on besides its data.
+
+    Attributes:
+        model: structure; ``backbone_weights`` and ``zero_start`` as in :class:`cats.model.CATs`.
+        freeze: ``all`` (no gradients, statistics fixed), ``authors`` (no gradients, batch-norm statistics running, as in
+            the authors' frozen backbone), ``none``.
+        lr, lr_backbone, weight_decay: of AdamW; vectors (biases, norms) are not decayed.
+        batch_size: pairs or triplets of one step on one GPU; ``accumulate`` steps make one update.
+        epochs: passes over a data set with an end; ``steps``: updates for endless data (warps, categories).
+        schedule: ``multistep`` (``milestones`` as shares of the run, factor 0.5) or ``cosine``; ``warmup`` updates.
+        clip: largest gradient norm, 0 for none.
+        ema: decay of the averaged weights that are validated and saved, 0 for none.
+        amp: ``off``, ``bf16`` or ``fp16`` autocast; correlation, softmax and losses stay float32.
+        augment, crop: the paper's Table 1, and the box-preserving random crop, each for supervised data.
+        direct, composed, unmatched: weights of the terms of probabilistic warp consistency (categories); ``keep``:
+            share of cells of the composed term; ``sigma``: of the targets in cells.
+        shrink: the aggregator's learnt correction is scaled by this in the saved model (its output projection), which
+            interpolates between the backbone's own matches (0) and the trained ones (1).
+        warp: distribution of random warps (warps, categories).
+        validate_every: updates between validations; ``patience``: validations without a gain before
+            stopping, 0 for never.
+    """
+
+    model: CATsConfig = field(default_factory=CATsConfig)
+    backbone_weights: str = "auto"
+    zero_start: bool = False
+    freeze: str = "none"
+    lr: float = 3e-5
+    lr_backbone: float = 3e-6
+    weight_decay: float = 0.05
+    batch_size: int = 32
+    accumulate: int = 1
+    epochs: int = 100
+    steps: int = 10_000
+    schedule: str = "multistep"
+    milestones: tuple[float, ...] = (0.7, 0.8, 0.9)
+    warmup: int = 0
+    clip: float = 0.0
+    ema: float = 0.0
+    amp: str = "off"
+    augment: bool = True
+    crop: bool = True
+    direct: float = 0.2
+    composed: float = 1.0
+    unmatched: float = 0.0
+    keep: float = 0.5
+    sigma: float = 0.7
+    shrink: float = 1.0
+    warp: WarpConfig = field(default_factory=WarpConfig)
+    validate_every: int = 500
+    patience: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        choices = {
+            "freeze": ("all", "authors", "none"),
+            "schedule": ("multistep", "cosine"),
+            "amp": ("off", "bf16", "fp16"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise InputError(f"config: {name} is {getattr(self, name)!r}, expected one of {', '.join(known)}")
+        for name in ("lr", "batch_size", "accumulate", "epochs", "steps", "validate_every", "sigma"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"config: {name} is {getattr(self, name)}, it must be positive")
+        if not 0 <= self.ema < 1 or not 0 < self.keep <= 1:
+            raise InputError("config: ema must lie in [0, 1) and keep in (0, 1]")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return json.loads(json.dumps({**dataclasses.asdict(self), "model": self.model.to_dict()}))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """Inverse of :meth:`to_dict`; raises :class:`InputError` naming unknown keys."""
+        unknown = set(values) - {item.name for item in dataclasses.fields(cls)}
+        if unknown:
+            raise InputError(f"training config has unknown keys {sorted(unknown)}")
+        nested = {"model": CATsConfig.from_dict(values["model"]), "warp": WarpConfig(**values["warp"])}
+        return cls(**{**values, **nested, "milestones": tuple(values["milestones"])})
+
+    def override(self, assignments: list[str]) -> TrainConfig:
+        """Apply ``key=value`` texts; values are JSON where they parse as such, else strings.
+
+        Raises:
+            InputError: no ``=``, unknown key (the known ones are listed), or a value of the wrong kind.
+        """
+        config = self
+        for assignment in assignments:
+            key, separator, text = assignment.partition("=")
+            if not separator:
+                raise InputError(f"--set {assignment}: expected key=value")
+            config = _assign(config, key.strip().split("."), _parse(text.strip()), assignment)
+        return config
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _assign(config: Any, path: list[str], value: Any, assignment: str) -> Any:
+    names = {item.name for item in dataclasses.fields(config)}
+    if path[0] not in names:
+        raise InputError(f"--set {assignment}: unknown key {path[0]!r}; known: {', '.join(sorted(names))}")
+    current = getattr(config, path[0])
+    if len(path) > 1:
+        if not dataclasses.is_dataclass(current):
+            raise InputError(f"--set {assignment}: {path[0]} has no part {path[1]!r}")
+        return replace(config, **{path[0]: _assign(current, path[1:], value, assignment)})
+    if isinstance(current, tuple):
+        value = tuple(value) if isinstance(value, list) else value
+    elif isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not type(current):
+        raise InputError(f"--set {assignment}: {path[0]} takes a {type(current).__name__}, like {current!r}")
+    return replace(config, **{path[0]: value})
+
+
+_PFPASCAL = (2, 17, 21, 22, 25, 26, 28)
+_TINY = CATsConfig(
+    backbone="tf_efficientnet_lite0", hyperpixels=(11, 12, 15), projection_dim=64, num_heads=5, mlp_ratio=2.0
+)
+
+CONFIGS: dict[str, TrainConfig] = {
+    "spair": TrainConfig(),
+    "spair-frozen": TrainConfig(freeze="authors"),
+    "spair-single-level": TrainConfig(model=CATsConfig(hyperpixels=(26,)), freeze="authors"),
+    "spair-deit": TrainConfig(model=CATsConfig(backbone="deit_base_patch16_224", hyperpixels=(4, 6, 8, 9, 10, 11))),
+    "spair-dino": TrainConfig(model=CATsConfig(backbone="vit_base_patch16_224.dino", hyperpixels=(4, 6, 8, 9, 10, 11))),
+    "pfpascal": TrainConfig(model=CATsConfig(hyperpixels=_PFPASCAL)),
+    "pfpascal-frozen": TrainConfig(model=CATsConfig(hyperpixels=_PFPASCAL), freeze="authors"),
+    "tiny": TrainConfig(
+        model=_TINY,
+        zero_start=True,
+        freeze="all",
+        lr=5e-4,
+        batch_size=4,
+        steps=3000,
+        schedule="cosine",
+        warmup=50,
+        clip=1.0,
+        ema=0.99,
+        amp="bf16",
+        validate_every=250,
+    ),
+}
+
+
+def find_config(name: str) -> TrainConfig:
+    """A named configuration; raises :class:`InputError` with the known names."""
+    if name not in CONFIGS:
+        raise InputError(f"unknown configuration {name!r}; known: {', '.join(CONFIGS)}")
+    return CONFIGS[name]
