@@ -141,8 +141,8 @@ def _finish(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
         raise InputError(f"image {name} is {width}x{height}: at least {MIN_SIDE}x{MIN_SIDE} pixels are needed")
     if width * height > max_pixels:
         raise InputError(
-            f"image {name} is {width}x{height}, {width * height / 1e6:.0f} megapixels, over the limit of "
-            f"{max_pixels / 1e6:.0f}: make it smaller first, or raise the limit (max_pixels, --max-megapixels)"
+            f"image {name} is {width}x{height}, {width * height / 1e6:.3g} megapixels, over the limit of "
+            f"{max_pixels / 1e6:.3g}: make it smaller first, or raise the limit (max_pixels, --max-megapixels)"
         )
     try:
         image.load()

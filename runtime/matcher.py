@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cats.errors import CatsError, InputError, ModelFileError
+from cats.errors import BackendError, CatsError, InputError, ModelFileError
 from cats.geometry import Size
 from cats.runtime.backends import open_backend
 from cats.runtime.backends.base import Array, TensorSpec
@@ -192,6 +192,11 @@ class Matcher:
                 raise ModelFileError(
                     f"{self.path} gave flow {flow.shape} and confidence {confidence.shape} for a batch of {len(part)}, "
                     f"not what its metadata says (grid {grid}): export the model again"
+                )
+            if not (np.isfinite(flow).all() and np.isfinite(confidence).all()):
+                raise BackendError(
+                    f"{self.path} gave values that are not numbers ({self.metadata.precision}, {self.backend.name}): "
+                    "half precision overflows in this model; export it in fp32"
                 )
             flows += list(flow[:wanted].astype(np.float32, copy=False))
             confidences += list(confidence[:wanted].astype(np.float32, copy=False))

@@ -53,7 +53,7 @@ class OnnxSummary:
     """Structure of an ONNX file.
 
     Attributes:
-        opsets: version by operator domain (``""`` is the standard one).
+        opsets: version by operator domain (the standard one is ``ai.onnx``).
         operators: nodes by operator type, with domain where it is not the standard one; bodies of functions included.
         functions: model-local functions, ``domain::name``.
         weights: (tensors, bytes) by element type.
@@ -165,7 +165,8 @@ def _model(message: _Message) -> OnnxSummary:
             parts = dict(_span(value))
             domain, version = parts.get(1), parts.get(2, 0)
             if isinstance(version, int):
-                summary.opsets[domain.text() if isinstance(domain, _Message) else ""] = version
+                name = domain.text() if isinstance(domain, _Message) else ""
+                summary.opsets[name or "ai.onnx"] = version
         elif number == 14:
             entry = _span(value).strings()
             summary.metadata[entry.get(1, "")] = entry.get(2, "")

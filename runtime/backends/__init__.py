@@ -21,7 +21,7 @@ class Entry:
         suffixes: files it runs.
         library: import name of the inference library.
         extra: extra of the distribution that installs it.
-        what: one line for ``cats doctor``.
+        needs_gpu: the library runs nothing without an NVIDIA GPU.
     """
 
     module: str
@@ -29,22 +29,15 @@ class Entry:
     suffixes: tuple[str, ...]
     library: str
     extra: str
-    what: str
+    needs_gpu: bool = False
 
 
 ENGINE_SUFFIXES = (".plan", ".engine")
 
 BACKENDS: dict[str, Entry] = {
-    "onnxruntime": Entry(
-        "cats.runtime.backends.ort", "OnnxRuntimeBackend", (".onnx",), "onnxruntime", "cpu", "ONNX files on CPU and GPU"
-    ),
+    "onnxruntime": Entry("cats.runtime.backends.ort", "OnnxRuntimeBackend", (".onnx",), "onnxruntime", "cpu"),
     "tensorrt": Entry(
-        "cats.runtime.backends.tensorrt",
-        "TensorRTBackend",
-        ENGINE_SUFFIXES,
-        "tensorrt",
-        "tensorrt",
-        "engines on NVIDIA GPUs",
+        "cats.runtime.backends.tensorrt", "TensorRTBackend", ENGINE_SUFFIXES, "tensorrt", "tensorrt", needs_gpu=True
     ),
     "tensorrt-rtx": Entry(
         "cats.runtime.backends.tensorrt",
@@ -52,7 +45,7 @@ BACKENDS: dict[str, Entry] = {
         ENGINE_SUFFIXES,
         "tensorrt_rtx",
         "tensorrt-rtx",
-        "engines on NVIDIA RTX GPUs; builds without one",
+        needs_gpu=True,
     ),
 }
 
@@ -101,11 +94,12 @@ def open_backend(path: str | Path, backend: str | None = None, **options: Any) -
         ModelFileError: not a model that the backend can run.
         BackendError: its library or device is not here.
     """
-    entry = BACKENDS[choose_backend(path, backend)]
+    name = choose_backend(path, backend)
+    entry = BACKENDS[name]
     cls = getattr(importlib.import_module(entry.module), entry.cls)
     unknown = set(options) - set(inspect.signature(cls).parameters)
     if unknown:
-        raise InputError(f"{cls.__name__} has no setting {', '.join(sorted(unknown))} (model {path})")
+        raise InputError(f"backend {name} has no setting {', '.join(sorted(unknown))} (model {path})")
     loaded: Backend = cls(path, **options)
     if backend is not None and loaded.name != backend:
         loaded.close()

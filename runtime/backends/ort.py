@@ -24,11 +24,10 @@ from cats.runtime.backends.ort_providers import (
     TENSORRT_RTX,
     check_gpu,
     choose_provider,
+    create_session,
     diagnose,
     first_line,
     provider_options,
-    quiet_start,
-    rtx_device,
 )
 from cats.runtime.hardware import physical_cores, usable_cpus
 
@@ -87,9 +86,7 @@ class OnnxRuntimeBackend(Backend):
             cache_dir=cache_dir,
             cache_key=f"cats_{self.metadata.weights_sha256[:12]}_{self.metadata.precision}",
         )
-        with quiet_start(self._ort, self.provider):
-            self._session = self._create(Path(path), settings, limit_threads=threads is not None)
-        self._refuse_replacement()
+        self._session = self._create(Path(path), settings, limit_threads=threads is not None)
         self.inputs = tuple(_spec(node, path) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node, path) for node in self._session.get_outputs())
         dynamic = any(None in spec.shape for spec in self.inputs)
@@ -132,10 +129,7 @@ class OnnxRuntimeBackend(Backend):
         if self.provider != CPU and hasattr(ort.InferenceSession, "get_provider_graph_assignment_info"):
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         try:
-            if self.provider == TENSORRT_RTX:
-                options.add_provider_for_devices([rtx_device(ort, self.device)], settings)
-                return ort.InferenceSession(str(path), options)
-            return ort.InferenceSession(str(path), options, providers=[(self.provider, settings)], enable_fallback=0)
+            return create_session(ort, str(path), options, self.provider, settings, self.device)
         except BackendError:
             raise
         except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
@@ -150,16 +144,6 @@ class OnnxRuntimeBackend(Backend):
             raise BackendError(
                 f"{self.provider} did not start for {path}: {diagnose(ort, self.provider) or text}"
             ) from error
-
-    def _refuse_replacement(self) -> None:
-        """ONNX Runtime drops a provider that fails to start; the session's own list tells."""
-        active = self._session.get_providers()
-        if self.provider not in active[:1]:
-            reason = diagnose(self._ort, self.provider) or "it gave no reason"
-            raise BackendError(
-                f"{self.provider} did not start ({reason}); {', '.join(active)} would have been used in its place: "
-                "ask for that with --provider cpu"
-            )
 
     def _nodes_left_on_cpu(self) -> Counter[str]:
         if self.provider == CPU or not hasattr(self._session, "get_provider_graph_assignment_info"):

@@ -132,12 +132,34 @@ def shape_profile(prefix: str, model: str | Path) -> dict[str, str]:
     }
 
 
-def rtx_device(ort: Any, index: int) -> Any:
-    """The plugin device of the TensorRT-RTX provider for a GPU."""
-    devices = [device for device in ort.get_ep_devices() if device.ep_name == TENSORRT_RTX]
-    if index >= len(devices):
-        raise BackendError(f"{TENSORRT_RTX} runs on {len(devices)} of this machine's GPUs: there is no number {index}")
-    return devices[index]
+def create_session(
+    ort: Any, model: str | bytes, options: Any, provider: str, settings: dict[str, str], device: int = 0
+) -> Any:
+    """An inference session on exactly this provider.
+
+    Args:
+        model: path or content of an ONNX file.
+        options: ``SessionOptions``.
+        settings: see :func:`provider_options`.
+
+    Raises:
+        BackendError: the provider did not start; ONNX Runtime would have used another one in its place.
+        Exception: whatever ONNX Runtime raises for the model.
+    """
+    with _quiet_start(ort, provider):
+        if provider == TENSORRT_RTX:
+            options.add_provider_for_devices([_rtx_device(ort, device)], settings)
+            session = ort.InferenceSession(model, options)
+        else:
+            session = ort.InferenceSession(model, options, providers=[(provider, settings)], enable_fallback=0)
+    active = session.get_providers()
+    if provider not in active[:1]:
+        reason = diagnose(ort, provider) or "it gave no reason"
+        raise BackendError(
+            f"{provider} did not start ({reason}); {', '.join(active)} would have been used in its place: "
+            "ask for that with --provider cpu"
+        )
+    return session
 
 
 def diagnose(ort: Any, provider: str) -> str | None:
@@ -161,7 +183,7 @@ def installed_distributions() -> list[str]:
 
 
 @contextlib.contextmanager
-def quiet_start(ort: Any, provider: str) -> Iterator[None]:
+def _quiet_start(ort: Any, provider: str) -> Iterator[None]:
     """Load a GPU provider's libraries and keep its start from writing to the terminal.
 
     ONNX Runtime logs failures and goes on without the provider; here they are diagnosed and raised instead.
@@ -190,6 +212,14 @@ def _register_rtx_plugin(ort: Any) -> None:
         ort.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
     except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
         raise BackendError(f"the TensorRT-RTX provider plugin does not load: {first_line(error)}") from error
+
+
+def _rtx_device(ort: Any, index: int) -> Any:
+    """The plugin device of the TensorRT-RTX provider for a GPU."""
+    devices = [device for device in ort.get_ep_devices() if device.ep_name == TENSORRT_RTX]
+    if index >= len(devices):
+        raise BackendError(f"{TENSORRT_RTX} runs on {len(devices)} of this machine's GPUs: there is no number {index}")
+    return devices[index]
 
 
 def first_line(error: Exception) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import struct
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from bad_images import huge_png, truncated_jpeg
 from PIL import Image, ImageDraw
 from reference import shared
 
@@ -153,12 +151,6 @@ def test_refused_images(array: object, text: str) -> None:
         read_image(array)  # type: ignore[arg-type]
 
 
-def truncated_jpeg() -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(noise(200, 300)).save(buffer, "JPEG")
-    return buffer.getvalue()[: len(buffer.getvalue()) // 2]
-
-
 @pytest.mark.parametrize(
     ("name", "content", "text"),
     [
@@ -180,19 +172,6 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         read_image(tmp_path / "nothing.jpg")
     with pytest.raises(InputError, match="Is a directory"):
         read_image(tmp_path)
-
-
-def huge_png(side: int) -> bytes:
-    """A valid PNG of side x side white pixels, 1 bit each, a few kB."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    packer = zlib.compressobj(9)
-    row = b"\x00" + b"\xff" * ((side + 7) // 8)
-    data = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
-    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 def test_a_huge_image_is_refused_before_decoding(tmp_path: Path) -> None:

@@ -265,6 +265,15 @@ def test_outputs_of_another_shape_are_caught(model_file: Path, monkeypatch: pyte
             matcher.match(images, images)
 
 
+def test_values_that_are_not_numbers_are_caught(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.zeros((32, 32, 3), np.uint8)
+    with Matcher(model_file, threads=1) as matcher:
+        run = matcher.backend.run
+        monkeypatch.setattr(matcher.backend, "run", lambda feeds: {k: v * np.nan for k, v in run(feeds).items()})
+        with pytest.raises(BackendError, match="not numbers"):
+            matcher.match(images, images)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "text"),
     [

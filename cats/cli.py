@@ -1,0 +1,104 @@
+"""``cats``: every command of the toolkit as a sub-command, imported only when it is the one that runs."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from cats import __version__
+from cats.console import execute, new_app
+from cats.errors import BackendError
+
+
+@dataclass(frozen=True)
+class Room:
+    """Where a sub-command is: a module with a typer ``app``, one line of help, and the extra that its imports need."""
+
+    module: str
+    help: str
+    extra: str
+
+
+COMMANDS = {
+    "run": Room("cats.runtime.cli", "Match two photos, or a table of pairs, with an exported model.", "cpu"),
+    "train": Room("cats.train_cli", "Train a CATs.", "train"),
+    "eval": Room("cats.eval_cli", "Measure PCK of a checkpoint, ONNX file or engine on a data set.", "train"),
+    "export": Room("cats.export.cli", "Write a checkpoint as ONNX, verified against PyTorch.", "export"),
+    "calibrate": Room(
+        "cats.calibration.cli", "Quantize an ONNX file to INT8 or FP8 with a calibration set.", "calibrate"
+    ),
+    "build": Room("cats.runtime.build_cli", "Build a TensorRT engine of an ONNX file.", "tensorrt"),
+    "bench": Room("cats.bench_cli", "Measure speed, memory and accuracy side by side.", "cpu"),
+    "inspect": Room("cats.runtime.inspect", "Show what is in a checkpoint, ONNX file or engine.", "cpu"),
+    "doctor": Room(
+        "cats.runtime.doctor", "Show what is installed here, what will be used, and how to fix the rest.", "cpu"
+    ),
+}
+
+
+class LazyGroup(TyperGroup):
+    """A command group that knows its commands by name and imports the one that is called."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All names, in the order in which one works."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A stand-in that has the help text, which is all that listings need."""
+        room = COMMANDS.get(cmd_name)
+        return TyperCommand(cmd_name, help=room.help) if room else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that is called, imported now."""
+        if args and args[0] in COMMANDS:
+            return args[0], load(args[0]), args[1:]
+        return super().resolve_command(ctx, args)
+
+
+def load(name: str) -> Any:
+    """Import a sub-command.
+
+    Raises:
+        BackendError: something that it imports is not installed; the message names the extra.
+    """
+    room = COMMANDS[name]
+    try:
+        module = importlib.import_module(room.module)
+    except ModuleNotFoundError as error:
+        if error.name == room.module:
+            raise BackendError(f"cats {name} is not part of this installation of cats-toolkit {__version__}") from error
+        raise BackendError(
+            f"cats {name} needs {error.name}, which is not installed: pip install 'cats-toolkit[{room.extra}]'"
+        ) from error
+    return typer.main.get_command(module.app)
+
+
+app = new_app(cls=LazyGroup, no_args_is_help=True)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"cats-toolkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def cats(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """CATs toolkit: semantic correspondence with Cost Aggregation Transformers, from training to the fastest engine."""
+
+
+def main() -> None:
+    """Entry point of ``cats``."""
+    execute(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""The picture of a match: both photos, lines between matching points coloured by confidence, and a legend."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from cats.errors import InputError
+from cats.geometry import Floats, Size, as_points
+
+_MARGIN = 20
+_GAP = 12
+_CAPTION = 26
+_LEGEND = 44
+# Panels are scaled so that their common side lies between the first two, and the other one is at most the third.
+_BESIDE = (420, 760, 800)
+_STACKED = (840, 1600, 760)
+_SAMPLES = 3  # lines are drawn this much larger and averaged
+_WIDE = 2.0  # pairs of pictures wider than this stand on top of each other
+
+_INK, _FAINT = (40, 44, 52), (120, 126, 136)
+_BACKGROUND = (255, 255, 255)
+# Low, middle and high confidence; told apart also without seeing red or green, by lightness.
+_RAMP = np.array([[196, 38, 78], [246, 178, 60], [38, 205, 190]], np.float64)
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """Where one photo stands in the picture: its corner and size there, and its size in its own pixels."""
+
+    left: int
+    top: int
+    size: Size
+    original: Size
+
+    def place(self, points: Floats) -> Floats:
+        """Pixels of the photo to pixels of the picture."""
+        scale = np.asarray(self.size, np.float64) / np.asarray(self.original)
+        return (points + 0.5) * scale - 0.5 + (self.left, self.top)
+
+
+def draw_matches(
+    a: Image.Image,
+    b: Image.Image,
+    points_a: ArrayLike,
+    points_b: ArrayLike,
+    confidence: ArrayLike,
+    *,
+    names: tuple[str, str] = ("a", "b"),
+    subtitle: str = "",
+) -> Image.Image:
+    """Draw a match.
+
+    Args:
+        a, b: upright RGB images of :func:`cats.runtime.images.read_image`, of any size.
+        points_a: (N, 2) in pixels of a.
+        points_b: (N, 2) in pixels of b; those outside b are clamped to its border and shown hollow.
+        confidence: (N,) in [0, 1]; the surest are drawn on top.
+        names: captions of the photos.
+        subtitle: a line of text beside the legend.
+
+    Returns:
+        RGB image of at most about 1600 pixels a side.
+
+    Raises:
+        InputError: the three lists differ in length.
+    """
+    start, end = as_points(points_a), as_points(points_b)
+    sure = np.clip(np.asarray(confidence, np.float64).reshape(-1), 0, 1)
+    if not len(start) == len(end) == len(sure):
+        raise InputError(f"{len(start)} points of a, {len(end)} of b and {len(sure)} confidences: give as many of each")
+    panels, size = _layout(a.size, b.size)
+    canvas = Image.new("RGB", size, _BACKGROUND)
+    for image, panel in zip((a, b), panels, strict=True):
+        # Draft size first: reducing a large photo by whole factors costs a fraction of resampling it at once.
+        canvas.paste(image.resize(panel.size, Image.Resampling.LANCZOS, reducing_gap=3), (panel.left, panel.top))
+    inside = np.clip(end, -0.5, np.asarray(b.size) - 0.5)
+    layer = _draw_lines(size, panels[0].place(start), panels[1].place(inside), sure, (inside != end).any(axis=1))
+    canvas.paste(layer, mask=layer.getchannel("A"))
+    _draw_captions(canvas, panels, names)
+    _draw_legend(canvas, len(start), subtitle)
+    return canvas
+
+
+def confidence_colours(confidence: ArrayLike) -> NDArray[np.uint8]:
+    """Colour of each confidence in [0, 1]: (N,) to uint8 (N, 3)."""
+    at = np.clip(np.asarray(confidence, np.float64), 0, 1)
+    stops = np.linspace(0, 1, len(_RAMP))
+    return np.stack([np.interp(at, stops, _RAMP[:, channel]) for channel in range(3)], axis=-1).round().astype(np.uint8)
+
+
+def _layout(size_a: Size, size_b: Size) -> tuple[tuple[_Panel, _Panel], Size]:
+    """Panels of equal height side by side, or of equal width above each other for two wide pictures."""
+    stacked = all(width > _WIDE * height for width, height in (size_a, size_b))
+    shared = 0 if stacked else 1  # the axis along which both panels are equally long
+    low, high, other = _STACKED if stacked else _BESIDE
+    side = min(max(low, size_a[shared], size_b[shared]), high)
+    longest = max(size[1 - shared] * side / size[shared] for size in (size_a, size_b))
+    scales = [side * min(1.0, other / longest) / size[shared] for size in (size_a, size_b)]
+    sizes = [
+        (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+        for size, scale in zip((size_a, size_b), scales, strict=True)
+    ]
+    (wa, ha), (wb, hb) = sizes
+    top = _MARGIN + _CAPTION
+    if stacked:
+        second = (_MARGIN, top + ha + _GAP + _CAPTION)
+        canvas = (max(wa, wb) + 2 * _MARGIN, second[1] + hb + _LEGEND + _MARGIN)
+    else:
+        second = (_MARGIN + wa + _GAP, top)
+        canvas = (second[0] + wb + _MARGIN, top + max(ha, hb) + _LEGEND + _MARGIN)
+    return (_Panel(_MARGIN, top, sizes[0], size_a), _Panel(*second, sizes[1], size_b)), canvas
+
+
+def _draw_lines(size: Size, start: Floats, end: Floats, confidence: Floats, clamped: NDArray[np.bool_]) -> Image.Image:
+    """A transparent layer with all lines and points, antialiased by averaging."""
+    layer = Image.new("RGBA", (size[0] * _SAMPLES, size[1] * _SAMPLES), (0, 0, 0, 0))
+    pen = ImageDraw.Draw(layer)
+    crowd = np.clip(np.log10(max(len(start), 1)) - 1, 0, 2)  # 0 up to 10 points, 2 from 1000
+    width = _SAMPLES * (2.2 - 0.7 * crowd)
+    radius = _SAMPLES * (5.0 - 1.5 * crowd)
+    halo = _SAMPLES * 0.8
+    begin, finish = ((points + 0.5) * _SAMPLES for points in (start, end))
+    colours = confidence_colours(confidence)
+    order = np.argsort(confidence, kind="stable")
+    for index in order:
+        line = [tuple(begin[index]), tuple(finish[index])]
+        opacity = 0.4 + 0.6 * confidence[index]  # what is not sure stays in the background
+        pen.line(line, fill=(0, 0, 0, round(80 * opacity)), width=round(width + 2 * halo))
+        pen.line(line, fill=(*colours[index].tolist(), round(235 * opacity)), width=max(1, round(width)))
+    for index in order:
+        for place, hollow in ((begin[index], False), (finish[index], bool(clamped[index]))):
+            _dot(pen, place, radius + 2 * halo, (0, 0, 0, 120))
+            _dot(pen, place, radius + halo, (255, 255, 255, 255))
+            _dot(pen, place, radius - halo / 2, (0, 0, 0, 120) if hollow else (*colours[index].tolist(), 255))
+    return layer.reduce(_SAMPLES)
+
+
+def _dot(pen: ImageDraw.ImageDraw, place: Any, radius: float, fill: tuple[int, int, int, int]) -> None:
+    x, y = place
+    pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
+
+
+def _draw_captions(canvas: Image.Image, panels: tuple[_Panel, _Panel], names: tuple[str, str]) -> None:
+    pen = ImageDraw.Draw(canvas)
+    for panel, letter, name in zip(panels, "ab", names, strict=True):
+        text = name if name == letter else f"{letter}   {name}"
+        font = _font(15)
+        detail = f"   {panel.original[0]} x {panel.original[1]}"
+        while len(text) > 4 and pen.textlength(text + detail, font=font) > panel.size[0]:
+            text = text[:-2].rstrip("…") + "…"
+        baseline = panel.top - 8
+        pen.text((panel.left, baseline), text, _INK, font=font, anchor="ls")
+        if pen.textlength(text + detail, font=font) <= panel.size[0]:
+            pen.text((panel.left + pen.textlength(text, font=font), baseline), detail, _FAINT, font=font, anchor="ls")
+
+
+def _draw_legend(canvas: Image.Image, count: int, subtitle: str) -> None:
+    """A bar from confidence 0 to 1 at the lower right, and what the picture shows at the lower left."""
+    pen = ImageDraw.Draw(canvas)
+    font = _font(13)
+    width = min(180, canvas.width // 3)
+    right, top = canvas.width - _MARGIN, canvas.height - _MARGIN - 26
+    bar = np.broadcast_to(confidence_colours(np.linspace(0, 1, width)), (10, width, 3))
+    canvas.paste(Image.fromarray(np.ascontiguousarray(bar)), (right - width, top))
+    for value, anchor in ((0.0, "la"), (0.5, "ma"), (1.0, "ra")):
+        pen.text((right - width * (1 - value), top + 13), f"{value:g}", _FAINT, font=font, anchor=anchor)
+    label = "confidence"
+    pen.text((right - width - 10, top + 5), label, _FAINT, font=font, anchor="rm")
+    text = f"{count} match{'' if count == 1 else 'es'}" + (f", {subtitle}" if subtitle else "")
+    room = right - width - 20 - pen.textlength(label, font=font) - _MARGIN
+    while text and pen.textlength(text, font=font) > room:
+        text = text[:-2].rstrip("…") + "…" if len(text) > 4 else ""
+    pen.text((_MARGIN, top + 5), text, _FAINT, font=font, anchor="lm")
+
+
+@functools.lru_cache(maxsize=4)
+def _font(size: int) -> Any:
+    try:
+        return ImageFont.load_default(size)
+    except (ImportError, OSError):  # a Pillow without FreeType has one small bitmap font
+        return ImageFont.load_default()
