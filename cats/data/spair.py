@@ -1,0 +1,103 @@
+"""SPair-71k (Min et al., 2019), as published: ``Layout``, ``PairAnnotation``, ``JPEGImages`` below one folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cats.data.samples import PairDataset, Sample, normal_split, parse_box, require_entries, require_files
+from cats.errors import InputError
+
+WHERE = "SPair-71k.tar.gz is at cvlab.postech.ac.kr/research/SPair-71k"
+
+_SPLITS = {"train": "trn", "val": "val", "test": "test"}
+_FLAGS = {
+    "viewpoint": "viewpoint_variation",
+    "scale": "scale_variation",
+    "truncation": "truncation",
+    "occlusion": "occlusion",
+}
+
+
+class SPair(PairDataset):
+    """Pairs of one official list; source is a, target is b. All 18 categories, boxes, names and difficulty flags.
+
+    Args:
+        root: folder with ``Layout``, ``PairAnnotation`` and ``JPEGImages``.
+        split: ``train``, ``val`` or ``test`` (default).
+        layout: ``large`` or ``small``; default: ``large`` where that list is there.
+
+    Raises:
+        InputError: files are missing (named, with where to get them) or the list is malformed.
+    """
+
+    kind = "spair"
+
+    def __init__(self, root: str | Path, split: str | None = None, *, layout: str | None = None) -> None:
+        root = Path(root)
+        split = normal_split(split, tuple(_SPLITS), "test")
+        folder = _SPLITS[split]
+        entries = {"Layout": "pair lists", f"PairAnnotation/{folder}": "annotations", "JPEGImages": "images"}
+        require_entries(root, entries, WHERE)
+        lists = {
+            name: root / "Layout" / name / f"{folder}.txt" for name in ((layout,) if layout else ("large", "small"))
+        }
+        chosen = next((name for name, path in lists.items() if path.is_file()), None)
+        if chosen is None:
+            tried = " or ".join(str(path.relative_to(root)) for path in lists.values())
+            raise InputError(f"{root} lacks {tried}; {WHERE}")
+        self._names = lists[chosen].read_text("utf-8").split()
+        parts = [_parse_name(name, lists[chosen]) for name in self._names]
+        self._categories = [category for _, _, category in parts]
+        self._annotations = [root / "PairAnnotation" / folder / f"{name}.json" for name in self._names]
+        images = [root / "JPEGImages" / c / f"{image}.jpg" for a, b, c in parts for image in (a, b)]
+        require_files(self._annotations, root, WHERE)
+        require_files(images, root, WHERE)
+        super().__init__(root, split, f"SPair-71k {split} ({chosen}), {len(self._names)} pairs")
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def category_of(self, index: int) -> str:
+        """From the pair's name."""
+        return self._categories[index]
+
+    def __getitem__(self, index: int) -> Sample:
+        path = self._annotations[index]
+        try:
+            values = json.loads(path.read_text("utf-8"))
+            return _to_sample(values, self.root, path)
+        except OSError as error:
+            raise InputError(f"cannot read annotation {path}: {error.strerror}") from error
+        except KeyError as error:
+            raise InputError(f"broken annotation {path}: it lacks {error}") from error
+        except (ValueError, TypeError, IndexError) as error:
+            raise InputError(f"broken annotation {path}: {error}") from error
+
+
+def _parse_name(name: str, path: Path) -> tuple[str, str, str]:
+    """``000002-2008_001546-2008_005078:aeroplane`` -> image a, image b, category."""
+    images, _, category = name.rpartition(":")
+    parts = images.split("-")
+    if len(parts) != 3 or not category:
+        raise InputError(f"{path}: {name!r} is not of the form NUMBER-SOURCE-TARGET:CATEGORY; {WHERE}")
+    return parts[1], parts[2], category
+
+
+def _to_sample(values: dict[str, Any], root: Path, path: Path) -> Sample:
+    folder = root / "JPEGImages" / values["category"]
+    return Sample(
+        image_a=folder / values["src_imname"],
+        image_b=folder / values["trg_imname"],
+        size_a=(int(values["src_imsize"][0]), int(values["src_imsize"][1])),
+        size_b=(int(values["trg_imsize"][0]), int(values["trg_imsize"][1])),
+        points_a=values["src_kps"],
+        points_b=values["trg_kps"],
+        box_a=parse_box(values["src_bndbox"], path.name),
+        box_b=parse_box(values["trg_bndbox"], path.name),
+        category=str(values["category"]),
+        difficulty={name: int(values[key]) for name, key in _FLAGS.items()},
+        keypoint_ids=tuple(str(name) for name in values["kps_ids"]),
+        name=str(values["filename"]),
+    )
