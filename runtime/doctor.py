@@ -17,7 +17,6 @@ from cats.runtime.backends import BACKENDS
 from cats.runtime.backends.ort_providers import (
     PROVIDERS,
     available_providers,
-    check_gpu,
     choose_provider,
     create_session,
     first_line,
@@ -122,7 +121,6 @@ def _onnxruntime() -> list[Finding]:
 def _provider_problem(ort: Any, wanted: str) -> str | None:
     try:
         provider, _ = choose_provider(ort, wanted)
-        check_gpu(provider, 0)
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = 1

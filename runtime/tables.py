@@ -44,8 +44,9 @@ class PairRow:
         if self.points.lower().endswith((".json", ".csv")):
             return read_points(self.folder / self.points)
         try:
-            return as_points([[float(value) for value in point.split(",")] for point in self.points.split(";")])
-        except ValueError as error:
+            rows = [[float(value) for value in point.split(",")] for point in self.points.split(";")]
+            return as_points(rows)
+        except (ValueError, InputError) as error:
             raise InputError(f"line {self.line}: points {self.points[:80]!r} are not x,y;x,y;...") from error
 
 

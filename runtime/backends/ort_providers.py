@@ -45,7 +45,7 @@ def choose_provider(ort: Any, wanted: str | None) -> tuple[str, str]:
         wanted: short or full name; ``None`` takes CUDA where the build has it and the driver lists a GPU, else the CPU.
 
     Raises:
-        BackendError: the provider asked for is not in this installation; the message says what brings it.
+        BackendError: the provider asked for is not in this installation, or its GPU is not there; with the fix.
     """
     available = available_providers(ort)
     if wanted is None:
@@ -54,6 +54,7 @@ def choose_provider(ort: Any, wanted: str | None) -> tuple[str, str]:
         problem = nvidia().problem
         return (CPU, problem) if problem else (CUDA, "a GPU is there")
     name = PROVIDERS.get(wanted.lower(), wanted)
+    check_gpu(name, 0)
     if name == TENSORRT_RTX:
         _register_rtx_plugin(ort)
     elif name not in available:
@@ -207,7 +208,6 @@ def _register_rtx_plugin(ort: Any) -> None:
         raise BackendError(f"onnxruntime {ort.__version__} takes no provider plugins: upgrade it to 1.24 or newer")
     if TENSORRT_RTX in available_providers(ort):
         return
-    check_gpu(TENSORRT_RTX, 0)  # the plugin's library links the driver and would fail with less clear words
     try:
         ort.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
     except Exception as error:  # ONNX Runtime's exceptions have no base class of their own

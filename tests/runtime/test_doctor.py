@@ -1,0 +1,104 @@
+"""``cats doctor`` and what it knows of the machine."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+from commands import Command, runner
+
+from cats.runtime import doctor as doctor_module
+from cats.runtime import hardware
+from cats.runtime.backends import BACKENDS, ort_providers
+from cats.runtime.doctor import READY, doctor, main
+from cats.runtime.hardware import Nvidia, _cgroup_quota, physical_cores, usable_cpus
+
+NO_GPU = Nvidia(None, (), "no NVIDIA driver (libcuda.so.1 is not found)")
+
+
+@pytest.fixture
+def cats_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Command:
+    return runner(main, "cats-doctor", monkeypatch, capsys)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (doctor_module, ort_providers):
+        monkeypatch.setattr(module, "nvidia", lambda: NO_GPU)
+
+
+def test_the_probe_is_a_valid_model() -> None:
+    model = onnx.load_from_string(doctor_module._PROBE)
+    onnx.checker.check_model(model)
+    assert [node.op_type for node in model.graph.node] == ["Relu"]
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_report_without_a_gpu(cats_doctor: Command) -> None:
+    done = cats_doctor("--json")
+    assert done.code == 0
+    found = json.loads(done.out)
+    status = {finding["name"]: finding for finding in found["backends"]}
+    assert status["onnxruntime --provider cpu"]["status"] == READY
+    for name in ("cuda", "tensorrt", "tensorrt-rtx"):
+        finding = status[f"onnxruntime --provider {name}"]
+        assert finding["status"] == "no"
+        assert "no NVIDIA driver" in finding["detail"]
+    assert set(BACKENDS) <= {name.partition(" ")[0] for name in status}
+    assert found["packages"]["onnxruntime"] == onnxruntime.__version__
+    assert found["choice"][".onnx"].startswith("onnxruntime, CPUExecutionProvider: ")
+    assert "nothing here" in found["choice"][".plan"]
+    shown = cats_doctor().out
+    for text in ("no NVIDIA driver", "CPUExecutionProvider", "instruction sets", "cats-toolkit"):
+        assert text in shown
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_nothing_installed_exits_2_with_the_fix(cats_doctor: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    for entry in BACKENDS.values():
+        monkeypatch.setitem(sys.modules, entry.library, None)
+    done = cats_doctor()
+    assert "pip install 'cats-toolkit[cpu]'" in done.error
+    assert "cats-toolkit[cpu]" in done.out
+
+
+def test_two_onnxruntimes_are_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_module, "installed_distributions", lambda: ["onnxruntime", "onnxruntime-gpu"])
+    assert any("pip uninstall onnxruntime onnxruntime-gpu" in warning for warning in doctor()["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "max 100000"}, None),
+        ({"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ({}, None),
+    ],
+)
+def test_quota_of_a_container(tmp_path: Path, files: dict[str, str], expected: int | None) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert _cgroup_quota(tmp_path) == expected
+
+
+def test_cpu_counts() -> None:
+    assert usable_cpus() >= 1
+    assert physical_cores() >= 1
+    assert hardware.cpu_name()
+
+
+@pytest.mark.gpu
+def test_gpus_are_listed() -> None:
+    state = hardware.nvidia()
+    if state.problem:
+        pytest.skip(state.problem)
+    assert state.gpus[0].name
+    assert state.gpus[0].compute_capability >= (5, 0)
+    assert state.gpus[0].memory_bytes > 1 << 30

@@ -1,0 +1,226 @@
+"""ONNX Runtime backend: providers are chosen, reported and never replaced."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from tiny_onnx import save_model, tiny_metadata, tiny_model
+
+from cats.errors import BackendError, InputError, ModelFileError
+from cats.runtime.backends import ort_providers
+from cats.runtime.backends.ort import BoundRun, OnnxRuntimeBackend
+from cats.runtime.backends.ort_providers import (
+    CPU,
+    CUDA,
+    PROVIDERS,
+    TENSORRT,
+    TENSORRT_RTX,
+    choose_provider,
+    create_session,
+    diagnose,
+    provider_options,
+    shape_profile,
+)
+from cats.runtime.hardware import Gpu, Nvidia, nvidia
+
+NO_GPU = Nvidia(None, (), "no NVIDIA driver (libcuda.so.1 is not found)")
+ONE_GPU = Nvidia((13, 0), (Gpu(0, "Test GPU", (9, 0), 80 << 30),), None)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Nvidia], None]:
+    """Sets what the driver is said to report."""
+    return lambda state: monkeypatch.setattr(ort_providers, "nvidia", lambda: state)
+
+
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes the installed build list further providers, as onnxruntime-gpu does wherever it is installed."""
+
+    def add(*names: str) -> None:
+        everything = [*names, *onnxruntime.get_available_providers()]
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: everything)
+
+    return add
+
+
+def feeds(batch: int = 1) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(4)
+    return {name: rng.standard_normal((batch, 3, 256, 256)).astype(np.float32) for name in ("image_a", "image_b")}
+
+
+def test_the_cpu_is_chosen_with_the_reason(model_file: Path, gpu: Callable, listed: Callable) -> None:
+    gpu(NO_GPU)
+    assert "this onnxruntime build has no CUDA" in OnnxRuntimeBackend(model_file).describe()
+    listed(CUDA)
+    backend = OnnxRuntimeBackend(model_file, threads=1)
+    assert backend.provider == CPU
+    assert "(no NVIDIA driver (libcuda.so.1 is not found)), 1 thread" in backend.describe()
+    assert f"onnxruntime {onnxruntime.__version__}" in backend.describe()
+
+
+def test_cuda_is_chosen_where_it_can_run(gpu: Callable, listed: Callable) -> None:
+    gpu(ONE_GPU)
+    listed(CUDA)
+    assert choose_provider(onnxruntime, None) == (CUDA, "a GPU is there")
+    assert choose_provider(onnxruntime, "cpu") == (CPU, "as asked")
+    assert choose_provider(onnxruntime, "CUDAExecutionProvider") == (CUDA, "as asked")
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_provider_that_does_not_start_is_not_replaced(model_file: Path, gpu: Callable, listed: Callable) -> None:
+    """The installed CPU build really drops the provider and goes on with the CPU; that must not pass."""
+    gpu(ONE_GPU)
+    listed(CUDA)
+    for provider in (None, "cuda"):
+        with pytest.raises(
+            BackendError, match=r"CUDAExecutionProvider did not start .*CPUExecutionProvider would have"
+        ):
+            OnnxRuntimeBackend(model_file, provider=provider)
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt", "tensorrt-rtx"])
+def test_no_gpu_is_said(model_file: Path, gpu: Callable, listed: Callable, provider: str) -> None:
+    gpu(NO_GPU)
+    listed(CUDA, TENSORRT)
+    with pytest.raises(BackendError, match=r"needs an NVIDIA GPU: no NVIDIA driver .* use --provider cpu"):
+        OnnxRuntimeBackend(model_file, provider=provider)
+
+
+def test_gpus_are_counted(model_file: Path, gpu: Callable, listed: Callable) -> None:
+    gpu(ONE_GPU)
+    listed(CUDA)
+    with pytest.raises(BackendError, match="there is no GPU 1: the driver lists 1, counted from 0"):
+        OnnxRuntimeBackend(model_file, provider="cuda", device=1)
+
+
+def test_a_build_without_the_provider_names_the_fix(model_file: Path, gpu: Callable) -> None:
+    gpu(ONE_GPU)
+    with pytest.raises(BackendError, match=r"has no provider 'cuda'; it has cpu; .*cats-toolkit\[gpu\]"):
+        OnnxRuntimeBackend(model_file, provider="cuda")
+    with pytest.raises(BackendError, match=r"cats-toolkit\[gpu-rtx\]"):
+        OnnxRuntimeBackend(model_file, provider="tensorrt-rtx")
+
+
+def test_missing_onnxruntime_names_the_extra(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(BackendError, match=r"pip install 'cats-toolkit\[cpu\]'"):
+        OnnxRuntimeBackend(model_file)
+
+
+def test_diagnosis_names_the_missing_library(tmp_path: Path, gpu: Callable) -> None:
+    gpu(ONE_GPU)
+
+    class Build:
+        __file__ = str(tmp_path / "__init__.py")
+
+    (tmp_path / "capi").mkdir()
+    for name in ("shared", "cuda"):
+        (tmp_path / "capi" / f"libonnxruntime_providers_{name}.so").write_bytes(b"not a library")
+    text = diagnose(Build, CUDA)
+    assert text is not None
+    assert "providers_shared.so" in text
+    assert "cats-toolkit[gpu]" in text
+    assert diagnose(Build, CPU) is None
+
+
+def test_options_of_the_providers(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    dynamic, fixed = make_model("dynamic.onnx"), make_model("fixed.onnx", batch=2)
+    assert shape_profile("trt_profile", fixed) == {}
+    assert shape_profile("trt_profile", dynamic) == {
+        "trt_profile_min_shapes": "image_a:1x3x256x256,image_b:1x3x256x256",
+        "trt_profile_opt_shapes": "image_a:1x3x256x256,image_b:1x3x256x256",
+        "trt_profile_max_shapes": "image_a:8x3x256x256,image_b:8x3x256x256",
+    }
+    cache = tmp_path / "new" / "cache"
+    common = {"device": 1, "cache_dir": cache, "cache_key": "cats_abc"}
+    options = provider_options(TENSORRT, fixed, **common)
+    assert options["trt_engine_cache_enable"] == "1"
+    assert options["trt_engine_cache_path"] == str(cache)
+    assert options["trt_engine_cache_prefix"] == "cats_abc"
+    assert options["device_id"] == "1"
+    assert cache.is_dir()
+    assert provider_options(TENSORRT_RTX, fixed, **common) == {"nv_runtime_cache_path": str(cache)}
+    assert provider_options(CUDA, fixed, device=0, cache_dir=None, cache_key="") == {"device_id": "0", "use_tf32": "0"}
+    with pytest.raises(InputError, match="builds no engines"):
+        provider_options(CUDA, fixed, **common)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot make the engine cache"):
+        provider_options(TENSORRT, fixed, device=0, cache_dir=tmp_path / "file" / "cache", cache_key="")
+
+
+def test_bound_runs_equal_plain_runs(model_file: Path) -> None:
+    """The binding that GPU providers use, here with buffers in CPU memory."""
+    session = create_session(onnxruntime, str(model_file), onnxruntime.SessionOptions(), CPU, {})
+    bound = BoundRun(onnxruntime, session, feeds(2), ["flow", "confidence"], "cpu", 0)
+    first = bound.run(feeds(2))
+    kept = [value.copy() for value in first]
+    other = {name: value[::-1] * 2 for name, value in feeds(2).items()}  # not contiguous
+    second = bound.run(other)
+    for value, copy, expected in zip(first, kept, session.run(None, feeds(2)), strict=True):
+        np.testing.assert_array_equal(value, copy)
+        np.testing.assert_array_equal(value, expected)
+    expected = session.run(None, {name: np.ascontiguousarray(value) for name, value in other.items()})
+    np.testing.assert_array_equal(second[0], expected[0])
+
+
+def test_session_settings(model_file: Path) -> None:
+    backend = OnnxRuntimeBackend(model_file, threads=1)
+    options = backend._session.get_session_options()
+    assert options.intra_op_num_threads == 1
+    assert options.execution_mode == onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    assert options.graph_optimization_level == onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    assert backend.max_batch is None
+    assert [spec.shape for spec in backend.inputs] == [(None, 3, 256, 256)] * 2
+
+
+def test_wrong_feeds_are_a_backend_error(model_file: Path) -> None:
+    backend = OnnxRuntimeBackend(model_file, threads=1)
+    with pytest.raises(BackendError, match=r"onnxruntime \(CPUExecutionProvider\) failed: .*image_a"):
+        backend.run({**feeds(), "image_a": np.zeros((1, 3, 8, 8), np.float32)})
+
+
+def test_a_model_too_new_for_this_onnxruntime(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.ir_version = 999
+    path = save_model(tmp_path / "future.onnx", model, tiny_metadata().to_json())
+    with pytest.raises(ModelFileError, match=r"future\.onnx is too new for onnxruntime .*--opset"):
+        OnnxRuntimeBackend(path)
+
+
+def test_an_unknown_operator_is_named(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.graph.node[0].op_type = "AverageSwimmingPool"
+    path = save_model(tmp_path / "odd.onnx", model, tiny_metadata().to_json())
+    with pytest.raises(ModelFileError, match=r"cannot load .*odd\.onnx: .*AverageSwimmingPool"):
+        OnnxRuntimeBackend(path)
+
+
+def test_inputs_of_an_odd_type_are_refused(tmp_path: Path) -> None:
+    text = onnx.helper.make_tensor_value_info("words", onnx.TensorProto.STRING, ["n"])
+    out = onnx.helper.make_tensor_value_info("same", onnx.TensorProto.STRING, ["n"])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["words"], ["same"])], "g", [text], [out])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    path = save_model(tmp_path / "text.onnx", model, tiny_metadata().to_json())
+    with pytest.raises(ModelFileError, match=r"words is tensor\(string\)"):
+        OnnxRuntimeBackend(path)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt", "tensorrt-rtx"])
+def test_gpu_providers_equal_the_cpu(model_file: Path, provider: str) -> None:
+    if nvidia().problem:
+        pytest.skip(str(nvidia().problem))
+    if PROVIDERS[provider] not in ort_providers.available_providers(onnxruntime) and provider != "tensorrt-rtx":
+        pytest.skip(f"this onnxruntime build has no {provider}")
+    expected = OnnxRuntimeBackend(model_file, provider="cpu").run(feeds(3))
+    backend = OnnxRuntimeBackend(model_file, provider=provider)
+    for _ in range(2):
+        result = backend.run(feeds(3))
+        np.testing.assert_allclose(result["flow"], expected["flow"], atol=0.01)

@@ -1,0 +1,110 @@
+"""Points and pairs as files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cats.errors import InputError
+from cats.runtime import Match
+from cats.runtime.tables import matches_document, read_pairs, read_points
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.json", "[[1, 2], [3.5, -0.25]]"),
+        ("p.csv", "1,2\n3.5,-0.25\n"),
+        ("p.csv", "\ufeffx, y\r\n1, 2\r\n\r\n3.5, -0.25"),
+        ("p.txt", "X,Y\n1,2\n3.5,-0.25"),
+    ],
+)
+def test_points_in_both_forms(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    np.testing.assert_array_equal(read_points(tmp_path / name), [[1, 2], [3.5, -0.25]])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("p.json", b"[[1, 2], [3", r"p\.json is not JSON"),
+        ("p.json", b"[[1, 2, 3]]", r"p\.json: points have shape \(1, 3\)"),
+        ("p.json", b"[[1, 2], [3]]", r"p\.json: points must be numbers"),
+        ("p.json", b'{"x": 1}', r"p\.json: points must be numbers"),
+        ("p.json", b"[[1, NaN]]", r"p\.json: point 0 is .*finite"),
+        ("p.json", b"[]", "holds no points"),
+        ("p.json", b"[" * 100_000, r"p\.json is not JSON"),
+        ("p.csv", b"1,2\n3;4\n", r"p\.csv, line 2: '3;4' is not x,y"),
+        ("p.csv", b"1,2\nx,y\n", r"p\.csv, line 2"),
+        ("p.csv", b"1,2,3\n", r"p\.csv, line 1"),
+        ("p.csv", b"1,inf\n", r"p\.csv: point 0 is .*finite"),
+        ("p.csv", b"x,y\n", "holds no points"),
+        ("p.csv", b"\xff\xfe\x00\x00", "not a text file"),
+    ],
+)
+def test_bad_points(tmp_path: Path, name: str, content: bytes, text: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=text):
+        read_points(tmp_path / name)
+
+
+def test_pairs_are_relative_to_the_file(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "points.csv").write_text("7,8\n")
+    (folder / "pairs.csv").write_text(
+        'b , a, points, note\nb1.jpg, sub/a1.jpg,, first\n/abs/b2.jpg,a2.jpg,"1,2; 3,4",x\nb3.jpg,a3.jpg,points.csv,y\n'
+    )
+    rows = read_pairs(folder / "pairs.csv")
+    assert [row.a for row in rows] == [folder / "sub" / "a1.jpg", folder / "a2.jpg", folder / "a3.jpg"]
+    assert [row.b for row in rows] == [folder / "b1.jpg", Path("/abs/b2.jpg"), folder / "b3.jpg"]
+    assert rows[0].read_points() is None
+    np.testing.assert_array_equal(rows[1].read_points(), [[1, 2], [3, 4]])
+    np.testing.assert_array_equal(rows[2].read_points(), [[7, 8]])
+    assert [row.line for row in rows] == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,c\n1,2\n", r"no column b \(its first line is \['a', 'c'\]\)"),
+        ("a,b\n", "holds no pairs"),
+        ("", "no column a and b"),
+        ("a,b\nx.jpg\n", "line 2: a row needs both a and b"),
+        ("a,b\nx.jpg,\n", "line 2: a row needs both a and b"),
+    ],
+)
+def test_bad_tables(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "pairs.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_pairs(tmp_path / "pairs.csv")
+
+
+def test_bad_points_of_a_row_name_the_line(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text('a,b,points\nx.jpg,y.jpg,"1,2;3"\n')
+    with pytest.raises(InputError, match="line 2"):
+        read_pairs(tmp_path / "pairs.csv")[0].read_points()
+
+
+def test_the_document_is_as_designed() -> None:
+    match = Match(
+        flow=np.full((2, 16, 16), 1.0, np.float32),
+        confidence=np.full((16, 16), 0.25, np.float32),
+        size_a=(160, 80),
+        size_b=(320, 80),
+        times={"model": 1.23456},
+    )
+    document = matches_document(match, [[9.5, 4.5]], a="a.jpg", b=Path("b.jpg"), model={"file": "m.onnx"})
+    assert json.loads(json.dumps(document)) == {
+        "a": "a.jpg",
+        "b": "b.jpg",
+        "size_a": [160, 80],
+        "size_b": [320, 80],
+        "model": {"file": "m.onnx"},
+        # (9.5 + 0.5) / 10 - 0.5 = cell 0.5, plus 1; in b a cell is 20 wide: (1.5 + 0.5) * 20 - 0.5
+        "matches": [{"a": [9.5, 4.5], "b": [39.5, 9.5], "confidence": 0.25}],
+        "time_ms": {"model": 1.235},
+    }
