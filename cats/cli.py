@@ -34,9 +34,7 @@ COMMANDS = {
     "build": Room("cats.runtime.build_cli", "Build a TensorRT engine of an ONNX file.", "tensorrt"),
     "bench": Room("cats.bench_cli", "Measure speed, memory and accuracy side by side.", "cpu"),
     "inspect": Room("cats.runtime.inspect", "Show what is in a checkpoint, ONNX file or engine.", "cpu"),
-    "doctor": Room(
-        "cats.runtime.doctor", "Show what is installed here, what will be used, and how to fix the rest.", "cpu"
-    ),
+    "doctor": Room("cats.runtime.doctor", "Show what works on this machine, and how to fix the rest.", "cpu"),
 }
 
 

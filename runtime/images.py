@@ -7,6 +7,7 @@ a model input. The C library mirrors :func:`preprocess`.
 from __future__ import annotations
 
 import functools
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -196,5 +197,6 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
 
 
 def quiet_pillow() -> None:
-    """Stop Pillow's warnings (damaged EXIF data, size) in this process; what matters :func:`read_image` says itself."""
+    """Stop Pillow's warnings and log (damaged EXIF data, size) in this process; :func:`read_image` says what matters."""
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"PIL\.")

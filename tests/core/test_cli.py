@@ -22,7 +22,7 @@ def test_help_lists_every_command_without_importing_any(cats: Command) -> None:
     assert done.code == 0
     for name, room in cli.COMMANDS.items():
         assert name in done.out
-        assert room.help in done.out
+        assert room.help[:30] in done.out
     script = (
         "import sys\nfrom cats.cli import main\nsys.argv = ['cats', '--help']\n"
         "try: main()\nexcept SystemExit: pass\n"
