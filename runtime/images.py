@@ -197,6 +197,6 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
 
 
 def quiet_pillow() -> None:
-    """Stop Pillow's warnings and log (damaged EXIF data, size) in this process; :func:`read_image` says what matters."""
+    """Stop Pillow's warnings and log (damaged EXIF data, sizes) in this process; errors say what matters."""
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"PIL\.")
