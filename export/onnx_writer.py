@@ -1,0 +1,183 @@
+"""From a torch module to an ONNX model whose names say where each node comes from, the same bytes every time."""
+
+from __future__ import annotations
+
+import ast
+import io
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+import cats
+from cats.errors import CatsError, InputError
+
+OPSETS = range(18, 24)
+"""Operator sets that can be asked for: 18 is the first with ReduceMax and friends as the exporter writes them."""
+
+DEFAULT_OPSET = 18
+"""Old enough for ONNX Runtime 1.20 (which ends at 21), TensorRT 10.12 and OpenVINO 2025.0, and nothing in the graph
+needs a newer one; it is also what torch's exporter writes without converting."""
+
+FORBIDDEN = ("NonZero", "ScatterND", "If", "Loop", "Scan", "BatchNormalization")
+"""Operators that TensorRT refuses, or that make shapes depend on data, or that should have been folded."""
+
+_PREFIXES = ("encoder.", "matcher.")  # parts of the graph that the published names of the model do not have
+_IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
+
+
+def to_onnx(
+    module: nn.Module,
+    inputs: dict[str, Tensor],
+    outputs: list[str],
+    *,
+    dynamic_axes: dict[str, dict[int, str]] | None = None,
+    opset: int = DEFAULT_OPSET,
+) -> onnx.ModelProto:
+    """Export a module in evaluation mode.
+
+    Args:
+        inputs: name -> example, in the order of the module's arguments.
+        outputs: names, in the order of the module's results.
+        dynamic_axes: by input, the axes of free size with their name; the example's size there should be 2 or more.
+        opset: one of :data:`OPSETS`.
+
+    Returns:
+        A checked model with full shapes, without metadata; each node's name begins with its module's path, see
+        :func:`module_of`.
+
+    Raises:
+        InputError: the opset is not one of :data:`OPSETS`.
+        CatsError: the graph came out with an operator that inference libraries refuse, or with a fixed batch.
+    """
+    if opset not in OPSETS:
+        raise InputError(f"opset {opset} is not supported: choose {OPSETS.start} to {OPSETS.stop - 1}")
+    dynamic_axes = dynamic_axes or {}
+    names = {name for axes in dynamic_axes.values() for name in axes.values()}
+    dims = {name: torch.export.Dim(name, min=1) for name in sorted(names)}
+    shapes = tuple({axis: dims[d] for axis, d in dynamic_axes.get(name, {}).items()} or None for name in inputs)
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module.eval(),
+            tuple(inputs.values()),
+            dynamo=True,
+            opset_version=opset,
+            input_names=list(inputs),
+            output_names=outputs,
+            dynamic_shapes=shapes if dims else None,
+            optimize=True,
+            verbose=False,
+        )
+    model: onnx.ModelProto = program.model_proto
+    _tidy(model)
+    model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    _check(model, dynamic_axes)
+    return model
+
+
+def module_of(node: onnx.NodeProto) -> str:
+    """Path of the module that a node computes for, as in the model's state dict; ``""`` for the graph's own plumbing.
+
+    Examples: ``feature_extraction.backbone.layer1.0.conv1``, ``proj.0``, ``decoder.blocks.0.attn.q``,
+    ``decoder.blocks.0.norm1``, ``correlation``, ``soft_argmax``, ``resize.2``. The path is the part of the node's name
+    before the last ``/``, so it survives every tool that keeps names or adds a suffix to them.
+    """
+    return node.name.rpartition("/")[0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back the exporter's remarks, which are about its own workings; failures are raised."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def _tidy(model: onnx.ModelProto) -> None:
+    """Give nodes and values names that do not depend on the exporter's counters; drop its notes, which hold paths."""
+    graph = model.graph
+    graph.name = "cats"
+    graph.doc_string = ""
+    del graph.value_info[:]
+    del model.metadata_props[:]
+    del graph.metadata_props[:]
+    model.ir_version = _IR_VERSION
+    model.producer_name, model.producer_version = "cats-toolkit", cats.__version__
+    model.doc_string = ""
+    rename = {value.name: value.name for value in (*graph.input, *graph.output)}
+    _order_initializers(graph, rename)
+    counts: Counter[str] = Counter()
+    for node in graph.node:
+        path = _module_path(node)
+        stem = f"{path}/{node.op_type}" if path else f"/{node.op_type}"
+        node.name = f"{stem}_{counts[stem]}" if counts[stem] else stem
+        counts[stem] += 1
+        node.doc_string = ""
+        del node.metadata_props[:]
+        for index, name in enumerate(node.input):
+            node.input[index] = rename.get(name, name)
+        for index, name in enumerate(node.output):
+            if name and name not in rename:
+                rename[name] = node.name if len(node.output) == 1 else f"{node.name}:{index}"
+            node.output[index] = rename.get(name, name)
+        attributes = sorted(node.attribute, key=lambda item: item.name)
+        del node.attribute[:]
+        node.attribute.extend(attributes)
+    for value in (*graph.input, *graph.output):
+        value.doc_string = ""
+        del value.metadata_props[:]
+
+
+def _order_initializers(graph: onnx.GraphProto, rename: dict[str, str]) -> None:
+    """Sort initializers by first use; parameters keep their path, other constants are numbered."""
+    initializers = {item.name: item for item in graph.initializer}
+    used = dict.fromkeys(name for node in graph.node for name in node.input if name in initializers)
+    del graph.initializer[:]
+    for number, name in enumerate(used):
+        item = initializers[name]
+        rename[name] = _strip(name) if "." in name else f"constant_{number}"
+        item.name = rename[name]
+        item.doc_string = ""
+        del item.metadata_props[:]
+        graph.initializer.append(item)
+
+
+def _module_path(node: onnx.NodeProto) -> str:
+    notes = {entry.key: entry.value for entry in node.metadata_props}
+    scopes: list[str] = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))
+    return _strip(scopes[-2]) if len(scopes) > 1 else ""
+
+
+def _strip(path: str) -> str:
+    for prefix in _PREFIXES:
+        if f"{path}." == prefix:
+            return ""
+        path = path.removeprefix(prefix)
+    return path
+
+
+def _check(model: onnx.ModelProto, dynamic_axes: dict[str, dict[int, str]]) -> None:
+    onnx.checker.check_model(model, full_check=True)
+    bad = sorted({node.op_type for node in model.graph.node} & set(FORBIDDEN))
+    if bad:
+        raise CatsError(f"the exported graph holds {', '.join(bad)}, which inference libraries refuse")
+    for value in model.graph.input:
+        sizes: list[Any] = list(value.type.tensor_type.shape.dim)
+        for axis, name in dynamic_axes.get(value.name, {}).items():
+            if sizes[axis].dim_param != name:
+                raise CatsError(
+                    f"the exporter fixed axis {axis} ({name}) of {value.name} to {sizes[axis].dim_value}: "
+                    "something in the model computes with that size"
+                )
