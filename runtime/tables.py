@@ -38,14 +38,18 @@ class PairRow:
     folder: Path
 
     def read_points(self) -> Floats | None:
-        """Points of a, (N, 2) in pixels, from ``x,y;x,y;...`` or a JSON or CSV file; None without points."""
+        """Points of a, (N, 2) in pixels, from ``x,y;x,y;...`` or a JSON or CSV file; None without points.
+
+        Of correspondences as data sets have them, ``xa,ya,xb,yb;...``, the points of a are taken.
+        """
         if not self.points:
             return None
         if self.points.lower().endswith((".json", ".csv")):
             return read_points(self.folder / self.points)
         try:
             rows = [[float(value) for value in point.split(",")] for point in self.points.split(";")]
-            return as_points(rows)
+            annotated = all(len(row) == 4 for row in rows)
+            return as_points([row[:2] for row in rows] if annotated else rows)
         except (ValueError, InputError) as error:
             raise InputError(f"line {self.line}: points {self.points[:80]!r} are not x,y;x,y;...") from error
 
