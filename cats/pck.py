@@ -79,6 +79,19 @@ class Protocol:
             changes["name"] = f"{self.name} ({', '.join(f'{key} {value}' for key, value in changes.items())})"
         return replace(self, **changes)
 
+    def describe(self) -> str:
+        """The protocol in one line for a person, all of it."""
+        reference = self.direction[-1]
+        frame = f"original pixels of {reference}" if self.frame == "original" else "256x256 frame"
+        threshold = {
+            "box": f"larger side of {reference}'s box",
+            "keypoints": f"larger extent of {reference}'s keypoints",
+            "keypoints-padded": f"larger extent of {reference}'s keypoints padded with -1",
+            "image": f"larger side of {reference}",
+        }[self.threshold]
+        rounding = ", queries truncated" if self.rounding == "truncate" else ""
+        return f"{self.name}: {self.direction}, {frame}{rounding}, alpha x {threshold}, mean over {self.reduction}s"
+
     def to_dict(self) -> dict[str, str]:
         """Plain JSON types."""
         return asdict(self)

@@ -22,8 +22,9 @@ class PairsCSV(PairDataset):
     Columns (others are ignored):
 
     - ``a``, ``b``: images, relative to the file.
-    - ``points`` (or ``points_a``): ``x,y;x,y;...`` in pixels, or the name of a JSON file ``[[x, y], ...]``; with four
-      numbers each, ``xa,ya,xb,yb;...``, they are correspondences. The JSON that ``cats-run --json`` writes is read too.
+    - ``points`` (or ``points_a``): ``x,y;x,y;...`` in pixels, or a JSON file ``[[x, y], ...]``, or a CSV file ``x,y``;
+      with four numbers each, ``xa,ya,xb,yb;...``, they are correspondences. The JSON that ``cats-run --json`` writes is
+      read too.
     - ``points_b``: the corresponding points of b in the same forms, where ``points`` has two numbers each.
     - ``box_a``, ``box_b``: ``x_min,y_min,x_max,y_max``. ``category``: any text.
 
@@ -119,6 +120,8 @@ def _numbers(text: str, folder: Path, where: str) -> Floats:
     try:
         if text.lower().endswith(".json"):
             values = _plain(json.loads((folder / text).read_text("utf-8")))
+        elif text.lower().endswith(".csv"):
+            values = _table((folder / text).read_text("utf-8-sig"))
         else:
             values = [[float(number) for number in item.split(",")] for item in text.split(";") if item.strip()]
         array = np.asarray(values, dtype=np.float64)
@@ -126,7 +129,7 @@ def _numbers(text: str, folder: Path, where: str) -> Floats:
         raise InputError(f"{where}: cannot read points {folder / text}: {error.strerror}") from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(
-            f"{where}: points {text[:60]!r} are not x,y;x,y;... or a JSON file of [[x, y], ...]: {error}"
+            f"{where}: points {text[:60]!r} are not x,y;x,y;..., nor a JSON or CSV file of such: {error}"
         ) from error
     if array.ndim != 2 or array.shape[1] not in (2, 4):
         raise InputError(f"{where}: points of shape {array.shape}; two numbers (x, y) or four (xa, ya, xb, yb) each")
@@ -138,6 +141,13 @@ def _plain(document: Any) -> Any:
     if isinstance(document, dict):
         return [[*match["a"], *match["b"]] for match in document["matches"]]
     return document
+
+
+def _table(text: str) -> list[list[float]]:
+    """Rows of numbers from lines of CSV, with or without a header."""
+    rows = [row for row in csv.reader(text.splitlines()) if row]
+    header = 1 if rows and any(cell.strip().isidentifier() for cell in rows[0]) else 0
+    return [[float(cell) for cell in row] for row in rows[header:]]
 
 
 def _box(text: str | None, where: str) -> Box | None:
