@@ -84,6 +84,9 @@ def draw_transfers(transfers: Sequence[Transfer], path: str | Path) -> None:
     if not transfers:
         raise InputError("no pairs to draw")
     figure, axes = _figure(len(transfers), 3, width=3.6, height=2.9)
+    from matplotlib.patheffects import withStroke
+
+    outline = withStroke(linewidth=1.5, foreground="black")
     for row, item in zip(axes, transfers, strict=True):
         colours = [RIGHT if right else WRONG for right in item.right]
         panels = (
@@ -102,7 +105,8 @@ def draw_transfers(transfers: Sequence[Transfer], path: str | Path) -> None:
             at = np.clip(points, 0, np.asarray(image.size) - 1)
             axis.scatter(at[:, 0], at[:, 1], c=colour, s=34, edgecolors="white", linewidths=0.8)
             for number, (x, y) in enumerate(at, start=1):
-                axis.annotate(str(number), (x, y), (3, 3), textcoords="offset points", fontsize=6, color="white")
+                text = axis.annotate(str(number), (x, y), (3, 3), textcoords="offset points", fontsize=6, color="white")
+                text.set_path_effects([outline])
         for (x, y), (u, v), right in zip(item.estimates, item.truth, item.right, strict=True):
             if not right:
                 row[1].plot([x, u], [y, v], color=WRONG, linewidth=0.8, linestyle=":", scalex=False, scaley=False)
