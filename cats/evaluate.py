@@ -181,9 +181,10 @@ def flow_of(result: Any, name: str) -> NDArray[np.floating[Any]]:
 
 def _passes(dataset: PairDataset, protocols: Sequence[Protocol]) -> list[Direction]:
     """Directions in which the pairs must be matched; dense ground truth is always a -> b."""
+    directions = list(dict.fromkeys(protocol.direction for protocol in protocols))
     if len(dataset) and dataset[0].dense is not None:
-        return ["a->b"]
-    return list(dict.fromkeys(protocol.direction for protocol in protocols))
+        return list(dict.fromkeys([*(directions if dataset[0].annotated else []), "a->b"]))
+    return directions
 
 
 def _flows(
