@@ -70,7 +70,9 @@ def resize(image: Image.Image | NDArray[np.uint8], size: tuple[int, int]) -> NDA
         uint8 (height, width, 3).
     """
     picture = image if isinstance(image, Image.Image) else Image.fromarray(np.ascontiguousarray(image))
-    return np.asarray(picture.resize(size, Image.Resampling.BILINEAR))
+    # Horizontally first, as Pillow did until 12; since 13 its own order, and with it the rounding, depends on the size.
+    wide = picture.resize((size[0], picture.height), Image.Resampling.BILINEAR)
+    return np.asarray(wide.resize(size, Image.Resampling.BILINEAR))
 
 
 def normalise(image: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
