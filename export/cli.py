@@ -17,9 +17,15 @@ Examples:
 
 - `cats-export --ckpt best.pt` writes best.onnx here and compares it with PyTorch
 
-- `cats-export --ckpt authors/spair -o cats.onnx --batch 1` reads the authors' folder; a fixed batch
+- `cats-export --ckpt authors/spair -o cats.onnx --fp16` reads the authors' folder; float16 for GPUs
 
-- `cats-export --ckpt model_best.pth --hyperpixels 2,17,21,22,25,26,28` without args.pkl
+- `cats-export --ckpt best.pt --split` writes best.encoder.onnx and best.matcher.onnx, to match one image with many
+
+- `cats-export --ckpt best.pt --end-to-end` takes uint8 pixels and points, for callers without pre-processing
+
+- `cats-export --ckpt model_best.pth --hyperpixels 2,17,21,22,25,26,28` an authors' file without args.pkl
+
+Exit status: 0 done; 1 the file is written, but differs from PyTorch by more than the tolerance; 2 bad input.
 """
 
 
@@ -30,7 +36,16 @@ def main_command(
         Path | None,
         typer.Option("--output", "-o", help="File to write. Default: the checkpoint's name here.", show_default=False),
     ] = None,
-    opset: Annotated[int, typer.Option(help="ONNX operator set, 18 to 23.")] = 18,
+    split: Annotated[bool, typer.Option("--split", help="Write an encoder and a matcher, each a file.")] = False,
+    end_to_end: Annotated[
+        bool, typer.Option("--end-to-end", help="Images as uint8 of any size and points in, points out.")
+    ] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Type the graph in float16 where that is safe.")] = False,
+    weights: Annotated[str, typer.Option(help="fp32, or fp16-storage: half the size, computed in float32.")] = "fp32",
+    inline: Annotated[
+        bool, typer.Option("--inline", help="Plain operators in place of the function cats::Correlation.")
+    ] = False,
+    opset: Annotated[int, typer.Option(help="ONNX operator set, 18 to 23.")] = 20,
     batch: Annotated[str, typer.Option(help="dynamic, or a fixed number of pairs.")] = "dynamic",
     hyperpixels: Annotated[
         str | None,
@@ -42,7 +57,7 @@ def main_command(
     images: Annotated[
         Path | None, typer.Option(help="Verify on photos of a folder, each with the next.", show_default=False)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the file's metadata as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each file's metadata as JSON, one a line.")] = False,
 ) -> None:
     """Export a CATs checkpoint to ONNX and compare the file with PyTorch."""
     from cats.checkpoints import load_checkpoint
@@ -52,17 +67,31 @@ def main_command(
 
     if pairs is not None and images is not None:
         raise InputError("give --pairs or --images, not both")
+    if split and end_to_end:
+        raise InputError("--split and --end-to-end are different forms: give one")
     source = pairs_from_csv(pairs) if pairs else pairs_from_folder(images) if images else None
-    checkpoint = load_checkpoint(ckpt, hyperpixels=_ids(hyperpixels))
-    path = output or Path(f"{(ckpt.resolve() if ckpt.is_dir() else ckpt).stem}.onnx")
-    report = export_onnx(checkpoint.model, path, opset=opset, batch=_batch(batch), pairs=source)
+    model = load_checkpoint(ckpt, hyperpixels=_ids(hyperpixels)).model
+    report = export_onnx(
+        model,
+        output or Path(f"{ckpt.resolve().stem}.onnx"),
+        form="split" if split else "end-to-end" if end_to_end else "pair",
+        opset=opset,
+        batch=_batch(batch),
+        fp16=fp16,
+        weights=weights,
+        inline=inline,
+        pairs=source,
+    )
+    names = " and ".join(str(path) for path in report.files.values())
     assert report.parity is not None  # verification is on
-    print_parity(report.parity, str(path))
-    note(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opset {opset}, batch {batch}")
-    if as_json:
-        print_json(report.metadata.to_dict())
+    print_parity(report.parity, names)
+    for kind, path in report.files.items():
+        precision = report.metadata[kind].precision
+        note(f"{path}: {kind}, {precision}, {path.stat().st_size / 1e6:.1f} MB, opset {opset}, batch {batch}")
+        if as_json:
+            print_json(report.metadata[kind].to_dict())
     if not report.parity.passed:
-        raise VerificationError(f"{path} differs from PyTorch by more than {report.parity.tolerance_px} px (p99)")
+        raise VerificationError(f"{names}: the flow differs from PyTorch by more than the tolerance (see above)")
 
 
 def _ids(text: str | None) -> tuple[int, ...] | None:

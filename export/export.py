@@ -1,24 +1,30 @@
-"""A model to ONNX: graph, names, metadata, verification, one file."""
+"""A model to ONNX files: graph, precision, storage, verification, metadata."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
-import torch
 
 import cats
 from cats.checkpoints import weights_sha256
 from cats.errors import InputError
-from cats.export.graph import DeploymentOptions, PairGraph
-from cats.export.onnx_writer import DEFAULT_OPSET, to_onnx
+from cats.export.forms import build_form
+from cats.export.graph import DeploymentOptions
+from cats.export.onnx_writer import DEFAULT_OPSET
 from cats.export.pairs import PairSource, generated_pairs
+from cats.export.storage import inline_functions, store_as_half
 from cats.export.verify import Parity, verify
 from cats.files import write_bytes
 from cats.metadata import KEY, Metadata
 from cats.model import CATs
+
+WEIGHTS = ("fp32", "fp16-storage")
+"""How weights are stored: as they are, or as float16 and computed in float32."""
 
 _TOOLS = ("torch", "timm", "onnx", "onnxscript", "onnxruntime")
 
@@ -28,13 +34,13 @@ class ExportReport:
     """What was written.
 
     Attributes:
-        path: the file.
-        metadata: as embedded in it.
-        parity: None where verification was switched off.
+        files: kind (pair, encoder, matcher, end-to-end) -> file.
+        metadata: kind -> as embedded in that file.
+        parity: of all files together; None where verification was switched off.
     """
 
-    path: Path
-    metadata: Metadata
+    files: dict[str, Path]
+    metadata: dict[str, Metadata]
     parity: Parity | None
 
 
@@ -42,65 +48,97 @@ def export_onnx(
     model: CATs,
     path: str | Path,
     *,
+    form: str = "pair",
     opset: int = DEFAULT_OPSET,
     batch: int | None = None,
     options: DeploymentOptions | None = None,
+    fp16: bool = False,
+    weights: str = "fp32",
+    inline: bool = False,
     pairs: PairSource | None = None,
     verified: bool = True,
 ) -> ExportReport:
-    """Write a pair model: ``image_a``, ``image_b`` (B, 3, S, S) to ``flow`` (B, 2, G, G), ``confidence`` (B, G, G).
+    """Write a model as ONNX, compare it with PyTorch, and embed what it is and how far it is from PyTorch.
 
     Args:
         model: is not changed.
-        path: file to write; it is complete, with its figures, even where verification fails.
+        path: file to write; with form ``split``, ``X.onnx`` stands for ``X.encoder.onnx`` and ``X.matcher.onnx``. Files
+            are complete, with their figures, even where verification fails.
+        form: ``pair``, ``split`` or ``end-to-end``; inputs and outputs: see :func:`cats.export.forms.build_form`.
         opset: see :data:`cats.export.onnx_writer.OPSETS`.
-        batch: fixed batch size; None leaves it dynamic.
+        batch: fixed batch size; None leaves it free.
         options: rewrites of the graph, all by default.
+        fp16: type the graph in float16 where that is safe (:func:`cats.export.precision.to_fp16`).
+        weights: one of :data:`WEIGHTS`.
+        inline: write ``cats::Correlation`` as plain operators instead of a function.
         pairs: images to verify with; generated ones by default.
-        verified: compare the file with PyTorch.
+        verified: compare with PyTorch.
 
     Raises:
-        InputError: the file cannot be written, or an option is out of range.
+        InputError: a file cannot be written, or an option is out of range.
     """
-    if batch is not None and batch < 1:
-        raise InputError(f"batch {batch} must be at least 1, or dynamic")
-    model = model.eval()
-    exported = pair_onnx(model, opset=opset, batch=batch, options=options)
-    metadata = Metadata(
-        kind="pair",
-        config=model.config.to_dict(),
-        preprocessing=model.config.preprocessing,
-        precision="fp32",
-        opset=opset,
-        weights_sha256=weights_sha256(model),
-        grid=(model.config.feature_size, model.config.feature_size),
-        tools=tool_versions(),
-    )
+    if weights not in WEIGHTS:
+        raise InputError(f"weights {weights!r}: choose {', '.join(WEIGHTS)}")
+    if fp16 and weights != "fp32":
+        raise InputError("a model in float16 stores its weights as float16 anyway: leave out fp16-storage")
+    precision = "fp16" if fp16 else "fp32"
+    models = build_form(model, form, opset=opset, batch=batch, options=options)
+    for kind, exported in models.items():
+        if fp16:
+            exported = importlib.import_module("cats.export.precision").to_fp16(exported)
+        if inline:
+            exported = inline_functions(exported)
+        models[kind] = store_as_half(exported) if weights == "fp16-storage" else exported
     parity = None
     if verified:
-        parity = verify(exported, model, pairs or generated_pairs(), batch=batch, precision="fp32")
-        metadata = metadata.with_(verified=parity.passed, parity=parity.to_dict())
-    set_metadata(exported, metadata)
-    write_bytes(path, exported.SerializeToString(deterministic=True))
-    return ExportReport(Path(path), metadata, parity)
+        half = fp16 or weights == "fp16-storage"
+        source = pairs or generated_pairs()
+        parity = verify(models, model, source, batch=batch, precision="fp16" if half else "fp32")
+    files, metadata = {}, {}
+    for kind, exported in models.items():
+        files[kind] = _file(Path(path), kind)
+        metadata[kind] = describe(model, kind, precision=precision, opset=opset, weights=weights, parity=parity)
+        write_model(exported, metadata[kind], files[kind])
+    return ExportReport(files, metadata, parity)
 
 
-def pair_onnx(
-    model: CATs, *, opset: int = DEFAULT_OPSET, batch: int | None = None, options: DeploymentOptions | None = None
-) -> onnx.ModelProto:
-    """The pair model without metadata, not yet verified."""
-    side = model.config.image_size
-    example = {name: torch.zeros(batch or 2, 3, side, side) for name in ("image_a", "image_b")}
-    axes = {} if batch else {name: {0: "batch"} for name in example}
-    return to_onnx(PairGraph(model, options), example, ["flow", "confidence"], dynamic_axes=axes, opset=opset)
+def describe(
+    model: CATs, kind: str, *, precision: str, opset: int, weights: str = "fp32", parity: Parity | None = None
+) -> Metadata:
+    """The metadata of an exported model."""
+    grid = model.config.feature_size
+    extra: dict[str, Any] = {} if weights == "fp32" else {"weights": weights}
+    return Metadata(
+        kind=kind,
+        config=model.config.to_dict(),
+        preprocessing=model.config.preprocessing,
+        precision=precision,
+        opset=opset,
+        weights_sha256=weights_sha256(model),
+        grid=(grid, grid),
+        tools=tool_versions(),
+        verified=parity is not None and parity.passed,
+        parity=None if parity is None else parity.to_dict(),
+        extra=extra,
+    )
+
+
+def write_model(model: onnx.ModelProto, metadata: Metadata, path: Path) -> None:
+    """Write a model with its metadata in one piece; equal models give equal bytes.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    set_metadata(model, metadata)
+    write_bytes(path, model.SerializeToString(deterministic=True))
 
 
 def set_metadata(model: onnx.ModelProto, metadata: Metadata) -> None:
-    """Write the metadata document into a model, replacing the one it has."""
-    others = [entry for entry in model.metadata_props if entry.key != KEY]
+    """Put the metadata document into a model, replacing the one it has."""
+    others = [(entry.key, entry.value) for entry in model.metadata_props if entry.key != KEY]
     del model.metadata_props[:]
-    model.metadata_props.extend(others)
-    model.metadata_props.add(key=KEY, value=metadata.to_json())
+    for key, value in [*others, (KEY, metadata.to_json())]:
+        model.metadata_props.add(key=key, value=value)
 
 
 def tool_versions() -> dict[str, str]:
@@ -112,3 +150,10 @@ def tool_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def _file(path: Path, kind: str) -> Path:
+    if kind not in ("encoder", "matcher"):
+        return path
+    stem = path.name.removesuffix(".onnx")
+    return path.with_name(f"{stem}.{kind}.onnx")

@@ -31,8 +31,8 @@ class DeploymentOptions:
         one_backbone_pass: both images go through the backbone as one batch, so that its weights occur once.
         resize_as_matmul: bilinear resize of a level as two products with constant matrices; a level that already has
             the grid's size is not resized at all.
-        scaled_correlation: the L2 norm scales the product, and the mutual filter multiplies by inverse maxima, instead
-            of dividing features and volume element by element.
+        fused_correlation: the operator ``cats::Correlation``: the L2 norm scales the product, and the mutual filter
+            multiplies by inverse maxima, instead of dividing features and volume element by element.
         constant_position: positional embedding as a constant, its appearance half together with the projection's bias.
         split_heads: one weight each for query, key and value, the scale in the query's weight; the regrouping of
             tokens by levels is part of the transposes that heads need.
@@ -44,7 +44,7 @@ class DeploymentOptions:
     fold_batch_norm: bool = True
     one_backbone_pass: bool = True
     resize_as_matmul: bool = True
-    scaled_correlation: bool = True
+    fused_correlation: bool = True
     constant_position: bool = True
     split_heads: bool = True
     mean_first: bool = True
@@ -71,9 +71,9 @@ class EncoderGraph(nn.Module):
             maps = self.feature_extraction(example)
         self.resize = nn.ModuleList(_resize(x, config.feature_size, options) for x in maps)
         self.proj = nn.ModuleList(rewrites.Linear.of(layer) for layer in model.proj)
-        position = model.decoder.positional_embedding().detach().float()[0] if config.appearance else None
-        self.fold_position = options.constant_position and position is not None
+        self.fold_position = options.constant_position and config.appearance
         if self.fold_position:
+            position = model.decoder.positional_embedding().detach().float()[0]
             bias = torch.stack([layer.bias.detach().float() for layer in model.proj])[:, None]
             self.register_buffer("offset", position[..., config.feature_size**2 :] + bias)
             for layer in self.proj:
@@ -217,7 +217,7 @@ class MatcherGraph(nn.Module):
     def __init__(self, model: CATs, options: DeploymentOptions):
         super().__init__()
         self.config = model.config
-        self.correlation = Correlation(options.scaled_correlation)
+        self.correlation = Correlation(options.fused_correlation)
         self.decoder = Decoder(model, options)
         self.soft_argmax = SoftArgmax(model, options)
 
@@ -231,6 +231,34 @@ class MatcherGraph(nn.Module):
             cells = self.config.feature_size**2
             corr = a[0].new_zeros(a[0].shape[0], len(a), cells, cells)
         return self.soft_argmax(self.decoder(corr, appearance_a, appearance_b))
+
+
+class EncodeGraph(nn.Module):
+    """:class:`EncoderGraph` with flat results, as a model file of its own: features of each level, then appearance."""
+
+    def __init__(self, model: CATs, options: DeploymentOptions | None = None):
+        super().__init__()
+        self.encoder = EncoderGraph(model, options or DeploymentOptions())
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, S, S) to L tensors (B, C_l, N) and, with appearance, (B, L, N, P)."""
+        features, appearance = self.encoder(image)
+        return (*features, *([] if appearance is None else [appearance]))
+
+
+class MatchGraph(nn.Module):
+    """:class:`MatcherGraph` with flat arguments: all that :class:`EncodeGraph` gives for a, then for b."""
+
+    def __init__(self, model: CATs, options: DeploymentOptions | None = None):
+        super().__init__()
+        self.matcher = MatcherGraph(model, options or DeploymentOptions())
+
+    def forward(self, *encoded: Tensor) -> tuple[Tensor, Tensor]:
+        """To flow (B, 2, G, G) in cells and confidence (B, G, G)."""
+        half, levels = len(encoded) // 2, len(self.matcher.config.hyperpixels)
+        a, b = encoded[:half], encoded[half:]
+        appearances = (a[levels], b[levels]) if half > levels else (None, None)
+        return self.matcher(list(a[:levels]), list(b[:levels]), *appearances)
 
 
 class PairGraph(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import io
 import logging
 import warnings
@@ -17,18 +18,20 @@ from torch import Tensor, nn
 
 import cats
 from cats.errors import CatsError, InputError
+from cats.export.correlation import DOMAIN, NAME, correlation_function, translation_table
 
 OPSETS = range(18, 24)
-"""Operator sets that can be asked for: 18 is the first with ReduceMax and friends as the exporter writes them."""
+"""Operator sets that can be asked for: 18 is the first whose reductions take their axes as the exporter writes them."""
 
-DEFAULT_OPSET = 18
-"""Old enough for ONNX Runtime 1.20 (which ends at 21), TensorRT 10.12 and OpenVINO 2025.0, and nothing in the graph
-needs a newer one; it is also what torch's exporter writes without converting."""
+DEFAULT_OPSET = 20
+"""Old enough for ONNX Runtime 1.20 (which ends at 21), TensorRT 10.12 and OpenVINO 2025.0; new enough for a Gelu
+operator (20), which ONNX Runtime runs in one pass where it does not recognise the exporter's formula, and for float8
+Q/DQ (19)."""
 
 FORBIDDEN = ("NonZero", "ScatterND", "If", "Loop", "Scan", "BatchNormalization")
 """Operators that TensorRT refuses, or that make shapes depend on data, or that should have been folded."""
 
-_PREFIXES = ("encoder.", "matcher.")  # parts of the graph that the published names of the model do not have
+_PREFIXES = ("pair.", "encoder.", "matcher.")  # parts of the graph that the published names of the model do not have
 _IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
 
 
@@ -61,7 +64,11 @@ def to_onnx(
     dynamic_axes = dynamic_axes or {}
     names = {name for axes in dynamic_axes.values() for name in axes.values()}
     dims = {name: torch.export.Dim(name, min=1) for name in sorted(names)}
-    shapes = tuple({axis: dims[d] for axis, d in dynamic_axes.get(name, {}).items()} or None for name in inputs)
+    shapes: tuple[Any, ...] = tuple(
+        {axis: dims[d] for axis, d in dynamic_axes.get(name, {}).items()} or None for name in inputs
+    )
+    if any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(module.forward).parameters.values()):
+        shapes = (shapes,)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),
@@ -71,11 +78,13 @@ def to_onnx(
             input_names=list(inputs),
             output_names=outputs,
             dynamic_shapes=shapes if dims else None,
+            custom_translation_table=translation_table(),
             optimize=True,
             verbose=False,
         )
     model: onnx.ModelProto = program.model_proto
     _tidy(model)
+    _define_functions(model, opset)
     model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     _check(model, dynamic_axes)
     return model
@@ -138,6 +147,14 @@ def _tidy(model: onnx.ModelProto) -> None:
     for value in (*graph.input, *graph.output):
         value.doc_string = ""
         del value.metadata_props[:]
+
+
+def _define_functions(model: onnx.ModelProto, opset: int) -> None:
+    """Add the definition of ``cats::Correlation`` where the graph uses it."""
+    for node in model.graph.node:
+        if (node.domain, node.op_type) == (DOMAIN, NAME):
+            model.functions.append(correlation_function(len(node.input) // 2, opset))
+            return
 
 
 def _order_initializers(graph: onnx.GraphProto, rename: dict[str, str]) -> None:

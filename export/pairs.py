@@ -69,34 +69,42 @@ def pairs_from_folder(folder: str | Path, limit: int = 16) -> PairSource:
     return PairSource(str(root), tuple(chosen))
 
 
-def generated_pairs(count: int = GENERATED, side: int = 320, seed: int = 0) -> PairSource:
-    """Textured scenes and affine warps of them, the same every time."""
+def generated_pairs(count: int = GENERATED, seed: int = 0) -> PairSource:
+    """Textured scenes seen twice, through different affine maps and in different sizes; the same every time."""
     rng = np.random.default_rng(seed)
     pairs = []
     for _ in range(count):
-        scene = _scene(rng, side)
-        pairs.append((scene, _warp(rng, scene)))
-    return PairSource("generated scenes and warps of them", tuple(pairs))
+        scene = _scene(rng)
+        pairs.append((_view(rng, scene), _view(rng, scene)))
+    return PairSource("generated scenes seen twice", tuple(pairs))
 
 
-def _scene(rng: np.random.Generator, side: int) -> Image.Image:
-    """Noise of all scales under blobs of colour: edges and texture at every size, as photos have."""
+_SCENE = 640  # pixels; views show about half of it, and never its border
+
+
+def _scene(rng: np.random.Generator) -> Image.Image:
+    """Noise of all scales and shaded blobs: edges and texture at every size, as photos have, and no flat areas."""
+    side = _SCENE
     total = np.zeros((side, side, 3), np.float32)
-    for cells in (4, 8, 16, 32, 64):
+    for cells in (5, 10, 20, 40, 80, 160):
         noise = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
         total += np.asarray(Image.fromarray(noise).resize((side, side), Image.Resampling.BICUBIC), np.float32) - 128
     y, x = np.mgrid[0:side, 0:side]
-    for _ in range(12):
-        centre, radius = rng.uniform(0, side, 2), rng.uniform(side / 20, side / 5)
+    for _ in range(40):
+        centre, radius = rng.uniform(0, side, 2), rng.uniform(side / 40, side / 8)
         inside = (x - centre[0]) ** 2 + ((y - centre[1]) * rng.uniform(0.5, 2)) ** 2 < radius**2
-        total[inside] = total[inside] * 0.3 + rng.uniform(-128, 128, 3)
-    return Image.fromarray(np.clip(total * 0.6 + 128, 0, 255).astype(np.uint8))
+        total[inside] = total[inside] * 0.5 + rng.uniform(-100, 100, 3)
+    return Image.fromarray(np.clip(total * 0.5 + 128, 0, 255).astype(np.uint8))
 
 
-def _warp(rng: np.random.Generator, image: Image.Image) -> Image.Image:
-    side = image.width
-    angle, scale = np.deg2rad(rng.uniform(-20, 20)), np.exp(rng.uniform(-0.3, 0.3))
+def _view(rng: np.random.Generator, scene: Image.Image) -> Image.Image:
+    """A rotated and scaled piece of the scene, 240 to 400 pixels wide and high."""
+    width, height = (int(side) for side in rng.integers(240, 401, 2))
+    angle, scale = np.deg2rad(rng.uniform(-15, 15)), np.exp(rng.uniform(-0.15, 0.15)) * 320 / max(width, height)
     cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
-    shift = rng.uniform(-0.1, 0.1, 2) * side + side / 2
-    matrix = (cos, -sin, shift[0] - (cos - sin) * side / 2, sin, cos, shift[1] - (sin + cos) * side / 2)
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor="grey")
+    shift = rng.uniform(-20, 20, 2) + scene.width / 2
+    x0 = shift[0] - (cos * width - sin * height) / 2
+    y0 = shift[1] - (sin * width + cos * height) / 2
+    return scene.transform(
+        (width, height), Image.Transform.AFFINE, (cos, -sin, x0, sin, cos, y0), Image.Resampling.BICUBIC
+    )

@@ -126,12 +126,13 @@ class HeadAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(S, T, D) -> (S, T, D)."""
         tokens, dim = x.shape[1:]
+        shape: tuple[int, ...] = (-1, tokens, self.heads, self.width)
+        order: tuple[int, ...] = (0, 2, 1, 3)
+        key_order: tuple[int, ...] = (0, 2, 3, 1)
+        back: tuple[int, ...] = (0, 2, 1, 3)
         if self.levels:
-            shape = (-1, self.levels, tokens, self.heads, self.width)
+            shape = (-1, self.levels, *shape[1:])
             order, key_order, back = (0, 2, 3, 1, 4), (0, 2, 3, 4, 1), (0, 3, 1, 2, 4)
-        else:
-            shape = (-1, tokens, self.heads, self.width)
-            order, key_order, back = (0, 2, 1, 3), (0, 2, 3, 1), (0, 2, 1, 3)
         q = self.q(x).reshape(shape).permute(order)
         k = self.k(x).reshape(shape).permute(key_order)
         v = self.v(x).reshape(shape).permute(order)

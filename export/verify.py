@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from cats.console import stderr, table
 from cats.errors import require
 from cats.export.pairs import PairSource
+from cats.geometry import transfer_points
 from cats.model import CATs
 
 TOLERANCE = {"fp32": 0.05, "fp16": 1.0, "bf16": 1.0, "int8": 2.0, "fp8": 2.0, "mixed": 2.0}
@@ -22,8 +24,15 @@ BATCHES = (1, 2, 3)
 """Sizes in which pairs are run by turns where the batch is dynamic; 2 is the one that export traces."""
 
 _FRAME = 256.0
+_POINTS_TOLERANCE = 0.05
 
-Flow = NDArray[np.float32]
+Floats = NDArray[np.float32]
+
+Batch = tuple[Floats, Floats]
+"""Inputs of images a and b, (B, 3, S, S)."""
+
+Result = tuple[Floats, Floats]
+"""Flow (B, 2, G, G) in cells, and confidence (B, G, G)."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,7 @@ class Parity:
         against: what was compared with what.
         argmax: the soft-argmax of these weights picks single cells without order among neighbours, as weights do that
             are neither trained nor zero-started: ties flip, and the figures say little.
+        points_px: of an end-to-end model, how far its points are at most from the transfer of its flow.
     """
 
     median_px: float
@@ -52,22 +62,29 @@ class Parity:
     source: str
     against: str
     argmax: bool
+    points_px: float | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether the 99th percentile is within the tolerance."""
-        return self.p99_px <= self.tolerance_px
+        """Whether the 99th percentile is within the tolerance, and the points follow the flow."""
+        return self.p99_px <= self.tolerance_px and (self.points_px is None or self.points_px <= _POINTS_TOLERANCE)
 
     def to_dict(self) -> dict[str, Any]:
-        """The ``parity`` part of the metadata; pixels to a ten-thousandth of one."""
-        values = {key: round(v, 7) if isinstance(v, float) else v for key, v in asdict(self).items()}
+        """The ``parity`` part of the metadata."""
+        values = {k: round(v, 7) if isinstance(v, float) else v for k, v in asdict(self).items() if v is not None}
         return {**values, "frame": [int(_FRAME), int(_FRAME)]}
 
 
 def compare(
-    expected: tuple[Flow, Flow], actual: tuple[Flow, Flow], *, tolerance: float, source: str, against: str
+    expected: Result,
+    actual: Result,
+    *,
+    tolerance: float,
+    source: str,
+    against: str,
+    points_px: float | None = None,
 ) -> Parity:
-    """Compare flows (B, 2, G, G) in cells and confidences (B, G, G), each given as a pair of arrays."""
+    """Compare two results; the remaining arguments are those of :class:`Parity`."""
     (flow, confidence), (other, other_confidence) = expected, actual
     distance = np.linalg.norm(other.astype(np.float64) - flow, axis=1) * (_FRAME / flow.shape[-1])
     distance = np.nan_to_num(distance, nan=np.inf, posinf=np.inf)
@@ -84,34 +101,56 @@ def compare(
         source,
         against,
         picks_single_cells(flow, confidence),
+        points_px,
     )
 
 
-def picks_single_cells(flow: Flow, confidence: Flow) -> bool:
+def picks_single_cells(flow: Floats, confidence: Floats) -> bool:
     """Whether distributions are single cells (median confidence near 1) whose flow jumps between neighbours."""
     jumps = np.concatenate([np.linalg.norm(np.diff(flow, axis=axis), axis=1).ravel() for axis in (2, 3)])
     return bool(np.median(confidence) > 0.9 and np.median(jumps) > 2)
 
 
-def run_onnx(model: onnx.ModelProto | bytes, batches: list[tuple[Flow, Flow]]) -> tuple[Flow, Flow]:
-    """Flow and confidence of batches of inputs by ONNX Runtime on the CPU, concatenated."""
-    ort = require("onnxruntime", extra="export", purpose="verify the exported model")
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    data = model if isinstance(model, bytes) else model.SerializeToString()
-    session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    results = [session.run(["flow", "confidence"], {"image_a": a, "image_b": b}) for a, b in batches]
-    return tuple(np.concatenate(part).astype(np.float32) for part in zip(*results, strict=True))  # type: ignore[return-value]
-
-
-def run_torch(model: CATs, batches: list[tuple[Flow, Flow]]) -> tuple[Flow, Flow]:
-    """The same by PyTorch in float32."""
+def run_torch(model: CATs, batches: list[Batch]) -> Result:
+    """Flow and confidence of batches of inputs by PyTorch in float32, concatenated."""
     with torch.no_grad():
         results = [model.match(torch.from_numpy(a), torch.from_numpy(b)) for a, b in batches]
-    return tuple(torch.cat(part).numpy() for part in zip(*results, strict=True))  # type: ignore[return-value]
+    flow, confidence = (torch.cat(part).numpy() for part in zip(*results, strict=True))
+    return flow, confidence
 
 
-def make_batches(model: CATs, pairs: PairSource, batch: int | None) -> list[tuple[Flow, Flow]]:
+def run_models(models: Mapping[str, onnx.ModelProto], batches: list[Batch]) -> Result:
+    """The same by the files of form ``pair`` or ``split`` in ONNX Runtime on the CPU."""
+    sessions = {kind: Session(model) for kind, model in models.items()}
+    results = []
+    for a, b in batches:
+        if "pair" in sessions:
+            outputs = sessions["pair"]({"image_a": a, "image_b": b})
+        else:
+            encoded = {side: sessions["encoder"]({"image": image}) for side, image in (("a", a), ("b", b))}
+            outputs = sessions["matcher"](
+                {f"{name}_{side}": value for side, values in encoded.items() for name, value in values.items()}
+            )
+        results.append((outputs["flow"], outputs["confidence"]))
+    flow, confidence = (np.concatenate(part).astype(np.float32) for part in zip(*results, strict=True))
+    return flow, confidence
+
+
+class Session:
+    """An ONNX model in ONNX Runtime on the CPU: named arrays in, named arrays out."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        ort = require("onnxruntime", extra="export", purpose="verify the exported model")
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        self._names = [output.name for output in self._session.get_outputs()]
+
+    def __call__(self, feeds: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.float32]]:
+        return dict(zip(self._names, self._session.run(None, feeds), strict=True))
+
+
+def make_batches(model: CATs, pairs: PairSource, batch: int | None) -> list[Batch]:
     """Inputs of all pairs in batches: of ``batch`` (the last filled up), or of :data:`BATCHES` by turns."""
     items = list(pairs.inputs(model.config.preprocessing))
     batches, turn = [], 0
@@ -126,22 +165,53 @@ def make_batches(model: CATs, pairs: PairSource, batch: int | None) -> list[tupl
 
 
 def verify(
-    exported: onnx.ModelProto | bytes, model: CATs, pairs: PairSource, *, batch: int | None, precision: str
+    models: Mapping[str, onnx.ModelProto], model: CATs, pairs: PairSource, *, batch: int | None, precision: str
 ) -> Parity:
-    """Compare an exported pair model in ONNX Runtime with ``model`` in PyTorch.
+    """Compare exported files in ONNX Runtime with ``model`` in PyTorch.
 
     Args:
-        batch: the file's fixed batch size, None where it is dynamic.
+        models: kind -> file, all kinds of one form (:data:`cats.export.forms.FORMS`).
+        batch: the files' fixed batch size, None where it is free.
         precision: key of :data:`TOLERANCE`.
     """
     batches = make_batches(model, pairs, batch)
+    expected = run_torch(model, batches)
+    points_px = None
+    if "end-to-end" in models:
+        actual, points_px = _run_end_to_end(models["end-to-end"], pairs, batch or 1)
+        expected = expected[0][: len(actual[0])], expected[1][: len(actual[1])]
+    else:
+        actual = run_models(models, batches)
     return compare(
-        run_torch(model, batches),
-        run_onnx(exported, batches),
+        expected,
+        actual,
         tolerance=TOLERANCE[precision],
         source=f"{len(pairs)} pairs, {pairs.name}",
-        against="ONNX Runtime CPU against PyTorch float32",
+        against="ONNX Runtime on the CPU against PyTorch in float32",
+        points_px=points_px,
     )
+
+
+def _run_end_to_end(model: onnx.ModelProto, pairs: PairSource, batch: int) -> tuple[Result, float]:
+    """Flow and confidence of each pair from its raw pixels, and how far its points are from the flow's own transfer,
+    at most, in pixels of a 256 x 256 image."""
+    session, results, worst = Session(model), [], 0.0
+    for a, b in pairs.images():
+        points = _spread_points(a.size)
+        feeds = {"image_a": np.asarray(a), "image_b": np.asarray(b), "points_a": points}
+        outputs = session({name: np.repeat(value[None], batch, axis=0) for name, value in feeds.items()})
+        results.append((outputs["flow"][:1], outputs["confidence"][:1]))
+        expected = transfer_points(points, outputs["flow"][0], a.size, b.size)
+        difference = (outputs["points_b"][0] - expected) * _FRAME / np.asarray(b.size)
+        worst = max(worst, float(np.linalg.norm(difference, axis=1).max()))
+    flow, confidence = (np.concatenate(part) for part in zip(*results, strict=True))
+    return (flow, confidence), worst
+
+
+def _spread_points(size: tuple[int, int]) -> NDArray[np.float32]:
+    """Points all over an image, its corners and borders included: (100, 2)."""
+    x, y = (np.linspace(-0.5, side - 0.5, 10) for side in size)
+    return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2).astype(np.float32)
 
 
 def print_parity(parity: Parity, title: str) -> None:
@@ -154,6 +224,8 @@ def print_parity(parity: Parity, title: str) -> None:
         ["largest difference of confidence", f"{parity.confidence:.1e}"],
         ["tolerance of the 99th percentile", f"{parity.tolerance_px} px"],
     ]
+    if parity.points_px is not None:
+        rows.append(["points against the flow's transfer, largest", f"{parity.points_px:.4f} px"])
     stderr.print(table(f"{title}: {parity.against}", ["flow difference, in pixels at 256 x 256", ""], rows))
     stderr.print(f"{'passed' if parity.passed else 'FAILED'} on {parity.source}", markup=False)
     if parity.argmax:
