@@ -22,7 +22,7 @@ class TrainConfig:
 
     Attributes:
         model: structure; ``backbone_weights`` and ``zero_start`` as in :class:`cats.model.CATs`.
-        freeze: ``all`` (no gradients, statistics fixed), ``authors`` (no gradients, batch-norm statistics running, as in
+        freeze: ``all`` (no gradients, statistics fixed), ``authors`` (no gradients, batch-norm statistics as in
             the authors' frozen backbone), ``none``.
         lr, lr_backbone, weight_decay: of AdamW; vectors (biases, norms) are not decayed.
         batch_size: pairs or triplets of one step on one GPU; ``accumulate`` steps make one update.
@@ -33,7 +33,8 @@ class TrainConfig:
         amp: ``off``, ``bf16`` or ``fp16`` autocast; correlation, softmax and losses stay float32.
         augment, crop: the paper's Table 1, and the box-preserving random crop, each for supervised data.
         direct, composed, unmatched: weights of the terms of probabilistic warp consistency (categories); ``keep``:
-            share of cells of the composed term; ``sigma``: of the targets in cells.
+            share of cells of the composed term; ``direct_share``: share of a batch that computes the direct term too;
+            ``sigma``: of the targets in cells.
         shrink: the aggregator's learnt correction is scaled by this in the saved model (its output projection), which
             interpolates between the backbone's own matches (0) and the trained ones (1).
         warp: distribution of random warps (warps, categories).
@@ -60,10 +61,11 @@ class TrainConfig:
     amp: str = "off"
     augment: bool = True
     crop: bool = True
-    direct: float = 0.2
+    direct: float = 0.25
+    direct_share: float = 0.25
     composed: float = 1.0
     unmatched: float = 0.0
-    keep: float = 0.5
+    keep: float = 0.6
     sigma: float = 0.7
     shrink: float = 1.0
     warp: WarpConfig = field(default_factory=WarpConfig)
@@ -156,14 +158,15 @@ CONFIGS: dict[str, TrainConfig] = {
         model=_TINY,
         zero_start=True,
         freeze="all",
-        lr=5e-4,
+        lr=1e-3,
         batch_size=4,
-        steps=3000,
+        steps=1000,
         schedule="cosine",
         warmup=50,
         clip=1.0,
         ema=0.99,
         amp="bf16",
+        shrink=0.75,
         validate_every=250,
     ),
 }

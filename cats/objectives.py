@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 import torch
@@ -74,14 +75,18 @@ class WarpConsistencyObjective:
         maps = model.features(normalise(torch.cat([batch[name] for name in names]), model))
         features = dict(zip(names, _split(maps, len(names)), strict=True))
         passes = [("w", "j"), ("j", "i")]
+        counts = [len(flow)] * len(passes)
         if config.direct:
             passes.append(("w", "i"))
+            counts.append(math.ceil(config.direct_share * len(flow)))
         if config.unmatched:
             passes.append(("w", "n"))
+            counts.append(len(flow))
         refined = model.match_features(
-            _concatenate([features[a] for a, _ in passes]), _concatenate([features[b] for _, b in passes])
+            _concatenate([_first(features[a], n) for (a, _), n in zip(passes, counts, strict=True)]),
+            _concatenate([_first(features[b], n) for (_, b), n in zip(passes, counts, strict=True)]),
         ).float()
-        scores = dict(zip(passes, refined.chunk(len(passes)), strict=True))
+        scores = dict(zip(passes, refined.split(counts), strict=True))
         unmatched = None
         if config.unmatched:
             score = self.parameters["unmatched_score"]
@@ -97,8 +102,9 @@ class WarpConsistencyObjective:
             )
         }
         if config.direct:
+            n = len(probability["w", "i"])
             terms["direct"] = config.direct * probabilistic_cross_entropy(
-                probability["w", "i"], flow, visible, sigma=config.sigma
+                probability["w", "i"], flow[:n], visible[:n], sigma=config.sigma
             )
         if unmatched is not None:
             terms["unmatched"] = config.unmatched * unmatched_loss(unmatched)
@@ -109,6 +115,10 @@ def _split(maps: Features, parts: int) -> list[Features]:
     """Features of a concatenated batch, one list of levels for each part."""
     chunks = [x.chunk(parts) for x in maps]
     return [[levels[k] for levels in chunks] for k in range(parts)]
+
+
+def _first(maps: Features, count: int) -> Features:
+    return [x[:count] for x in maps]
 
 
 def _concatenate(features: list[Features]) -> Features:

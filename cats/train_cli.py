@@ -1,0 +1,182 @@
+"""``cats-train``: train a CATs on keypoints, on warps of photos, or on photos sorted by category."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cats.configs import CONFIGS, TrainConfig, find_config
+from cats.console import execute, new_app, note
+from cats.data import open_dataset, parse_data
+from cats.errors import BackendError, InputError
+
+app = new_app()
+
+SUPERVISED = ("spair", "pfpascal", "pairs")
+KINDS = (*SUPERVISED, "warps", "categories")
+
+EXAMPLES = """
+Examples:
+
+- `cats-train --data categories:photos/ --config tiny --val willow:PF-WILLOW` photos sorted into folders, no keypoints
+
+- `cats-train --data spair:SPair-71k --config spair-frozen --device cuda` the paper's recipe
+
+- `torchrun --nproc-per-node 4 -m cats.train_cli --data spair:SPair-71k --config spair --device cuda` four GPUs
+
+- `cats-train --config tiny --set model.depth=2 --print-config`
+"""
+
+
+def train(
+    data: str,
+    config: TrainConfig,
+    output: Path,
+    *,
+    validation: str | None = None,
+    resume: bool = False,
+    device: str = "cpu",
+    workers: int = 1,
+) -> Path:
+    """Train a model; the Python function behind ``cats-train``.
+
+    Args:
+        data: ``KIND:DIR`` with KIND one of :data:`KINDS`.
+        config: settings.
+        output: folder of the run.
+        validation: ``KIND:DIR`` of annotated pairs or ``warps:DIR``. Default: the ``val`` split of supervised data,
+            else warps of the training photos that training does not draw.
+        resume: go on where the run in ``output`` stopped.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        workers: loader processes.
+
+    Returns:
+        Path of the best checkpoint.
+    """
+    import torch
+
+    from cats.train import Trainer
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise BackendError(f"--device {device}: PyTorch {torch.__version__} sees no GPU here; use --device cpu")
+    dataset, objective, steps = _training_data(data, config)
+    return Trainer(
+        config,
+        dataset,
+        objective,
+        _validation(validation, data, config),
+        output,
+        steps=steps,
+        device=device,
+        workers=workers,
+        description={"data": _described(data), "validation": _described(validation or data)},
+    ).run(resume=resume)
+
+
+def _training_data(data: str, config: TrainConfig) -> tuple[Any, Any, int]:
+    """Data set, objective and number of updates for one kind of data."""
+    from cats.data.folders import CategoryFolder, PhotoFolder
+    from cats.data.supervised import SupervisedPairs
+    from cats.data.warps import CategoryTriplets, WarpPairs
+    from cats.objectives import FlowObjective, WarpConsistencyObjective
+
+    kind, path = parse_data(data, KINDS)
+    model = config.model
+    drawn = {"size": model.image_size, "grid": model.feature_size, "seed": config.seed}
+    if kind == "categories":
+        folder = CategoryFolder.open(path)
+        note(
+            f"{len(folder)} photos in {len(folder.categories)} categories"
+            + (f"; with one photo only, left out: {', '.join(folder.dropped)}" if folder.dropped else "")
+        )
+        return CategoryTriplets(folder, config=config.warp, **drawn), WarpConsistencyObjective(config), config.steps
+    if kind == "warps":
+        photos = PhotoFolder.open(path)
+        note(f"{len(photos)} photos ({photos.skipped} other files skipped)")
+        return WarpPairs(photos, config=config.warp, **drawn), FlowObjective(), config.steps
+    pairs = open_dataset(data, None if kind == "pairs" else "train")
+    note(pairs.description)
+    dataset = SupervisedPairs(pairs, augment=config.augment, crop=config.crop, **drawn)
+    update = config.batch_size * config.accumulate
+    return dataset, FlowObjective(), config.epochs * max(1, len(pairs) // update)
+
+
+def _validation(validation: str | None, data: str, config: TrainConfig) -> Any:
+    import torch
+
+    from cats.data.folders import PhotoFolder
+    from cats.data.warps import WarpPairs
+    from cats.validation import KeypointValidation, WarpValidation
+
+    amp = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.amp)
+    kind, path = parse_data(validation or data, (*KINDS, "willow", "tss"))
+    if kind in ("warps", "categories"):
+        seed = (config.seed, 0x5EED) if validation is None else 0
+        pairs = WarpPairs(
+            PhotoFolder.open(path),
+            size=config.model.image_size,
+            grid=config.model.feature_size,
+            seed=seed,
+            config=config.warp,
+        )
+        return WarpValidation(pairs, amp=amp)
+    split = "val" if kind in ("spair", "pfpascal") else None
+    return KeypointValidation(open_dataset(validation or data, split), amp=amp)
+
+
+def _described(data: str) -> str:
+    """Kind and name of a data set, without the path of the machine it lay on."""
+    kind, _, path = data.partition(":")
+    return f"{kind}:{Path(path).resolve().name}"
+
+
+@app.command(epilog=EXAMPLES)
+def main_command(
+    data: Annotated[
+        str | None,
+        typer.Option(help=f"Training data, KIND:DIR with KIND one of {', '.join(KINDS)}.", show_default=False),
+    ] = None,
+    config: Annotated[str, typer.Option(help=f"Named configuration: {', '.join(CONFIGS)}.")] = "spair",
+    val: Annotated[
+        str | None,
+        typer.Option(
+            help="Validation data: KIND:DIR of annotated pairs (willow too), or warps:DIR. Default: the val split, or "
+            "other warps of the training photos.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")] = Path("runs/cats"),
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a setting: key=value, dotted.", show_default=False)
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on where the run in --output stopped.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    workers: Annotated[int, typer.Option(help="Loader processes.", min=0)] = 1,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings as JSON and stop.")] = False,
+) -> None:
+    """Train a CATs on keypoints, on warps of photos, or on photos sorted by category.
+
+    Writes best.pt, resume.pt, log.csv, config.json and TensorBoard events into the folder of the run.
+    """
+    settings = find_config(config).override(assignments or [])
+    if print_config:
+        sys.stdout.write(json.dumps(settings.to_dict(), indent=2) + "\n")
+        return
+    if data is None:
+        raise InputError(f"--data is missing: KIND:DIR with KIND one of {', '.join(KINDS)}")
+    note(f"cats-train {shlex.join(sys.argv[1:])}")
+    train(data, settings, output, validation=val, resume=resume, device=device, workers=workers)
+
+
+def main() -> None:
+    """Entry point of ``cats-train``."""
+    execute(app)
+
+
+if __name__ == "__main__":
+    main()
