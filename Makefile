@@ -1,0 +1,37 @@
+# `make demo` and `make test` work from a fresh clone: each makes the virtual environment that it needs.
+PYTHON ?= python3
+EXTRAS := cpu,train,export,calibrate,openvino,tensorrt-rtx,dev
+
+.PHONY: demo test lint bench clean
+
+demo: .venv-demo/done  ## match two photos with the shipped model and draw demo.png
+	.venv-demo/bin/cats-run assets/cats-tiny.onnx assets/astronaut.jpg assets/grace_hopper.jpg -o demo.png
+	@echo "demo.png: the same points of two portraits"
+
+test: .venv/done lint  ## everything that runs without a GPU, on the installed package
+	.venv/bin/pytest
+
+lint: .venv/done
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+bench: .venv/done  ## latency of the backends side by side; nothing else may run beside it
+	.venv/bin/python benchmarks/latency.py
+
+SOURCES := $(shell git ls-files --cached --others --exclude-standard -- cats export runtime calibration assets pyproject.toml setup.py)
+
+.venv-demo/done: $(SOURCES)
+	test -d .venv-demo || $(PYTHON) -m venv .venv-demo
+	.venv-demo/bin/python -m pip install --quiet --upgrade pip
+	.venv-demo/bin/python -m pip install --quiet '.[cpu]'
+	touch $@
+
+.venv/done: $(SOURCES)
+	test -d .venv || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --upgrade pip
+	.venv/bin/python -m pip install --quiet '.[$(EXTRAS)]'
+	touch $@
+
+clean:
+	rm -rf .venv .venv-demo build *.egg-info demo.png
