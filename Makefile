@@ -14,7 +14,7 @@ test: .venv/done lint  ## everything that runs without a GPU, on the installed p
 lint: .venv/done
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy
+	cd .venv && bin/mypy --config-file ../pyproject.toml  # elsewhere mypy would take the folder cats/ for the package
 
 bench: .venv/done  ## latency of the backends side by side; nothing else may run beside it
 	.venv/bin/python benchmarks/latency.py

@@ -27,11 +27,13 @@ from cats.model import CATs, CATsConfig
 FORMAT = 1
 
 _MAX_ARGS_BYTES = 1 << 20
+# numpy 2 made numpy.core private; files may name either.
+_NUMPY_SCALAR = (getattr(np, "_core", None) or np.core).multiarray.scalar
 # Training state that the authors' files hold beside the weights; plain data, read and ignored.
 _HARMLESS = [
     collections.Counter,
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
+    (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
     np.dtype,
     np.dtypes.Float64DType,
     np.dtypes.Float32DType,

@@ -116,15 +116,16 @@ class Trainer:
             TrainingError: the loss is not finite, named with its step.
         """
         self._open_folder(resume)
-        bar = progress() if self.rank == 0 else contextlib.nullcontext()
+        bar = progress()
+        bar.disable = self.rank != 0
         with bar:
-            task = bar.add_task("training", total=self.steps, completed=self.state.step) if self.rank == 0 else None
+            task = bar.add_task("training", total=self.steps, completed=self.state.step)
             for batches in self._batches():
                 logs = self._update(batches)
                 self.state.step += 1
                 if self.rank == 0:
                     self._log(logs)
-                    bar.update(task, advance=1, description=f"training, loss {logs['loss']:.3f}")
+                bar.update(task, advance=1, description=f"training, loss {logs['loss']:.3f}")
                 last = self.state.step >= self.steps
                 if last or self.state.step % self.config.validate_every == 0:
                     self._validate_and_save()

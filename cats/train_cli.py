@@ -18,6 +18,7 @@ from cats.errors import BackendError, InputError
 app = new_app()
 
 SUPERVISED = ("spair", "pfpascal", "pairs")
+_HELD_OUT = 1 << 32  # far from the seeds that people give
 KINDS = (*SUPERVISED, "warps", "categories")
 
 EXAMPLES = """
@@ -116,7 +117,7 @@ def _validation(validation: str | None, data: str, config: TrainConfig) -> Any:
     amp = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.amp)
     kind, path = parse_data(validation or data, (*KINDS, "willow", "tss"))
     if kind in ("warps", "categories"):
-        seed = (config.seed, 0x5EED) if validation is None else 0
+        seed = config.seed + _HELD_OUT if validation is None else 0
         pairs = WarpPairs(
             PhotoFolder.open(path),
             size=config.model.image_size,

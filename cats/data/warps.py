@@ -84,15 +84,15 @@ def random_warp(rng: np.random.Generator, size: tuple[int, int], config: WarpCon
     lattice = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
     if rng.random() < config.spline:
         lattice = lattice + _spline_displacement(rng, lattice, config.bend)
-    lattice = _project(lattice, _random_matrix(rng, config)).reshape(_LATTICE, _LATTICE, 2).astype(np.float32)
+    projected = _project(lattice, _random_matrix(rng, config)).reshape(_LATTICE, _LATTICE, 2).astype(np.float32)
     width, height = size
     # The lattice spans pixel centres, so that bilinear interpolation of it is exact for the affine part.
     columns = np.linspace(0, _LATTICE - 1, width, dtype=np.float32)
     rows = np.linspace(0, _LATTICE - 1, height, dtype=np.float32)
     x, y = np.meshgrid(columns, rows)
-    normalised = cv2.remap(lattice, x, y, cv2.INTER_LINEAR)
-    positions = (normalised + 1) * (np.float32([width - 1, height - 1]) / 2)
-    inside = (positions >= -0.5) & (positions <= np.float32([width, height]) - 0.5)
+    normalised = cv2.remap(projected, x, y, cv2.INTER_LINEAR)
+    positions = (normalised + 1) * np.array([(width - 1) / 2, (height - 1) / 2], np.float32)
+    inside = (positions >= -0.5) & (positions <= np.array([width - 0.5, height - 0.5], np.float32))
     return Warp(positions.astype(np.float32), inside.all(axis=-1))
 
 
@@ -115,7 +115,7 @@ def occlude(rng: np.random.Generator, image: UInt8Image, warp: Warp, other: UInt
 
 def jitter_colours(rng: np.random.Generator, image: UInt8Image, strength: float = 0.3) -> UInt8Image:
     """Random brightness, contrast, saturation, channel gains and (one in ten) grey, as one affine map of RGB."""
-    grey = np.float32([0.299, 0.587, 0.114])
+    grey = np.array([0.299, 0.587, 0.114], np.float32)
     saturation = 0.0 if rng.random() < 0.1 else 1 + rng.uniform(-1, 1) * strength
     matrix = saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * grey[None, :]
     gains = (1 + rng.uniform(-1, 1, 3) * strength / 3) * (1 + rng.uniform(-1, 1) * strength)
