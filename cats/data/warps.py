@@ -87,13 +87,17 @@ def random_warp(rng: np.random.Generator, size: tuple[int, int], config: WarpCon
     projected = _project(lattice, _random_matrix(rng, config)).reshape(_LATTICE, _LATTICE, 2).astype(np.float32)
     width, height = size
     # The lattice spans pixel centres, so that bilinear interpolation of it is exact for the affine part.
-    columns = np.linspace(0, _LATTICE - 1, width, dtype=np.float32)
-    rows = np.linspace(0, _LATTICE - 1, height, dtype=np.float32)
-    x, y = np.meshgrid(columns, rows)
-    normalised = cv2.remap(projected, x, y, cv2.INTER_LINEAR)
+    rows, columns = _interpolation(height), _interpolation(width)
+    normalised = np.stack([rows @ projected[..., axis] @ columns.T for axis in (0, 1)], axis=-1)
     positions = (normalised + 1) * np.array([(width - 1) / 2, (height - 1) / 2], np.float32)
     inside = (positions >= -0.5) & (positions <= np.array([width - 0.5, height - 0.5], np.float32))
     return Warp(positions.astype(np.float32), inside.all(axis=-1))
+
+
+def _interpolation(count: int) -> NDArray[np.float32]:
+    """Linear interpolation weights (count, lattice) of evenly spaced places that span the lattice."""
+    places = np.linspace(0, _LATTICE - 1, count)
+    return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(_LATTICE))).astype(np.float32)
 
 
 def apply_warp(image: UInt8Image, warp: Warp) -> UInt8Image:
