@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from cats.data.warps import WarpConfig
@@ -107,13 +107,13 @@ class TrainConfig:
         Raises:
             InputError: no ``=``, unknown key (the known ones are listed), or a value of the wrong kind.
         """
-        config = self
+        values = self.to_dict()
         for assignment in assignments:
             key, separator, text = assignment.partition("=")
             if not separator:
                 raise InputError(f"--set {assignment}: expected key=value")
-            config = _assign(config, key.strip().split("."), _parse(text.strip()), assignment)
-        return config
+            _assign(values, key.strip().split("."), _parse(text.strip()), assignment)
+        return TrainConfig.from_dict(values)  # checked once all are in: some only fit together
 
 
 def _parse(text: str) -> Any:
@@ -123,22 +123,21 @@ def _parse(text: str) -> Any:
         return text
 
 
-def _assign(config: Any, path: list[str], value: Any, assignment: str) -> Any:
-    names = {item.name for item in dataclasses.fields(config)}
-    if path[0] not in names:
-        raise InputError(f"--set {assignment}: unknown key {path[0]!r}; known: {', '.join(sorted(names))}")
-    current = getattr(config, path[0])
+def _assign(values: dict[str, Any], path: list[str], value: Any, assignment: str) -> None:
+    """Set one value in place, at the same JSON type as the one it replaces."""
+    if path[0] not in values:
+        raise InputError(f"--set {assignment}: unknown key {path[0]!r}; known: {', '.join(sorted(values))}")
+    current = values[path[0]]
     if len(path) > 1:
-        if not dataclasses.is_dataclass(current):
+        if not isinstance(current, dict):
             raise InputError(f"--set {assignment}: {path[0]} has no part {path[1]!r}")
-        return replace(config, **{path[0]: _assign(current, path[1:], value, assignment)})
-    if isinstance(current, tuple):
-        value = tuple(value) if isinstance(value, list) else value
-    elif isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
+        _assign(current, path[1:], value, assignment)
+        return
+    if isinstance(current, float) and type(value) is int:
         value = float(value)
     if type(value) is not type(current):
         raise InputError(f"--set {assignment}: {path[0]} takes a {type(current).__name__}, like {current!r}")
-    return replace(config, **{path[0]: value})
+    values[path[0]] = value
 
 
 _PFPASCAL = (2, 17, 21, 22, 25, 26, 28)

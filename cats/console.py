@@ -74,7 +74,9 @@ def execute(app: typer.Typer) -> None:
         text = " ".join(str(error).split("\n")) if error.exit_code == 2 else str(error)
         stderr.print(f"error: {text}", markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:  # typer turns an interrupt into the exit status 130
+        if isinstance(end, SystemExit) and end.code != 130:
+            raise
         stderr.print("interrupted; nothing was left half-written", markup=False)
         sys.exit(130)
     except BrokenPipeError:

@@ -11,7 +11,7 @@ from cats.data.samples import PairDataset
 from cats.geometry import Floats
 
 RECEPTIVE_FIELD = 35
-"""Side of the window around a cell's centre, in pixels of the 256x256 frame, whose keypoints make its flow."""
+"""Side of the window around a cell's centre whose keypoints make its flow, in pixels of the 256x256 frame."""
 
 
 def sparse_flow(
@@ -28,7 +28,7 @@ def sparse_flow(
         flow (2, G, G) in cells, a -> b, exactly 0 where no keypoint is, and where one is (G, G).
     """
     cell = size / grid
-    half = RECEPTIVE_FIELD * size / 256 / 2
+    half = RECEPTIVE_FIELD / 16 * cell / 2  # published for cells of 16 pixels
     centres = (np.arange(grid) + 0.5) * cell - 0.5
     near_x = np.abs(points_a[:, None, 0] - centres[None]) <= half  # (N, G)
     near_y = np.abs(points_a[:, None, 1] - centres[None]) <= half
