@@ -45,6 +45,9 @@ def main_command(
     inline: Annotated[
         bool, typer.Option("--inline", help="Plain operators in place of the function cats::Correlation.")
     ] = False,
+    target: Annotated[
+        str, typer.Option("--for", help="any, or onnxruntime: with operators that only it has, faster there on a CPU.")
+    ] = "any",
     opset: Annotated[int, typer.Option(help="ONNX operator set, 18 to 23.")] = 20,
     batch: Annotated[str, typer.Option(help="dynamic, or a fixed number of pairs.")] = "dynamic",
     hyperpixels: Annotated[
@@ -57,11 +60,16 @@ def main_command(
     images: Annotated[
         Path | None, typer.Option(help="Verify on photos of a folder, each with the next.", show_default=False)
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Annotated pairs KIND:DIR (willow:PF-WILLOW); also compare PCK.", show_default=False),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each file's metadata as JSON, one a line.")] = False,
 ) -> None:
     """Export a CATs checkpoint to ONNX and compare the file with PyTorch."""
     from cats.checkpoints import load_checkpoint
     from cats.export.export import export_onnx
+    from cats.export.graph import DeploymentOptions
     from cats.export.pairs import pairs_from_csv, pairs_from_folder
     from cats.export.verify import print_parity
 
@@ -69,6 +77,8 @@ def main_command(
         raise InputError("give --pairs or --images, not both")
     if split and end_to_end:
         raise InputError("--split and --end-to-end are different forms: give one")
+    if target not in ("any", "onnxruntime"):
+        raise InputError(f"--for {target!r}: give any or onnxruntime")
     source = pairs_from_csv(pairs) if pairs else pairs_from_folder(images) if images else None
     model = load_checkpoint(ckpt, hyperpixels=_ids(hyperpixels)).model
     report = export_onnx(
@@ -77,10 +87,12 @@ def main_command(
         form="split" if split else "end-to-end" if end_to_end else "pair",
         opset=opset,
         batch=_batch(batch),
+        options=DeploymentOptions(onnxruntime=target == "onnxruntime"),
         fp16=fp16,
         weights=weights,
         inline=inline,
         pairs=source,
+        data=data,
     )
     names = " and ".join(str(path) for path in report.files.values())
     assert report.parity is not None  # verification is on

@@ -16,8 +16,8 @@ from cats.errors import InputError
 from cats.export.forms import build_form
 from cats.export.graph import DeploymentOptions
 from cats.export.onnx_writer import DEFAULT_OPSET
-from cats.export.pairs import PairSource, generated_pairs
-from cats.export.storage import inline_functions, store_as_half
+from cats.export.pairs import PairSource, demo_pairs
+from cats.export.storage import batch_norm_factors, inline_functions, store_as_half
 from cats.export.verify import Parity, verify
 from cats.files import write_bytes
 from cats.metadata import KEY, Metadata
@@ -56,6 +56,7 @@ def export_onnx(
     weights: str = "fp32",
     inline: bool = False,
     pairs: PairSource | None = None,
+    data: str | None = None,
     verified: bool = True,
 ) -> ExportReport:
     """Write a model as ONNX, compare it with PyTorch, and embed what it is and how far it is from PyTorch.
@@ -71,7 +72,8 @@ def export_onnx(
         fp16: type the graph in float16 where that is safe (:func:`cats.export.precision.to_fp16`).
         weights: one of :data:`WEIGHTS`.
         inline: write ``cats::Correlation`` as plain operators instead of a function.
-        pairs: images to verify with; generated ones by default.
+        pairs: images to verify with; the shipped photos and views of them by default.
+        data: annotated pairs ``KIND:DIR`` on which to measure PCK before and after.
         verified: compare with PyTorch.
 
     Raises:
@@ -79,35 +81,50 @@ def export_onnx(
     """
     if weights not in WEIGHTS:
         raise InputError(f"weights {weights!r}: choose {', '.join(WEIGHTS)}")
+    if fp16 and options is not None and options.onnxruntime:
+        raise InputError("float16 is for GPUs and a file for ONNX Runtime alone is for CPUs: choose one")
     if fp16 and weights != "fp32":
         raise InputError("a model in float16 stores its weights as float16 anyway: leave out fp16-storage")
     precision = "fp16" if fp16 else "fp32"
+    options = options or DeploymentOptions()
     models = build_form(model, form, opset=opset, batch=batch, options=options)
     for kind, exported in models.items():
         if fp16:
             exported = importlib.import_module("cats.export.precision").to_fp16(exported)
         if inline:
             exported = inline_functions(exported)
-        models[kind] = store_as_half(exported) if weights == "fp16-storage" else exported
+        models[kind] = exported
+    judged = precision
+    if weights == "fp16-storage":
+        factors = batch_norm_factors(model)
+        for kind, exported in models.items():
+            models[kind], rounded = store_as_half(exported, factors)
+            judged = "fp16" if rounded else judged  # rounded weights are as far from the checkpoint's as float16 is
     parity = None
     if verified:
-        half = fp16 or weights == "fp16-storage"
-        source = pairs or generated_pairs()
-        parity = verify(models, model, source, batch=batch, precision="fp16" if half else "fp32")
+        parity = verify(models, model, pairs or demo_pairs(), batch=batch, precision=judged, data=data)
     files, metadata = {}, {}
     for kind, exported in models.items():
         files[kind] = _file(Path(path), kind)
-        metadata[kind] = describe(model, kind, precision=precision, opset=opset, weights=weights, parity=parity)
+        extra = {} if weights == "fp32" else {"weights": weights}
+        extra |= {"runtime": "onnxruntime"} if options.onnxruntime else {}
+        metadata[kind] = describe(model, kind, precision=precision, opset=opset, parity=parity, extra=extra)
         write_model(exported, metadata[kind], files[kind])
     return ExportReport(files, metadata, parity)
 
 
 def describe(
-    model: CATs, kind: str, *, precision: str, opset: int, weights: str = "fp32", parity: Parity | None = None
+    model: CATs,
+    kind: str,
+    *,
+    precision: str,
+    opset: int,
+    parity: Parity | None = None,
+    extra: dict[str, Any] | None = None,
 ) -> Metadata:
-    """The metadata of an exported model."""
+    """The metadata of an exported model; ``extra`` may hold ``weights`` (how they are stored) and ``runtime`` (the only
+    library that runs the file)."""
     grid = model.config.feature_size
-    extra: dict[str, Any] = {} if weights == "fp32" else {"weights": weights}
     return Metadata(
         kind=kind,
         config=model.config.to_dict(),
@@ -119,7 +136,7 @@ def describe(
         tools=tool_versions(),
         verified=parity is not None and parity.passed,
         parity=None if parity is None else parity.to_dict(),
-        extra=extra,
+        extra=extra or {},
     )
 
 

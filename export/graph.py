@@ -15,16 +15,18 @@ import copy
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cats.export import rewrites
+from cats.export.blocks import make_block
 from cats.export.correlation import Correlation
-from cats.model import CATs, CATsConfig, MultiscaleBlock
+from cats.model import CATs, CATsConfig
 
 
 @dataclass(frozen=True)
 class DeploymentOptions:
-    """The rewrites, all on by default; switched off, the graph computes that part as :mod:`cats.model` does.
+    """The rewrites, all but the last on by default; without one the graph computes that part as :mod:`cats.model` does.
 
     Attributes:
         fold_batch_norm: batch norm becomes part of the convolution before it.
@@ -39,6 +41,8 @@ class DeploymentOptions:
         mean_first: in the last pass the mean over the levels is taken before the last two linear layers instead of
             after them, with which it commutes.
         moments: mean and variance of the soft-argmax by one product with constant coordinates.
+        onnxruntime: operators that only ONNX Runtime has (:mod:`cats.export.ort_ops`); off, because no other library
+            reads such a file. Takes the place of ``split_heads``.
     """
 
     fold_batch_norm: bool = True
@@ -49,6 +53,7 @@ class DeploymentOptions:
     split_heads: bool = True
     mean_first: bool = True
     moments: bool = True
+    onnxruntime: bool = False
 
 
 class EncoderGraph(nn.Module):
@@ -57,6 +62,9 @@ class EncoderGraph(nn.Module):
     Args:
         model: is not changed; parts of it are copied.
         options: see :class:`DeploymentOptions`.
+
+    Attributes:
+        folded_factors: of :func:`cats.export.rewrites.fold_batch_norm`, names relative to ``feature_extraction``.
     """
 
     def __init__(self, model: CATs, options: DeploymentOptions):
@@ -65,8 +73,9 @@ class EncoderGraph(nn.Module):
         self.config = config
         self.feature_extraction = copy.deepcopy(model.feature_extraction).float().eval()
         example = torch.zeros(1, 3, config.image_size, config.image_size)
-        if options.fold_batch_norm:
-            rewrites.fold_batch_norm(self.feature_extraction, example)
+        self.folded_factors = (
+            rewrites.fold_batch_norm(self.feature_extraction, example) if options.fold_batch_norm else {}
+        )
         with torch.no_grad():
             maps = self.feature_extraction(example)
         self.resize = nn.ModuleList(_resize(x, config.feature_size, options) for x in maps)
@@ -108,13 +117,12 @@ class Decoder(nn.Module):
         super().__init__()
         config, aggregator = model.config, copy.deepcopy(model.decoder).float().eval()
         self.config, self.options = config, options
-        self.blocks = aggregator.blocks
-        self.proj = aggregator.proj
-        if options.split_heads:
-            for block in self.blocks:
-                rewrites.split_heads(block, len(config.hyperpixels))
-        rewrites.store_transposed(self)
-        cells = config.feature_size**2
+        levels, cells = len(config.hyperpixels), config.feature_size**2
+        self.blocks = nn.ModuleList(
+            make_block(block, levels, split_heads=options.split_heads, onnxruntime=options.onnxruntime)
+            for block in aggregator.blocks
+        )
+        self.proj = rewrites.Linear.of(aggregator.proj)
         if options.constant_position:
             self.register_buffer("position", aggregator.positional_embedding().detach()[0, ..., :cells].clone())
         else:
@@ -134,50 +142,34 @@ class Decoder(nn.Module):
         """(B * L, N, D) tokens of the rows of a cost volume."""
         if self.options.constant_position:
             corr = corr + self.position
-            x = corr if appearance is None else torch.cat([corr, appearance], dim=-1)
-        else:
+        x = corr if appearance is None else torch.cat([corr, appearance], dim=-1)
+        if not self.options.constant_position:
             grid = self.config.feature_size
-            position = [
-                self.pos_embed_x.expand(-1, -1, grid, -1, -1),
-                self.pos_embed_y.expand(-1, -1, -1, grid, -1),
-            ]
-            x = corr if appearance is None else torch.cat([corr, appearance], dim=-1)
-            x = x + torch.cat(position, dim=-1).flatten(2, 3)
+            columns = self.pos_embed_x.expand(-1, -1, grid, -1, -1)
+            rows = self.pos_embed_y.expand(-1, -1, -1, grid, -1)
+            x = x + torch.cat([columns, rows], dim=-1).flatten(2, 3)
         return x.reshape(-1, *x.shape[2:])
 
     def _run_blocks(self, x: Tensor) -> Tensor:
         for block in self.blocks:
-            x = self._attend(block, x)
-            x = x + block.mlp(block.norm2(x))
+            x, normed = block(x)
+            x = x + block.mlp(normed)
         return x
-
-    def _attend(self, block: MultiscaleBlock, x: Tensor) -> Tensor:
-        """A block without its last MLP."""
-        levels = len(self.config.hyperpixels)
-        x = x + block.attn(block.norm1(x))
-        if levels == 1:
-            return x
-        x = x + block.mlp2(block.norm4(x))
-        if self.options.split_heads:
-            return x + block.attn_multiscale(block.norm3(x))
-        positions, dim = x.shape[1:]
-        x = x.reshape(-1, levels, positions, dim).transpose(1, 2).reshape(-1, levels, dim)
-        x = x + block.attn_multiscale(block.norm3(x))
-        return x.reshape(-1, positions, levels, dim).transpose(1, 2).reshape(-1, positions, dim)
 
     def _refined(self, x: Tensor) -> Tensor:
         """The last pass and the mean over the levels: (B * L, N, D) to (B, N, N), rows b."""
         if not self.options.mean_first:
             return self._mean(self.proj(self._run_blocks(x)))
-        last = self.blocks[-1]
         for block in self.blocks[:-1]:
-            x = self._attend(block, x)
-            x = x + block.mlp(block.norm2(x))
-        x = self._attend(last, x)
-        hidden = rewrites.mlp_hidden(last.mlp, last.norm2(x))
+            x, normed = block(x)
+            x = x + block.mlp(normed)
+        last = self.blocks[-1]
+        x, normed = last(x)
+        hidden = F.gelu(last.mlp.fc1(normed))
         return self.proj(self._mean(x) + last.mlp.fc2(self._mean(hidden)))
 
     def _mean(self, x: Tensor) -> Tensor:
+        """(B * L, N, C) to (B, N, C)."""
         return x.reshape(-1, len(self.config.hyperpixels), *x.shape[1:]).mean(dim=1)
 
 

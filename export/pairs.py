@@ -1,4 +1,4 @@
-"""Pairs of images to verify a model with: the user's own, or generated ones."""
+"""Pairs of images to verify a model with: the user's own, or the shipped photos."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cats.assets import asset
 from cats.errors import InputError
 from cats.metadata import Preprocessing
 from cats.runtime.images import preprocess, read_image
 from cats.runtime.tables import read_pairs
 
-GENERATED = 8
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 
 
@@ -69,42 +69,27 @@ def pairs_from_folder(folder: str | Path, limit: int = 16) -> PairSource:
     return PairSource(str(root), tuple(chosen))
 
 
-def generated_pairs(count: int = GENERATED, seed: int = 0) -> PairSource:
-    """Textured scenes seen twice, through different affine maps and in different sizes; the same every time."""
+def demo_pairs(count: int = 8, seed: int = 0) -> PairSource:
+    """The two shipped photos against each other, both ways, and views of each against other views of it; the same
+    every time."""
+    photos = [read_image(asset(name)) for name in ("astronaut.jpg", "grace_hopper.jpg")]
     rng = np.random.default_rng(seed)
-    pairs = []
-    for _ in range(count):
-        scene = _scene(rng)
-        pairs.append((_view(rng, scene), _view(rng, scene)))
-    return PairSource("generated scenes seen twice", tuple(pairs))
+    pairs: list[tuple[Path | Image.Image, Path | Image.Image]] = [(photos[0], photos[1]), (photos[1], photos[0])]
+    while len(pairs) < count:
+        photo = photos[len(pairs) % 2]
+        pairs.append((_view(rng, photo), _view(rng, photo)))
+    return PairSource("the demo photos and views of them", tuple(pairs[:count]))
 
 
-_SCENE = 640  # pixels; views show about half of it, and never its border
-
-
-def _scene(rng: np.random.Generator) -> Image.Image:
-    """Noise of all scales and shaded blobs: edges and texture at every size, as photos have, and no flat areas."""
-    side = _SCENE
-    total = np.zeros((side, side, 3), np.float32)
-    for cells in (5, 10, 20, 40, 80, 160):
-        noise = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
-        total += np.asarray(Image.fromarray(noise).resize((side, side), Image.Resampling.BICUBIC), np.float32) - 128
-    y, x = np.mgrid[0:side, 0:side]
-    for _ in range(40):
-        centre, radius = rng.uniform(0, side, 2), rng.uniform(side / 40, side / 8)
-        inside = (x - centre[0]) ** 2 + ((y - centre[1]) * rng.uniform(0.5, 2)) ** 2 < radius**2
-        total[inside] = total[inside] * 0.5 + rng.uniform(-100, 100, 3)
-    return Image.fromarray(np.clip(total * 0.5 + 128, 0, 255).astype(np.uint8))
-
-
-def _view(rng: np.random.Generator, scene: Image.Image) -> Image.Image:
-    """A rotated and scaled piece of the scene, 240 to 400 pixels wide and high."""
+def _view(rng: np.random.Generator, photo: Image.Image) -> Image.Image:
+    """About the middle half of a photo, rotated, scaled and shifted, 240 to 400 pixels wide and high."""
     width, height = (int(side) for side in rng.integers(240, 401, 2))
-    angle, scale = np.deg2rad(rng.uniform(-15, 15)), np.exp(rng.uniform(-0.15, 0.15)) * 320 / max(width, height)
+    shorter = min(photo.size)
+    angle, scale = np.deg2rad(rng.uniform(-15, 15)), rng.uniform(0.5, 0.65) * shorter / max(width, height)
     cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
-    shift = rng.uniform(-20, 20, 2) + scene.width / 2
-    x0 = shift[0] - (cos * width - sin * height) / 2
-    y0 = shift[1] - (sin * width + cos * height) / 2
-    return scene.transform(
+    centre = np.asarray(photo.size) / 2 + rng.uniform(-0.05, 0.05, 2) * shorter
+    x0 = centre[0] - (cos * width - sin * height) / 2
+    y0 = centre[1] - (sin * width + cos * height) / 2
+    return photo.transform(
         (width, height), Image.Transform.AFFINE, (cos, -sin, x0, sin, cos, y0), Image.Resampling.BICUBIC
     )

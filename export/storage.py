@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, inliner, numpy_helper
 
 from cats.export.correlation import NAME
+from cats.export.graph import DeploymentOptions, EncoderGraph
+from cats.model import CATs
 
 _SMALLEST = 256  # elements; below it a cast costs more bytes than it saves
 
@@ -38,31 +42,70 @@ def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.shape_inference.infer_shapes(inlined, strict_mode=True, data_prop=True)
 
 
-def store_as_half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose float32 weights are stored as float16 and cast back at the start of the graph.
+def store_as_half(
+    model: onnx.ModelProto, factors: Mapping[str, NDArray[np.float32]] | None = None
+) -> tuple[onnx.ModelProto, bool]:
+    """Store float32 weights as float16, cast back at the start of the graph; everything is computed in float32.
 
-    Everything is still computed in float32; inference libraries fold the casts when they load the file. Weights that
-    float16 cannot hold to 0.1 % of their largest value, and small ones, stay as they are.
+    Inference libraries fold the casts when they load the file. A checkpoint that is itself in float16 is stored
+    exactly: folded batch norms as the weight and the factor of each output channel, and what has no exact float16 form
+    in float32. Weights that float16 does not hold are rounded to it, other constants never.
+
+    Args:
+        factors: by name of a convolution's weight, what batch norm multiplied each output channel by
+            (:func:`batch_norm_factors`).
+
+    Returns:
+        A copy of the model, and whether weights were rounded.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    casts = []
+    factors, nodes, rounded, added = factors or {}, [], False, []
     for item in result.graph.initializer:
-        if item.data_type != TensorProto.FLOAT:
-            continue
         values = numpy_helper.to_array(item)
-        with np.errstate(over="ignore"):
-            half = values.astype(np.float16)
-        largest = float(np.abs(values).max(initial=0))
-        lost = np.abs(half.astype(np.float32) - values).max(initial=0)
-        if values.size < _SMALLEST or not np.isfinite(half).all() or lost > 1e-3 * largest:
+        if item.data_type != TensorProto.FLOAT or values.size < _SMALLEST:
             continue
         name = item.name
+        path, _, leaf = name.rpartition(".")
+        factor = _channel_factor(values, factors.get(name))
+        half = _to_half(values if factor is None else values / factor)
+        exact = _same(half.astype(np.float32) * (1 if factor is None else factor), values)
+        if not exact:
+            factor, half = None, _to_half(values)
+            if not name.endswith(".weight") or not np.isfinite(half).all():
+                continue
+        rounded |= not exact
         item.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
-        node = helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT)
-        node.name = f"{name.rpartition('.')[0]}/Cast.{name.rpartition('.')[2]}"
-        casts.append(node)
-    nodes = list(result.graph.node)
+        cast = name if factor is None else f"{name}.float"
+        nodes.append(helper.make_node("Cast", [f"{name}.half"], [cast], f"{path}/Cast.{leaf}", to=TensorProto.FLOAT))
+        if factor is not None:
+            added.append(numpy_helper.from_array(factor, f"{name}.factor"))
+            nodes.append(helper.make_node("Mul", [cast, f"{name}.factor"], [name], f"{path}/Mul.{leaf}"))
+    nodes += result.graph.node
     del result.graph.node[:]
-    result.graph.node.extend([*casts, *nodes])
-    return result
+    result.graph.node.extend(nodes)
+    result.graph.initializer.extend(added)
+    return result, rounded
+
+
+def batch_norm_factors(model: CATs) -> dict[str, NDArray[np.float32]]:
+    """Factors for :func:`store_as_half`, by the names that weights have in exported files."""
+    factors = EncoderGraph(model, DeploymentOptions()).folded_factors
+    return {f"feature_extraction.{name}": value.numpy() for name, value in factors.items()}
+
+
+def _channel_factor(weight: NDArray[np.float32], factor: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+    """The factor shaped to multiply a weight (out, ...); None if there is none or one is zero."""
+    if factor is None or not factor.all():
+        return None
+    return factor.reshape(-1, *[1] * (weight.ndim - 1))
+
+
+def _same(stored: NDArray[np.float32], values: NDArray[np.float32]) -> bool:
+    """Equal but for values so small beside the largest that float16 holds fewer bits of them."""
+    return bool(np.abs(stored - values).max() <= 1e-5 * np.abs(values).max())
+
+
+def _to_half(values: NDArray[np.float32]) -> NDArray[np.float16]:
+    with np.errstate(over="ignore"):
+        return values.astype(np.float16)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from cats.console import stderr, table
-from cats.errors import require
+from cats.console import progress, stderr, table
+from cats.export.exported import ExportedModel, Floats
 from cats.export.pairs import PairSource
 from cats.geometry import transfer_points
 from cats.model import CATs
@@ -25,8 +26,6 @@ BATCHES = (1, 2, 3)
 
 _FRAME = 256.0
 _POINTS_TOLERANCE = 0.05
-
-Floats = NDArray[np.float32]
 
 Batch = tuple[Floats, Floats]
 """Inputs of images a and b, (B, 3, S, S)."""
@@ -50,6 +49,7 @@ class Parity:
         argmax: the soft-argmax of these weights picks single cells without order among neighbours, as weights do that
             are neither trained nor zero-started: ties flip, and the figures say little.
         points_px: of an end-to-end model, how far its points are at most from the transfer of its flow.
+        pck: of :func:`pck_drift`, where annotated pairs were given.
     """
 
     median_px: float
@@ -63,6 +63,7 @@ class Parity:
     against: str
     argmax: bool
     points_px: float | None = None
+    pck: dict[str, Any] | None = None
 
     @property
     def passed(self) -> bool:
@@ -119,37 +120,6 @@ def run_torch(model: CATs, batches: list[Batch]) -> Result:
     return flow, confidence
 
 
-def run_models(models: Mapping[str, onnx.ModelProto], batches: list[Batch]) -> Result:
-    """The same by the files of form ``pair`` or ``split`` in ONNX Runtime on the CPU."""
-    sessions = {kind: Session(model) for kind, model in models.items()}
-    results = []
-    for a, b in batches:
-        if "pair" in sessions:
-            outputs = sessions["pair"]({"image_a": a, "image_b": b})
-        else:
-            encoded = {side: sessions["encoder"]({"image": image}) for side, image in (("a", a), ("b", b))}
-            outputs = sessions["matcher"](
-                {f"{name}_{side}": value for side, values in encoded.items() for name, value in values.items()}
-            )
-        results.append((outputs["flow"], outputs["confidence"]))
-    flow, confidence = (np.concatenate(part).astype(np.float32) for part in zip(*results, strict=True))
-    return flow, confidence
-
-
-class Session:
-    """An ONNX model in ONNX Runtime on the CPU: named arrays in, named arrays out."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        ort = require("onnxruntime", extra="export", purpose="verify the exported model")
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        self._names = [output.name for output in self._session.get_outputs()]
-
-    def __call__(self, feeds: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.float32]]:
-        return dict(zip(self._names, self._session.run(None, feeds), strict=True))
-
-
 def make_batches(model: CATs, pairs: PairSource, batch: int | None) -> list[Batch]:
     """Inputs of all pairs in batches: of ``batch`` (the last filled up), or of :data:`BATCHES` by turns."""
     items = list(pairs.inputs(model.config.preprocessing))
@@ -165,7 +135,13 @@ def make_batches(model: CATs, pairs: PairSource, batch: int | None) -> list[Batc
 
 
 def verify(
-    models: Mapping[str, onnx.ModelProto], model: CATs, pairs: PairSource, *, batch: int | None, precision: str
+    models: Mapping[str, onnx.ModelProto],
+    model: CATs,
+    pairs: PairSource,
+    *,
+    batch: int | None,
+    precision: str,
+    data: str | None = None,
 ) -> Parity:
     """Compare exported files in ONNX Runtime with ``model`` in PyTorch.
 
@@ -173,16 +149,22 @@ def verify(
         models: kind -> file, all kinds of one form (:data:`cats.export.forms.FORMS`).
         batch: the files' fixed batch size, None where it is free.
         precision: key of :data:`TOLERANCE`.
+        data: annotated pairs as ``KIND:DIR``, to measure the drift of PCK too.
+
+    Raises:
+        InputError: an image or data set cannot be read.
     """
-    batches = make_batches(model, pairs, batch)
-    expected = run_torch(model, batches)
+    exported = ExportedModel(models, model.config.preprocessing, batch)
     points_px = None
-    if "end-to-end" in models:
-        actual, points_px = _run_end_to_end(models["end-to-end"], pairs, batch or 1)
-        expected = expected[0][: len(actual[0])], expected[1][: len(actual[1])]
+    if exported.takes_pixels:
+        actual, points_px = _run_pixels(exported, pairs)
+        expected = run_torch(model, make_batches(model, pairs, None))
     else:
-        actual = run_models(models, batches)
-    return compare(
+        batches = make_batches(model, pairs, batch)
+        outputs = [exported.run(a, b) for a, b in batches]
+        flow, confidence = (np.concatenate([out[k] for out in outputs]) for k in ("flow", "confidence"))
+        actual, expected = (flow, confidence), run_torch(model, batches)
+    parity = compare(
         expected,
         actual,
         tolerance=TOLERANCE[precision],
@@ -190,21 +172,41 @@ def verify(
         against="ONNX Runtime on the CPU against PyTorch in float32",
         points_px=points_px,
     )
+    return replace(parity, pck=pck_drift(exported, model, data)) if data else parity
 
 
-def _run_end_to_end(model: onnx.ModelProto, pairs: PairSource, batch: int) -> tuple[Result, float]:
+def pck_drift(exported: ExportedModel, model: CATs, data: str, alpha: float = 0.1) -> dict[str, Any]:
+    """PCK of the model in PyTorch and exported, protocol ``corrected``, on annotated pairs ``KIND:DIR``, in percent.
+
+    Returns:
+        ``data``, ``protocol``, ``alpha``, ``pairs``, ``pytorch``, ``exported`` and ``drift`` (exported - pytorch).
+    """
+    from cats.data import open_dataset
+    from cats.evaluate import evaluate
+    from cats.torch_matcher import TorchMatcher
+
+    dataset = open_dataset(data)
+    scores = {}
+    with progress() as bar:
+        for name, matcher in (("pytorch", TorchMatcher(model)), ("exported", exported)):
+            advance = partial(bar.advance, bar.add_task(f"PCK, {name}", total=len(dataset)))
+            result = evaluate(matcher, dataset, ("corrected",), (alpha,), on_pair=advance)
+            scores[name] = round(result.pck(alpha), 3)
+    drift = round(scores["exported"] - scores["pytorch"], 3)
+    return {"data": data, "protocol": "corrected", "alpha": alpha, "pairs": len(dataset), **scores, "drift": drift}
+
+
+def _run_pixels(exported: ExportedModel, pairs: PairSource) -> tuple[Result, float]:
     """Flow and confidence of each pair from its raw pixels, and how far its points are from the flow's own transfer,
     at most, in pixels of a 256 x 256 image."""
-    session, results, worst = Session(model), [], 0.0
+    results, worst = [], 0.0
     for a, b in pairs.images():
         points = _spread_points(a.size)
-        feeds = {"image_a": np.asarray(a), "image_b": np.asarray(b), "points_a": points}
-        outputs = session({name: np.repeat(value[None], batch, axis=0) for name, value in feeds.items()})
-        results.append((outputs["flow"][:1], outputs["confidence"][:1]))
-        expected = transfer_points(points, outputs["flow"][0], a.size, b.size)
-        difference = (outputs["points_b"][0] - expected) * _FRAME / np.asarray(b.size)
-        worst = max(worst, float(np.linalg.norm(difference, axis=1).max()))
-    flow, confidence = (np.concatenate(part) for part in zip(*results, strict=True))
+        outputs = exported.run_pixels(a, b, points)
+        results.append((outputs["flow"], outputs["confidence"]))
+        difference = outputs["points_b"] - transfer_points(points, outputs["flow"], a.size, b.size)
+        worst = max(worst, float(np.linalg.norm(difference * _FRAME / np.asarray(b.size), axis=1).max()))
+    flow, confidence = (np.stack(part) for part in zip(*results, strict=True))
     return (flow, confidence), worst
 
 
@@ -226,8 +228,12 @@ def print_parity(parity: Parity, title: str) -> None:
     ]
     if parity.points_px is not None:
         rows.append(["points against the flow's transfer, largest", f"{parity.points_px:.4f} px"])
-    stderr.print(table(f"{title}: {parity.against}", ["flow difference, in pixels at 256 x 256", ""], rows))
-    stderr.print(f"{'passed' if parity.passed else 'FAILED'} on {parity.source}", markup=False)
+    if parity.pck is not None:
+        rows.append([f"PCK@{parity.pck['alpha']:g} of {parity.pck['data']}, PyTorch", f"{parity.pck['pytorch']:.2f}"])
+        rows.append(["the same, exported", f"{parity.pck['exported']:.2f} ({parity.pck['drift']:+.2f})"])
+    stderr.print(f"{title}: {parity.against}, {parity.source}", markup=False, soft_wrap=True)
+    verdict = "passed" if parity.passed else "FAILED"
+    stderr.print(table("", [f"{verdict}: flow difference, in pixels at 256 x 256", ""], rows))
     if parity.argmax:
         stderr.print(
             "note: these weights look neither trained nor zero-started: their soft-argmax picks single cells without "

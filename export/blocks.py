@@ -1,0 +1,183 @@
+"""The aggregator's blocks for deployment; see :class:`cats.model.MultiscaleBlock`.
+
+Every kind maps the tokens x (B * L, N, D) to the residual stream and its last norm, ``(x, norm2(x))``; the block's last
+MLP follows in :mod:`cats.export.graph`, which may take the mean over the levels inside it.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cats.export.ort_ops import multi_head_attention, skip_layer_norm
+from cats.export.rewrites import Linear, store_transposed
+from cats.model import Attention, Mlp, MultiscaleBlock
+
+
+def make_block(block: MultiscaleBlock, levels: int, *, split_heads: bool, onnxruntime: bool) -> nn.Module:
+    """A block for deployment, with the weights of ``block`` (which it takes over).
+
+    Args:
+        levels: L.
+        split_heads: see :class:`cats.export.graph.DeploymentOptions`.
+        onnxruntime: for ONNX Runtime alone.
+    """
+    kind = OrtBlock if onnxruntime else Block if split_heads else PublishedBlock
+    result = kind(block, levels)
+    store_transposed(result)
+    return result
+
+
+class PublishedBlock(nn.Module):
+    """As :mod:`cats.model` writes it."""
+
+    def __init__(self, block: MultiscaleBlock, levels: int):
+        super().__init__()
+        self.levels = levels
+        self.norm1, self.attn = block.norm1, block.attn
+        self.norm2, self.mlp = block.norm2, block.mlp
+        if levels > 1:
+            self.norm4, self.mlp2 = block.norm4, block.mlp2
+            self.norm3, self.attn_multiscale = block.norm3, block.attn_multiscale
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B * L, N, D) to two of that shape: the residual stream, and its last norm."""
+        x = x + self.attn(self.norm1(x))
+        if self.levels > 1:
+            x = x + self.mlp2(self.norm4(x))
+            x = self.attend_levels(x)
+        return x, self.norm2(x)
+
+    def attend_levels(self, x: Tensor) -> Tensor:
+        """Attention among the levels of each position, with its residual."""
+        positions, dim = x.shape[1:]
+        x = x.reshape(-1, self.levels, positions, dim).transpose(1, 2).reshape(-1, self.levels, dim)
+        x = x + self.attn_multiscale(self.norm3(x))
+        return x.reshape(-1, positions, self.levels, dim).transpose(1, 2).reshape(-1, positions, dim)
+
+
+class Block(PublishedBlock):
+    """With :class:`HeadAttention`."""
+
+    def __init__(self, block: MultiscaleBlock, levels: int):
+        super().__init__(block, levels)
+        self.attn = HeadAttention(block.attn)
+        if levels > 1:
+            self.attn_multiscale = HeadAttention(block.attn_multiscale, levels)
+
+    def attend_levels(self, x: Tensor) -> Tensor:
+        """As in the published block."""
+        return x + self.attn_multiscale(self.norm3(x))
+
+
+class HeadAttention(nn.Module):
+    """Self-attention with one weight per query, key and value and the scale folded into the query's.
+
+    Args:
+        attention: the module it replaces.
+        levels: 0 for attention among the tokens of a sequence; otherwise the number L of levels, and attention runs
+            among the levels of a position: the regrouping of tokens is part of the transposes that heads need anyway.
+    """
+
+    def __init__(self, attention: Attention, levels: int = 0):
+        super().__init__()
+        self.heads, self.levels = attention.num_heads, levels
+        weight, bias = attention.qkv.weight, attention.qkv.bias
+        dim = weight.shape[1]
+        self.width = dim // self.heads
+        factors = (self.width**-0.5, 1.0, 1.0)
+        self.q, self.k, self.v = (
+            Linear((w * factor).t(), b * factor)
+            for w, b, factor in zip(weight.split(dim), bias.split(dim), factors, strict=True)
+        )
+        self.proj = Linear.of(attention.proj)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(S, T, D) -> (S, T, D)."""
+        tokens, dim = x.shape[1:]
+        shape: tuple[int, ...] = (-1, tokens, self.heads, self.width)
+        order: tuple[int, ...] = (0, 2, 1, 3)
+        key_order: tuple[int, ...] = (0, 2, 3, 1)
+        back: tuple[int, ...] = (0, 2, 1, 3)
+        if self.levels:
+            shape = (-1, self.levels, *shape[1:])
+            order, key_order, back = (0, 2, 3, 1, 4), (0, 2, 3, 4, 1), (0, 3, 1, 2, 4)
+        q = self.q(x).reshape(shape).permute(order)
+        k = self.k(x).reshape(shape).permute(key_order)
+        v = self.v(x).reshape(shape).permute(order)
+        x = ((q @ k).softmax(dim=-1) @ v).permute(back).reshape(-1, tokens, dim)
+        return self.proj(x)
+
+
+class OrtBlock(nn.Module):
+    """With operators of ONNX Runtime: fused attention among positions, and residual sums inside the norms."""
+
+    def __init__(self, block: MultiscaleBlock, levels: int):
+        super().__init__()
+        self.levels = levels
+        self.norm1, self.attn = block.norm1, OrtAttention(block.attn)
+        self.norm2, self.mlp = SkipNorm(block.norm2), block.mlp
+        if levels > 1:
+            self.norm4, self.mlp2 = SkipNorm(block.norm4), OrtMlp(block.mlp2)
+            self.norm3 = SkipNorm(block.norm3)
+            self.attn_multiscale = HeadAttention(block.attn_multiscale, levels)
+            self.multiscale_offset = _without_bias(self.attn_multiscale.proj)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B * L, N, D) to two of that shape: the residual stream, and its last norm."""
+        part, offset = self.attn(self.norm1(x)), self.attn.offset
+        if self.levels > 1:
+            normed, x = self.norm4(x, part, offset)
+            normed, x = self.norm3(x, self.mlp2(normed), self.mlp2.offset)
+            part, offset = self.attn_multiscale(normed), self.multiscale_offset
+        normed, x = self.norm2(x, part, offset)
+        return x, normed
+
+
+class SkipNorm(nn.Module):
+    """LayerNorm of a residual sum, and the sum."""
+
+    def __init__(self, norm: nn.LayerNorm):
+        super().__init__()
+        self.weight, self.bias, self.epsilon = norm.weight, norm.bias, norm.eps
+
+    def forward(self, x: Tensor, part: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+        """x and part (S, T, D), offset (D), to the norm of ``x + part + offset`` and that sum."""
+        normed, total = skip_layer_norm(x, part, self.weight, self.bias, offset, self.epsilon)
+        return normed, total
+
+
+class OrtAttention(nn.Module):
+    """Self-attention by one operator, without the bias of its output projection, which is ``offset``."""
+
+    def __init__(self, attention: Attention):
+        super().__init__()
+        self.heads = attention.num_heads
+        self.q, self.k, self.v = (Linear(w.t(), None) for w in attention.qkv.weight.chunk(3))
+        self.qkv_bias = nn.Parameter(attention.qkv.bias.detach().clone(), requires_grad=False)
+        self.proj = Linear.of(attention.proj)
+        self.offset = _without_bias(self.proj)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(S, T, D) -> (S, T, D)."""
+        return self.proj(multi_head_attention(self.q(x), self.k(x), self.v(x), self.qkv_bias, self.heads))
+
+
+class OrtMlp(nn.Module):
+    """An MLP without the bias of its second layer, which is ``offset``."""
+
+    def __init__(self, mlp: Mlp):
+        super().__init__()
+        self.fc1, self.fc2 = Linear.of(mlp.fc1), Linear.of(mlp.fc2)
+        self.offset = _without_bias(self.fc2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+def _without_bias(layer: Linear) -> nn.Parameter:
+    """Take the bias out of a layer."""
+    bias, layer.bias = layer.bias, None
+    assert bias is not None
+    return bias

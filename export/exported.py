@@ -1,0 +1,75 @@
+"""An exported model in ONNX Runtime, before it is a file: what verification runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from PIL import Image
+
+from cats.errors import require
+from cats.metadata import Preprocessing
+from cats.runtime.images import ImageSource, preprocess, read_image
+
+Floats = NDArray[np.float32]
+
+
+class ExportedModel:
+    """The files of one form (:data:`cats.export.forms.FORMS`) behind one interface, on the CPU.
+
+    Args:
+        models: kind -> model.
+        preprocessing: of the model.
+        batch: fixed batch size of the files, None where it is free.
+    """
+
+    def __init__(self, models: Mapping[str, onnx.ModelProto], preprocessing: Preprocessing, batch: int | None) -> None:
+        self.sessions = {kind: Session(model) for kind, model in models.items()}
+        self.preprocessing, self.batch = preprocessing, batch
+
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether the form is end-to-end."""
+        return "end-to-end" in self.sessions
+
+    def run(self, a: Floats, b: Floats) -> dict[str, Floats]:
+        """Outputs for normalised images (B, 3, S, S), B as the files have it; not for form ``end-to-end``."""
+        if "pair" in self.sessions:
+            return self.sessions["pair"]({"image_a": a, "image_b": b})
+        encoded = {side: self.sessions["encoder"]({"image": image}) for side, image in (("a", a), ("b", b))}
+        feeds = {f"{name}_{side}": value for side, values in encoded.items() for name, value in values.items()}
+        return self.sessions["matcher"](feeds)
+
+    def run_pixels(self, a: Image.Image, b: Image.Image, points: Floats) -> dict[str, Floats]:
+        """Outputs of form ``end-to-end`` for two RGB images and points (K, 2) of a, without the batch axis."""
+        feeds = {"image_a": np.asarray(a), "image_b": np.asarray(b), "points_a": points}
+        stacked = {name: np.repeat(value[None], self.batch or 1, axis=0) for name, value in feeds.items()}
+        return {name: value[0] for name, value in self.sessions["end-to-end"](stacked).items()}
+
+    def match(self, a: ImageSource, b: ImageSource) -> Floats:
+        """Flow (2, G, G) in cells, a -> b, for :func:`cats.evaluate.evaluate`."""
+        first, second = read_image(a), read_image(b)
+        if self.takes_pixels:
+            return self.run_pixels(first, second, np.zeros((1, 2), np.float32))["flow"]
+        inputs = [
+            np.repeat(preprocess(image, self.preprocessing)[None], self.batch or 1, axis=0) for image in (first, second)
+        ]
+        return self.run(*inputs)["flow"][0].astype(np.float32)
+
+
+class Session:
+    """An ONNX model in ONNX Runtime on the CPU: named arrays in, named arrays out."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        ort = require("onnxruntime", extra="export", purpose="verify the exported model")
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        self._names = [output.name for output in self._session.get_outputs()]
+
+    def __call__(self, feeds: Mapping[str, Any]) -> dict[str, Floats]:
+        """Run once."""
+        return dict(zip(self._names, self._session.run(None, dict(feeds)), strict=True))
