@@ -1,0 +1,144 @@
+"""Latency of one pair on the CPU: PyTorch eager as the authors compute, our PyTorch, the exported file in ONNX Runtime.
+
+All contestants run in turn within each round, so that whatever disturbs the machine disturbs them alike; figures are
+medians over the rounds with the central half as spread, ratios are medians of the ratios within a round. Nothing else
+may run beside it. Pre-processing is left out: inputs are normalised tensors.
+
+Usage: python benchmarks/latency.py [--rounds 30] [--threads 2] [--output benchmarks/results/NAME.json]
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import onnxruntime
+import torch
+import typer
+from torch import Tensor
+
+from cats.backbones import HyperpixelBackbone
+from cats.console import execute, new_app, progress, stdout, table
+from cats.export.export import export_onnx
+from cats.files import write_text
+from cats.model import CATs, CATsConfig
+from cats.runtime.backends.ort import OnnxRuntimeBackend
+
+app = new_app()
+BASELINE = "PyTorch eager, as the authors compute"
+
+
+class AuthorsWay(CATs):
+    """The published computation: the whole ResNet-101, once for each image, in evaluation mode."""
+
+    def __init__(self, model: CATs) -> None:
+        super().__init__(model.config)
+        self.load_state_dict(model.state_dict())
+        full = HyperpixelBackbone("resnet101", (*model.config.hyperpixels, 33), model.config.image_size)
+        full.load_state_dict(model.feature_extraction.state_dict(), strict=False)
+        self.feature_extraction = full
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """As the model's, computed through to the last block, whose map is not used."""
+        return super().features(image)[:-1]
+
+
+def tamed_resnet101() -> CATs:
+    """The published structure with random weights whose activations stay in range (each last norm scaled to 0.2)."""
+    torch.manual_seed(0)
+    model = CATs(CATsConfig()).eval()
+    for name, parameter in model.feature_extraction.named_parameters():
+        if name.endswith("bn3.weight"):
+            torch.nn.init.constant_(parameter, 0.2)
+    return model
+
+
+def measure(contestants: dict[str, Callable[[], object]], rounds: int, warm_up: int = 3) -> dict[str, np.ndarray]:
+    """Milliseconds of each call, (rounds,) for each contestant, interleaved."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    with progress() as bar:
+        task = bar.add_task("rounds", total=rounds)
+        for number in range(warm_up + rounds):
+            for name, call in contestants.items():
+                start = time.perf_counter()
+                call()
+                if number >= warm_up:
+                    times[name].append(1000 * (time.perf_counter() - start))
+            bar.update(task, completed=max(0, number + 1 - warm_up))
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def summary(times: dict[str, np.ndarray], baseline: str) -> dict[str, dict[str, float]]:
+    """Median, quartiles and ratio to the baseline of each contestant."""
+    result = {}
+    for name, values in times.items():
+        low, median, high = np.percentile(values, (25, 50, 75))
+        result[name] = {
+            "median_ms": round(float(median), 2),
+            "q25_ms": round(float(low), 2),
+            "q75_ms": round(float(high), 2),
+            "ratio": round(float(np.median(values / times[baseline])), 4),
+        }
+    return result
+
+
+def contestants(model: CATs, folder: Path, threads: int) -> dict[str, Callable[[], object]]:
+    """What runs side by side for a ResNet-101 CATs."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((1, 3, 256, 256)).astype(np.float32) for _ in range(2))
+    target, source = torch.from_numpy(a), torch.from_numpy(b)
+    authors = AuthorsWay(model).eval()
+    path = folder / "resnet101.onnx"
+    export_onnx(model, path, verified=False)
+    session = OnnxRuntimeBackend(path, threads=threads)
+    feeds: dict[str, np.ndarray] = {"image_a": a, "image_b": b}
+    return {
+        BASELINE: lambda: authors(target, source),
+        "PyTorch eager, ours": lambda: model(target, source),
+        "ONNX Runtime, exported fp32": lambda: session.run(feeds),
+    }
+
+
+@app.command()
+def latency(
+    rounds: Annotated[int, typer.Option(help="Measured rounds.", min=1)] = 30,
+    threads: Annotated[int, typer.Option(help="Threads of every contestant.", min=1)] = 2,
+    output: Annotated[Path | None, typer.Option(help="Write the figures as JSON.", show_default=False)] = None,
+) -> None:
+    """Measure the latency of one pair on the CPU, interleaved."""
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        times = measure(contestants(tamed_resnet101(), Path(folder), threads), rounds)
+    figures = summary(times, BASELINE)
+    rows = [
+        [name, f"{v['median_ms']:.0f}", f"{v['q25_ms']:.0f}-{v['q75_ms']:.0f}", f"{v['ratio']:.2f}"]
+        for name, v in figures.items()
+    ]
+    stdout.print(table("ResNet-101 CATs, one pair", ["", "ms (median)", "central half", "ratio"], rows))
+    if output:
+        document = {
+            "date": datetime.date.today().isoformat(),
+            "machine": f"{_processor()}, {threads} threads, no GPU",
+            "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
+            "rounds": rounds,
+            "figures": figures,
+        }
+        write_text(output, json.dumps(document, indent=2) + "\n")
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    execute(app)
