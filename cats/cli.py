@@ -33,6 +33,7 @@ COMMANDS = {
     ),
     "build": Room("cats.runtime.build_cli", "Build a TensorRT engine of an ONNX file.", "tensorrt"),
     "bench": Room("cats.bench_cli", "Measure speed, memory and accuracy side by side.", "cpu"),
+    "c-sdk": Room("cats.runtime.c.sdk", "Write the C library as a folder for C and C++ projects.", "cpu"),
     "inspect": Room("cats.runtime.inspect", "Show what is in a checkpoint, ONNX file or engine.", "cpu"),
     "doctor": Room("cats.runtime.doctor", "Show what works on this machine, and how to fix the rest.", "cpu"),
 }

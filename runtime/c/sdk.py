@@ -1,0 +1,102 @@
+"""``cats c-sdk``: a folder to put into a C or C++ project: sources, header, CMake files, examples and a model."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cats.console import execute, new_app, note
+from cats.errors import InputError
+from cats.metadata import read_onnx_metadata
+from cats.runtime.c import ROOT
+
+app = new_app()
+
+FOLDERS = ("include", "src", "cmake", "examples")
+FILES = ("CMakeLists.txt", "README.md")
+SHIPPED = "cats-tiny.onnx"
+
+EXAMPLES = """
+Examples:
+
+- `cats c-sdk third_party/cats` with the model that the toolkit ships
+
+- `cats c-sdk third_party/cats --model cats.onnx --model other.onnx`
+
+Then `add_subdirectory(third_party/cats)` and `target_link_libraries(app cats::cats)`.
+"""
+
+
+def write_sdk(folder: str | Path, models: tuple[Path, ...] = ()) -> list[Path]:
+    """Write the vendorable folder.
+
+    Args:
+        folder: is made; must not exist, or be empty.
+        models: ONNX files of ``cats-export`` to put into ``model/``; none takes the shipped one, where there is one.
+
+    Returns:
+        The models as written.
+
+    Raises:
+        InputError: the folder is not empty or cannot be written.
+        ModelFileError: a model is not one of this toolkit.
+    """
+    target = Path(folder)
+    for model in models:
+        read_onnx_metadata(model)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} exists and is not an empty folder: choose another name, or remove it")
+    chosen = models or _shipped()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
+            draft = Path(temporary, "sdk")
+            _fill(draft, chosen)
+            draft.replace(target)
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {error.strerror or error}") from error
+    return [target / "model" / model.name for model in chosen]
+
+
+def _shipped() -> tuple[Path, ...]:
+    model = Path(str(resources.files("cats.assets"))) / SHIPPED
+    return (model,) if model.is_file() else ()
+
+
+def _fill(draft: Path, models: tuple[Path, ...]) -> None:
+    draft.mkdir(mode=0o755)
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, draft / name, ignore=shutil.ignore_patterns("__pycache__", "*.o", "*.so"))
+    for name in FILES:
+        shutil.copyfile(ROOT / name, draft / name)
+    if models:
+        (draft / "model").mkdir()
+    for model in models:
+        shutil.copyfile(model, draft / "model" / model.name)
+
+
+@app.command(epilog=EXAMPLES)
+def main_command(
+    folder: Annotated[Path, typer.Argument(help="Folder to write; new or empty.", show_default=False)],
+    model: Annotated[
+        list[Path] | None,
+        typer.Option(help="ONNX file of cats-export; may be repeated. Default: the shipped one.", show_default=False),
+    ] = None,
+) -> None:
+    """Write the C library as a folder for other projects: sources, CMake, examples, model."""
+    models = write_sdk(folder, tuple(model or ()))
+    note(f"{folder}: sources, header, CMake files and examples; {', '.join(map(str, models)) or 'no model'}")
+
+
+def main() -> None:
+    """Entry point of ``python -m cats.runtime.c.sdk``."""
+    execute(app)
+
+
+if __name__ == "__main__":
+    main()

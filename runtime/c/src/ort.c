@@ -1,0 +1,172 @@
+/* See ort.h. */
+#define _GNU_SOURCE
+#include "ort.h"
+
+#include <dirent.h>
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define PATH_SIZE 4096
+#define PREFIX "libonnxruntime.so"
+
+typedef void (*entry)(void);
+typedef struct {
+  const entry *(*GetApi)(uint32_t);
+  const char *(*GetVersionString)(void);
+} api_base;
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static cats_ort *loaded;
+
+/* What was tried, for the message. */
+typedef struct {
+  char text[1400];
+  size_t used;
+} trail;
+
+static void note(trail *tried, const char *place, const char *outcome) {
+  size_t room = sizeof tried->text - tried->used;
+  int length = snprintf(tried->text + tried->used, room, "%s%s: %.200s", tried->used ? "; " : "", place, outcome);
+  if (length > 0) tried->used += (size_t)length < room ? (size_t)length : room - 1;
+}
+
+static cats_ort *find_loaded(const void *handle) {
+  for (cats_ort *ort = loaded; ort; ort = ort->next)
+    if (ort->handle == handle) return ort;
+  return NULL;
+}
+
+static void fill(cats_ort *ort, const entry *table) {
+#define CATS_ORT_FILL(position, result, name, parameters) ort->name = (result(*) parameters)table[position];
+  CATS_ORT_ENTRIES(CATS_ORT_FILL)
+#undef CATS_ORT_FILL
+}
+
+/* Loads one file; NULL with a reason. */
+static cats_ort *load_file(const char *path, trail *tried) {
+  void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  if (!handle) {
+    const char *reason = dlerror();
+    size_t known = strlen(path); /* the reason often begins with the path */
+    if (reason && strncmp(reason, path, known) == 0 && strncmp(reason + known, ": ", 2) == 0) reason += known + 2;
+    note(tried, path, reason ? reason : "cannot be loaded");
+    return NULL;
+  }
+  cats_ort *ort = find_loaded(handle);
+  if (ort) {
+    dlclose(handle); /* counted once already */
+    return ort;
+  }
+  union {
+    void *object;
+    const api_base *(*function)(void);
+  } symbol = {dlsym(handle, "OrtGetApiBase")};
+  const api_base *base = symbol.object ? symbol.function() : NULL;
+  int minor = -1;
+  const char *version = base ? base->GetVersionString() : NULL;
+  if (!version || sscanf(version, "1.%d", &minor) != 1 || minor < CATS_ORT_API) {
+    note(tried, path, version ? "is older than ONNX Runtime 1.11" : "is not ONNX Runtime");
+    dlclose(handle);
+    return NULL;
+  }
+  const entry *table = base->GetApi(CATS_ORT_API);
+  ort = table ? cats_allocate(1, sizeof *ort) : NULL;
+  Dl_info where;
+  const char *file = dladdr(symbol.object, &where) && where.dli_fname ? where.dli_fname : path;
+  if (ort && !(ort->library = cats_copy_text(file))) {
+    free(ort);
+    ort = NULL;
+  }
+  if (!ort) {
+    note(tried, path, table ? "out of memory" : "does not offer the API that libcats uses");
+    dlclose(handle);
+    return NULL;
+  }
+  fill(ort, table);
+  snprintf(ort->version, sizeof ort->version, "%s", version);
+  ort->handle = handle;
+  ort->next = loaded;
+  loaded = ort;
+  return ort;
+}
+
+/* Loads libonnxruntime.so* of a folder, the shortest and then first name, or notes why there is none. */
+static cats_ort *load_folder(const char *folder, trail *tried) {
+  char best[256] = "", path[PATH_SIZE];
+  DIR *listing = opendir(folder);
+  if (!listing) {
+    note(tried, folder, "no such folder");
+    return NULL;
+  }
+  for (struct dirent *item; (item = readdir(listing));) {
+    size_t length = strlen(item->d_name);
+    if (strncmp(item->d_name, PREFIX, strlen(PREFIX)) != 0 || length >= sizeof best) continue;
+    size_t known = strlen(best);
+    if (!known || length < known || (length == known && strcmp(item->d_name, best) < 0))
+      memcpy(best, item->d_name, length + 1);
+  }
+  closedir(listing);
+  if (!*best) {
+    note(tried, folder, "no " PREFIX "*");
+    return NULL;
+  }
+  if ((size_t)snprintf(path, sizeof path, "%s/%s", folder, best) >= sizeof path) return NULL;
+  return load_file(path, tried);
+}
+
+static cats_ort *load_given(const char *place, trail *tried) {
+  struct stat status;
+  return stat(place, &status) == 0 && S_ISDIR(status.st_mode) ? load_folder(place, tried) : load_file(place, tried);
+}
+
+/* Beside libcats, and in the Python package onnxruntime of the same site-packages (libcats is in cats/runtime/c). */
+static cats_ort *load_nearby(trail *tried) {
+  static const char *const places[] = {"", "/lib", "/../../../onnxruntime/capi", "/../onnxruntime/capi"};
+  Dl_info self;
+  char folder[PATH_SIZE], path[PATH_SIZE + 64];
+  if (!dladdr((const void *)&lock, &self) || !self.dli_fname) return NULL;
+  const char *slash = strrchr(self.dli_fname, '/');
+  size_t length = slash ? (size_t)(slash - self.dli_fname) : 1;
+  if (length >= sizeof folder) return NULL;
+  memcpy(folder, slash ? self.dli_fname : ".", length);
+  folder[length] = 0;
+  for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+    snprintf(path, sizeof path, "%s%s", folder, places[i]);
+    cats_ort *ort = load_folder(path, tried);
+    if (ort) return ort;
+  }
+  return NULL;
+}
+
+static cats_ort *search(const char *library, trail *tried) {
+  if (library) return load_given(library, tried);
+  const char *named = getenv("CATS_ORT_LIBRARY");
+  if (named && *named) return load_given(named, tried);
+  cats_ort *ort = load_nearby(tried);
+  if (!ort) ort = load_file("libonnxruntime.so.1", tried);
+  return ort ? ort : load_file("libonnxruntime.so", tried);
+}
+
+cats_status cats_ort_load(const char *library, const cats_ort **ort) {
+  trail tried = {"", 0};
+  pthread_mutex_lock(&lock);
+  *ort = search(library, &tried);
+  pthread_mutex_unlock(&lock);
+  if (*ort) return CATS_OK;
+  return cats_fail(CATS_ERROR_RUNTIME,
+                   "ONNX Runtime was not found (%s). Install it (pip install onnxruntime) and name its file or folder in "
+                   "cats_options.ort_library or in the environment variable CATS_ORT_LIBRARY",
+                   tried.text);
+}
+
+cats_status cats_ort_check(const cats_ort *ort, OrtStatus *failure, cats_status status, const char *what) {
+  if (!failure) return CATS_OK;
+  const char *text = ort->GetErrorMessage(failure);
+  cats_fail(status, "%s: ONNX Runtime %s: %.1500s", what, ort->version, text && *text ? text : "failed");
+  ort->ReleaseStatus(failure);
+  return status;
+}

@@ -1,0 +1,195 @@
+/* See session.h. */
+#include "session.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define LARGEST_PORT ((size_t)1 << 28)
+
+static cats_status check(const cats_session *session, OrtStatus *failure) {
+  return cats_ort_check(session->ort, failure, CATS_ERROR_MODEL, session->name);
+}
+
+static cats_status read_metadata(cats_session *session, OrtAllocator *allocator) {
+  const cats_ort *ort = session->ort;
+  OrtModelMetadata *all = NULL;
+  char *text = NULL;
+  cats_status status = check(session, ort->SessionGetModelMetadata(session->handle, &all));
+  if (status != CATS_OK) return status;
+  status = check(session, ort->ModelMetadataLookupCustomMetadataMap(all, allocator, "cats", &text));
+  ort->ReleaseModelMetadata(all);
+  if (status != CATS_OK) return status;
+  if (!text)
+    return cats_fail(CATS_ERROR_MODEL, "%s: an ONNX file without CATs metadata; write it with cats-export",
+                     session->name);
+  status = cats_metadata_parse(text, strlen(text), session->name, &session->metadata);
+  OrtStatus *failure = ort->AllocatorFree(allocator, text);
+  if (failure) ort->ReleaseStatus(failure);
+  return status;
+}
+
+static cats_status read_port(cats_session *session, OrtAllocator *allocator, int output, size_t index,
+                             cats_port *port) {
+  const cats_ort *ort = session->ort;
+  OrtTypeInfo *type = NULL;
+  const OrtTensorTypeAndShapeInfo *tensor = NULL;
+  char *name = NULL;
+  cats_status status = check(session, output ? ort->SessionGetOutputName(session->handle, index, allocator, &name)
+                                             : ort->SessionGetInputName(session->handle, index, allocator, &name));
+  if (status != CATS_OK) return status;
+  port->name = cats_copy_text(name);
+  OrtStatus *failure = ort->AllocatorFree(allocator, name);
+  if (failure) ort->ReleaseStatus(failure);
+  if (!port->name) return cats_out_of_memory(64);
+  status = check(session, output ? ort->SessionGetOutputTypeInfo(session->handle, index, &type)
+                                 : ort->SessionGetInputTypeInfo(session->handle, index, &type));
+  if (status != CATS_OK) return status;
+  status = check(session, ort->CastTypeInfoToTensorInfo(type, &tensor));
+  if (status == CATS_OK && !tensor)
+    status = cats_fail(CATS_ERROR_MODEL, "%s: %s is not a tensor: not a CATs model", session->name, port->name);
+  if (status == CATS_OK) status = check(session, ort->GetTensorElementType(tensor, &port->type));
+  if (status == CATS_OK) status = check(session, ort->GetDimensionsCount(tensor, &port->rank));
+  if (status == CATS_OK && port->rank > CATS_MAX_RANK)
+    status = cats_fail(CATS_ERROR_MODEL, "%s: %s has %zu dimensions: not a CATs model", session->name, port->name,
+                       port->rank);
+  if (status == CATS_OK) status = check(session, ort->GetDimensions(tensor, port->shape, port->rank));
+  ort->ReleaseTypeInfo(type);
+  return status;
+}
+
+static cats_status read_ports(cats_session *session, OrtAllocator *allocator, int output) {
+  const cats_ort *ort = session->ort;
+  size_t count = 0;
+  cats_status status = check(session, output ? ort->SessionGetOutputCount(session->handle, &count)
+                                             : ort->SessionGetInputCount(session->handle, &count));
+  if (status != CATS_OK) return status;
+  if (count > CATS_MAX_PORTS)
+    return cats_fail(CATS_ERROR_MODEL, "%s has %zu %s: not a CATs model", session->name, count,
+                     output ? "outputs" : "inputs");
+  cats_port *ports = cats_allocate(count, sizeof *ports);
+  if (!ports) return cats_out_of_memory(count * sizeof *ports);
+  if (output) {
+    session->outputs = ports;
+    session->output_count = count;
+  } else {
+    session->inputs = ports;
+    session->input_count = count;
+  }
+  for (size_t i = 0; i < count && status == CATS_OK; i++)
+    status = read_port(session, allocator, output, i, &ports[i]);
+  return status;
+}
+
+/* ONNX Runtime's own words about files that are not there, or are folders, say little. */
+static cats_status check_file(const char *path) {
+  struct stat status;
+  if (stat(path, &status) != 0) return cats_fail(CATS_ERROR_FILE, "cannot read %s: %s", path, strerror(errno));
+  if (!S_ISREG(status.st_mode)) return cats_fail(CATS_ERROR_FILE, "cannot read %s: it is not a file", path);
+  FILE *file = fopen(path, "rb");
+  if (!file) return cats_fail(CATS_ERROR_FILE, "cannot read %s: %s", path, strerror(errno));
+  fclose(file);
+  return CATS_OK;
+}
+
+cats_status cats_session_open(cats_session *session, const cats_ort *ort, const OrtEnv *env,
+                              const OrtSessionOptions *options, const cats_source *source) {
+  OrtAllocator *allocator = NULL;
+  session->ort = ort;
+  snprintf(session->name, sizeof session->name, "%s", source->path ? source->path : "the model in memory");
+  cats_status status = source->path ? check_file(source->path) : CATS_OK;
+  if (status != CATS_OK) return status;
+  status = check(session, source->path
+                              ? ort->CreateSession(env, source->path, options, &session->handle)
+                              : ort->CreateSessionFromArray(env, source->data, source->size, options, &session->handle));
+  if (status == CATS_OK) status = check(session, ort->GetAllocatorWithDefaultOptions(&allocator));
+  if (status == CATS_OK) status = read_metadata(session, allocator);
+  if (status == CATS_OK) status = read_ports(session, allocator, 0);
+  if (status == CATS_OK) status = read_ports(session, allocator, 1);
+  return status;
+}
+
+static void free_ports(cats_port *ports, size_t count) {
+  for (size_t i = 0; i < count; i++) free(ports[i].name);
+  free(ports);
+}
+
+void cats_session_close(cats_session *session) {
+  if (session->handle) session->ort->ReleaseSession(session->handle);
+  free_ports(session->inputs, session->input_count);
+  free_ports(session->outputs, session->output_count);
+}
+
+cats_port *cats_port_find(cats_port *ports, size_t count, const char *name) {
+  for (size_t i = 0; i < count; i++)
+    if (strcmp(ports[i].name, name) == 0) return &ports[i];
+  return NULL;
+}
+
+size_t cats_type_size(int type) {
+  switch (type) { /* TensorProto.DataType */
+    case 1:       /* float32 */
+    case 6:       /* int32 */
+      return 4;
+    case 2:  /* uint8 */
+    case 3:  /* int8 */
+      return 1;
+    case 10: /* float16 */
+    case 16: /* bfloat16 */
+      return 2;
+    default:
+      return 0;
+  }
+}
+
+static void write_shape(char *text, size_t size, const int64_t *shape, size_t rank) {
+  size_t used = 0;
+  *text = 0;
+  for (size_t i = 0; i < rank && used < size; i++) {
+    const char *comma = i ? ", " : "";
+    int length = shape[i] < 0 ? snprintf(text + used, size - used, "%s?", comma)
+                              : snprintf(text + used, size - used, "%s%lld", comma, (long long)shape[i]);
+    used += length > 0 ? (size_t)length : 0;
+  }
+}
+
+cats_status cats_port_check(const cats_session *session, cats_port *port, const char *role, const char *name,
+                            const int64_t *shape, size_t rank, int64_t *batch) {
+  if (!port) return cats_fail(CATS_ERROR_MODEL, "%s has no %s %s: not a CATs model", session->name, role, name);
+  int fits = port->rank == rank + 1 && port->shape[0] != 0;
+  for (size_t i = 0; fits && i < rank; i++) fits = port->shape[i + 1] == shape[i] || port->shape[i + 1] < 0;
+  if (!fits) {
+    char have[128], want[128];
+    write_shape(have, sizeof have, port->shape, port->rank);
+    write_shape(want, sizeof want, shape, rank);
+    return cats_fail(CATS_ERROR_MODEL,
+                     "%s: %s %s has shape (%s), its metadata says (batch, %s): export the model again", session->name,
+                     role, name, have, want);
+  }
+  for (size_t i = 0; i < rank; i++) port->shape[i + 1] = shape[i];
+  *batch = port->shape[0] > 0 ? port->shape[0] : 0;
+  return CATS_OK;
+}
+
+size_t cats_port_elements(const cats_port *port) {
+  size_t total = 1;
+  for (size_t i = 1; i < port->rank; i++) {
+    if (port->shape[i] <= 0 || (size_t)port->shape[i] > LARGEST_PORT / total) return 0;
+    total *= (size_t)port->shape[i];
+  }
+  return total;
+}
+
+cats_status cats_tensor_over(const cats_session *session, const OrtMemoryInfo *memory, const cats_port *port,
+                             int64_t batch, void *data, OrtValue **value) {
+  int64_t shape[CATS_MAX_RANK];
+  memcpy(shape, port->shape, sizeof shape);
+  shape[0] = batch;
+  size_t bytes = cats_type_size(port->type) * (size_t)batch;
+  for (size_t i = 1; i < port->rank; i++) bytes *= (size_t)shape[i];
+  OrtStatus *failure = session->ort->CreateTensorWithDataAsOrtValue(memory, data, bytes, shape, port->rank, port->type,
+                                                                     value);
+  return cats_ort_check(session->ort, failure, CATS_ERROR_RUNTIME, session->name);
+}
