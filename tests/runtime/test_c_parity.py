@@ -81,7 +81,7 @@ def test_every_format_and_stride(matcher: CMatcher) -> None:
 def pictures(texture: np.ndarray) -> list[np.ndarray]:
     """Crops of odd sizes."""
     boxes = [(100, 292, 100, 420), (64, 257, 140, 461), (0, 480, 0, 640), (7, 330, 11, 214), (200, 480, 300, 333)]
-    return [np.ascontiguousarray(texture[t:b, l:r]) for t, b, l, r in boxes]
+    return [np.ascontiguousarray(texture[top:bottom, left:right]) for top, bottom, left, right in boxes]
 
 
 def test_matches_equal_python(matcher: CMatcher, python: Matcher, texture: np.ndarray) -> None:
