@@ -17,7 +17,14 @@ from calls import SOURCES, Call, calls_of  # noqa: E402
 from generate import describe  # noqa: E402
 
 RELEASES = ("tensorrt-10.12", "tensorrt-10.16", "tensorrt-11.4", "tensorrt-rtx")
-RTX_ONLY = {"ComputeCapability", "IBuilderConfig.num_compute_capabilities", "IBuilderConfig.set_compute_capability"}
+RTX_ONLY = {
+    "ComputeCapability",
+    "CudaGraphStrategy",
+    "CudaGraphStrategy.WHOLE_GRAPH_CAPTURE",
+    "IBuilderConfig.num_compute_capabilities",
+    "IBuilderConfig.set_compute_capability",
+    "IRuntimeConfig.cuda_graph_strategy",
+}
 
 
 def listed(release: str) -> dict[str, Any]:

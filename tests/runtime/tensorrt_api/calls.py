@@ -27,6 +27,8 @@ RECEIVERS = {
     "_runtime": "Runtime",
     "_engine": "ICudaEngine",
     "context": "IExecutionContext",
+    "_context": "IExecutionContext",
+    "runtime_config": "IRuntimeConfig",
 }
 """Variable or attribute -> TensorRT class; the library itself is the empty string."""
 

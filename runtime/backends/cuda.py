@@ -1,0 +1,164 @@
+"""One CUDA context for a backend: streams, device and pinned memory, graphs, and other libraries' arrays and streams.
+
+Everything is stream-ordered; nothing here waits for the GPU but :meth:`CudaContext.wait`. The caller's current context
+is pushed aside for the time of a call and comes back afterwards, so that PyTorch, CuPy and PyCUDA keep theirs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from cats.errors import BackendError, InputError, require
+from cats.runtime.backends.base import Array, TensorSpec
+
+
+class CudaContext:
+    """A CUDA context of one GPU.
+
+    Args:
+        index: of the GPU.
+        extra: extra of the distribution that brings cuda-core, for messages.
+        context: the caller's own, as PyCUDA's ``Context`` or an address; None takes the GPU's primary one, which
+            PyTorch and CuPy use.
+    """
+
+    def __init__(self, index: int, *, extra: str, context: Any = None) -> None:
+        self._core = require("cuda.core", extra=extra, purpose="run engines")
+        self._views = require("cuda.core.utils", extra=extra, purpose="run engines")
+        self._driver = require("cuda.bindings.driver", extra=extra, purpose="run engines")
+        self.index = index
+        device = self._core.Device(index)  # starts the driver
+        self.name: str = device.name
+        self.compute_capability: tuple[int, int] = tuple(device.compute_capability)
+        self._handle = self._driver.CUcontext(_address(context)) if context is not None else None
+        if self._handle is None:
+            self._handle = self._check(self._driver.cuDevicePrimaryCtxRetain(index))
+        self._memory = self._core.DeviceMemoryResource(index)
+        self._pinned = self._core.LegacyPinnedMemoryResource()
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Make the context current for this thread while the block runs."""
+        self._check(self._driver.cuCtxPushCurrent(self._handle))
+        try:
+            yield
+        finally:
+            self._check(self._driver.cuCtxPopCurrent())
+
+    def new_stream(self) -> Any:
+        """A stream that does not wait for the default one."""
+        flags = self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING
+        return self._core.Stream.from_handle(int(self._check(self._driver.cuStreamCreate(flags))))
+
+    def stream_of(self, stream: Any) -> Any:
+        """The caller's stream: ``__cuda_stream__``, PyTorch's, CuPy's, PyCUDA's, or an address.
+
+        Raises:
+            InputError: anything else.
+        """
+        if hasattr(stream, "__cuda_stream__"):
+            protocol = stream.__cuda_stream__
+            address = (protocol() if callable(protocol) else protocol)[1]
+        else:
+            address = next((getattr(stream, n) for n in ("cuda_stream", "ptr") if hasattr(stream, n)), None)
+            address = _address(stream) if address is None else int(address)
+        return self._core.Stream.from_handle(address)
+
+    def device_memory(self, size: int, stream: Any) -> Any:
+        """A buffer of ``size`` bytes; given back in the order of ``stream``."""
+        return self._memory.allocate(size, stream=stream)
+
+    def pinned(self, shape: Sequence[int], dtype: np.dtype[Any]) -> tuple[Any, Array]:
+        """A buffer of host memory that the GPU copies from and to by itself, and an array over it."""
+        size = math.prod(shape) * dtype.itemsize
+        buffer = self._pinned.allocate(size)
+        raw = (ctypes.c_uint8 * size).from_address(int(buffer.handle))
+        return buffer, np.frombuffer(raw, dtype).reshape(shape)
+
+    def view(self, array: Any, spec: TensorSpec, stream: Any) -> Any:
+        """A caller's array on this GPU, in the order of ``stream``, without a copy.
+
+        Raises:
+            InputError: not on the GPU, of another dtype, or not contiguous.
+        """
+        try:
+            view = self._views.StridedMemoryView.from_any_interface(array, stream_ptr=int(stream.handle))
+        except (BufferError, TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+            raise InputError(f"{spec.name}: no array on a GPU that can be shared ({error})") from error
+        if not view.is_device_accessible or view.device_id not in (-1, self.index):
+            where = f"GPU {view.device_id}" if view.is_device_accessible else "the host"
+            raise InputError(f"{spec.name} is in the memory of {where}, the engine on GPU {self.index}")
+        if view.dtype != spec.dtype:
+            raise InputError(f"{spec.name} is {view.dtype}, the engine takes {spec.dtype}")
+        shape = tuple(view.shape)
+        if view.strides is not None and not _contiguous(shape, tuple(view.strides)):
+            raise InputError(f"{spec.name} is not contiguous: its strides are {tuple(view.strides)} elements")
+        return view
+
+    def wait(self, stream: Any) -> None:
+        """Wait until everything in a stream is done."""
+        stream.sync()
+
+    def _check(self, result: tuple[Any, ...]) -> Any:
+        status, *values = result
+        if int(status) != 0:
+            raise BackendError(f"CUDA on GPU {self.index} failed: {getattr(status, 'name', status)}")
+        return values[0] if values else None
+
+
+class DeviceArray:
+    """A result on the GPU, not waited for: work put into its stream afterwards sees it complete.
+
+    Consumed without a copy by ``torch.as_tensor``, ``cupy.asarray`` and ``from_dlpack`` of either.
+
+    Attributes:
+        shape, dtype: as of a numpy array.
+        stream: address of the stream that computes it.
+    """
+
+    def __init__(self, buffer: Any, shape: tuple[int, ...], dtype: np.dtype[Any], stream: Any, views: Any) -> None:
+        self.shape, self.dtype = shape, dtype
+        self.stream = int(stream.handle)
+        self._buffer, self._order = buffer, stream
+        self._view = views.StridedMemoryView.from_buffer(buffer, shape, dtype=dtype)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (int(self._buffer.handle), False),
+            "version": 3,
+            "stream": self.stream or 1,  # 0 is not allowed; 1 is the default stream
+        }
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._view.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        device: tuple[int, int] = self._view.__dlpack_device__()
+        return device
+
+
+def _address(value: Any) -> int:
+    """A handle: an integer, or an object that has one (PyCUDA's streams and contexts)."""
+    handle = getattr(value, "handle", value)
+    try:
+        return int(handle)
+    except (TypeError, ValueError):
+        raise InputError(f"{type(value).__name__} is no CUDA stream or context") from None
+
+
+def _contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    step = 1
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size != 1 and stride != step:
+            return False
+        step *= size
+    return True

@@ -1,0 +1,271 @@
+"""TensorRT engines, of both flavours: one engine, and for each thread a stream, contexts and buffers that it keeps.
+
+Everything that can be checked is checked before TensorRT sees the plan: sidecar, hash, flavour, version, GPU.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cats.errors import BackendError, InputError, ModelFileError
+from cats.runtime.backends.base import Array, Backend, TensorSpec
+from cats.runtime.backends.cuda import CudaContext, DeviceArray
+from cats.runtime.flavours import find_flavour
+from cats.runtime.hardware import nvidia
+from cats.runtime.sidecar import read_sidecar
+
+_SHAPES_KEPT = 4
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+class TensorRTBackend(Backend):
+    """A plan with its sidecar, on an NVIDIA GPU.
+
+    Args:
+        path: ``X.plan``; ``X.plan.json`` lies beside it.
+        device: index of the GPU.
+        cuda_graph: replay the work of a shape as a CUDA graph; None does so where the engine's shapes are fixed. With
+            ``stream``, only TensorRT-RTX does, since it captures by itself.
+        context: the caller's CUDA context (PyCUDA's ``Context``, or an address); None takes the GPU's primary one.
+        stream: the caller's stream for all work, see :meth:`CudaContext.stream_of`; None takes one for each thread.
+
+    Raises:
+        ModelFileError: plan or sidecar missing, changed, or not each other's.
+        BackendError: no GPU, TensorRT missing, or another flavour or version than the plan's.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        device: int = 0,
+        cuda_graph: bool | None = None,
+        context: Any = None,
+        stream: Any = None,
+    ) -> None:
+        self.path = Path(path)
+        self.metadata = read_sidecar(self.path)
+        engine: dict[str, Any] = self.metadata.engine or {}
+        self.name = engine["flavour"]
+        targets = ", ".join(engine.get("targets") or []) or "any that its TensorRT supports"
+        problem = nvidia().problem
+        if problem:
+            raise BackendError(
+                f"{self.path} needs an NVIDIA GPU (compute capability: {targets}), and {problem}; "
+                f"run the ONNX file that it was built from instead: {engine['source']}"
+            )
+        flavour, trt = find_flavour(self.name)
+        if trt.__version__ != engine["version"] and not engine.get("version_compatible"):
+            raise BackendError(
+                f"{self.path} was built with {flavour.name} {engine['version']}, installed is {trt.__version__}: "
+                f"build it again with cats-build {engine['source']}"
+            )
+        self._check_gpu(engine, device)
+        self._trt = trt
+        self._cuda = CudaContext(device, extra=flavour.name, context=context)
+        self._stream = None if stream is None else self._cuda.stream_of(stream)
+        with self._cuda.current():
+            self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+            if engine.get("version_compatible"):
+                self._runtime.engine_host_code_allowed = True  # such a plan brings its own runtime
+            self._engine = self._runtime.deserialize_cuda_engine(self.path.read_bytes())
+        if self._engine is None:
+            major, minor = self._cuda.compute_capability
+            raise BackendError(
+                f"{flavour.name} {trt.__version__} does not load {self.path} on {self._cuda.name} (compute capability "
+                f"{major}.{minor}); it was built for {targets}: build it again with cats-build {engine['source']}"
+            )
+        if self._engine.name != engine.get("network"):
+            raise ModelFileError(
+                f"{self.path} holds the network {self._engine.name}, its sidecar {engine.get('network')}"
+            )
+        self.inputs, self.outputs = self._specs()
+        fixed = all(None not in spec.shape for spec in self.inputs)
+        self.cuda_graph = fixed if cuda_graph is None else cuda_graph
+        profiles = engine.get("profiles") or []
+        self.max_batch = min(shape["max"][0] for shape in profiles[0].values()) if profiles else self.inputs[0].shape[0]
+        self._threads = threading.local()
+
+    def _check_gpu(self, engine: dict[str, Any], device: int) -> None:
+        gpus = nvidia().gpus
+        if not 0 <= device < len(gpus):
+            raise BackendError(f"there is no GPU {device}: the driver lists {len(gpus)}, counted from 0")
+        major, minor = gpus[device].compute_capability
+        present, built = f"sm{major}{minor}", engine.get("targets") or []
+        if built and present not in built:
+            target = f" --target {present}" if self.name == "tensorrt-rtx" else " on this machine"
+            raise BackendError(
+                f"{self.path} was built for {', '.join(built)} and {gpus[device].name} is {present}: "
+                f"build it again with cats-build {engine['source']}{target}"
+            )
+
+    def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        """Run once on host arrays; returns when the results are on the host."""
+        with self._cuda.current():
+            thread = self._thread()
+            arrays = [np.ascontiguousarray(feeds[spec.name], spec.dtype) for spec in self.inputs]
+            bound = thread.bound(tuple(array.shape for array in arrays))
+            results = bound.run(arrays)
+        return dict(zip((spec.name for spec in self.outputs), results, strict=True))
+
+    def run_device(self, feeds: dict[str, Any], stream: Any = None) -> dict[str, DeviceArray]:
+        """Put one run on arrays that are on the GPU into a stream, without copies and without waiting for it.
+
+        Args:
+            feeds: by name of :attr:`inputs`, anything contiguous with DLPack or ``__cuda_array_interface__`` (PyTorch,
+                CuPy, PyCUDA); must stay as it is until the stream has passed. What another stream still computes is
+                waited for by the GPU.
+            stream: the caller's; None takes the backend's own.
+
+        Raises:
+            InputError: an array of another dtype, device or shape than the engine takes.
+        """
+        with self._cuda.current():
+            thread = self._thread()
+            order = thread.stream if stream is None else self._cuda.stream_of(stream)
+            views = [self._cuda.view(feeds[spec.name], spec, order) for spec in self.inputs]
+            return thread.enqueue(views, order)
+
+    def _specs(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        found: dict[bool, list[TensorSpec]] = {True: [], False: []}
+        for index in range(self._engine.num_io_tensors):
+            name = self._engine.get_tensor_name(index)
+            shape = tuple(None if side < 0 else int(side) for side in self._engine.get_tensor_shape(name))
+            dtype = np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name)))
+            is_input = self._engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT
+            found[is_input].append(TensorSpec(name, dtype, shape))
+        return tuple(found[True]), tuple(found[False])
+
+    def _thread(self) -> _Thread:
+        if not hasattr(self._threads, "state"):
+            self._threads.state = _Thread(self, self._stream or self._cuda.new_stream())
+        state: _Thread = self._threads.state
+        return state
+
+    def shaped_context(self, shapes: Shapes) -> tuple[Any, Shapes]:
+        """A new execution context for these shapes of the inputs, and the shapes of the outputs.
+
+        Raises:
+            InputError: shapes outside the engine's profile.
+            BackendError: no memory for another context.
+        """
+        if self.cuda_graph and hasattr(self._trt, "CudaGraphStrategy"):  # TensorRT-RTX captures by itself
+            runtime_config = self._engine.create_runtime_config()
+            runtime_config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            context = self._engine.create_execution_context(runtime_config)
+        else:
+            context = self._engine.create_execution_context()
+        if context is None:
+            raise BackendError(f"no memory on GPU {self._cuda.index} for another execution context of {self.path}")
+        for spec, shape in zip(self.inputs, shapes, strict=True):
+            if not context.set_input_shape(spec.name, shape):
+                limit = f", batches up to {self.max_batch}" if self.max_batch else ""
+                raise InputError(f"{self.path} takes {spec.name} {spec.shape}{limit}, not {shape}")
+        return context, tuple(tuple(context.get_tensor_shape(spec.name)) for spec in self.outputs)
+
+    def describe(self) -> str:
+        """Flavour, version, GPU, precision and CUDA graph."""
+        graph = ", CUDA graph" if self.cuda_graph else ""
+        return (
+            f"{self.name} {self._trt.__version__}, GPU {self._cuda.index} ({self._cuda.name}), "
+            f"{self.metadata.precision}{graph}"
+        )
+
+    def close(self) -> None:
+        """Release the engine and all device memory."""
+        self._threads = threading.local()
+        self._engine = self._runtime = None
+
+
+class _Thread:
+    """What one thread keeps: its stream, buffers for the shapes it uses, and contexts for arrays of the caller."""
+
+    def __init__(self, backend: TensorRTBackend, stream: Any) -> None:
+        self.backend, self.stream = backend, stream
+        self._bound: dict[Shapes, _Bound] = {}
+        self._contexts: dict[Shapes, tuple[Any, Shapes]] = {}
+        self._last: tuple[int, Any] | None = None  # stream and event of the last run on the caller's arrays
+
+    def bound(self, shapes: Shapes) -> _Bound:
+        """Buffers for host arrays of these shapes; the oldest go where there are too many."""
+        if shapes not in self._bound:
+            while len(self._bound) >= _SHAPES_KEPT:
+                self._bound.pop(next(iter(self._bound)))
+            self._bound[shapes] = _Bound(self.backend, self.stream, shapes)
+        return self._bound[shapes]
+
+    def enqueue(self, views: list[Any], stream: Any) -> dict[str, DeviceArray]:
+        """One run on the caller's memory in the order of ``stream``."""
+        backend, cuda = self.backend, self.backend._cuda
+        shapes = tuple(tuple(view.shape) for view in views)
+        if shapes not in self._contexts:
+            while len(self._contexts) >= _SHAPES_KEPT:
+                self._contexts.pop(next(iter(self._contexts)))
+            self._contexts[shapes] = backend.shaped_context(shapes)
+        context, found = self._contexts[shapes]
+        handle = int(stream.handle)
+        if self._last is not None and self._last[0] != handle:
+            stream.wait(self._last[1])  # contexts have one working memory: runs on other streams come first
+        for spec, view in zip(backend.inputs, views, strict=True):
+            context.set_tensor_address(spec.name, int(view.ptr))
+        results = {}
+        for spec, shape in zip(backend.outputs, found, strict=True):
+            buffer = cuda.device_memory(int(np.prod(shape)) * spec.dtype.itemsize, stream)
+            context.set_tensor_address(spec.name, int(buffer.handle))
+            results[spec.name] = DeviceArray(buffer, shape, spec.dtype, stream, cuda._views)
+        if not context.execute_async_v3(handle):
+            raise BackendError(f"{backend.name} failed to run {backend.path}")
+        self._last = (handle, stream.record())
+        return results
+
+
+class _Bound:
+    """Pinned and device buffers of fixed shapes with an execution context, replayed as a CUDA graph if that is on."""
+
+    def __init__(self, backend: TensorRTBackend, stream: Any, shapes: Shapes) -> None:
+        self._backend, self._stream, self._graph = backend, stream, None
+        self._context, found = backend.shaped_context(shapes)
+        own_stream = backend._stream is None
+        self._captures = backend.cuda_graph and own_stream and not hasattr(backend._trt, "CudaGraphStrategy")
+        self._inputs = [self._buffers(spec, shape) for spec, shape in zip(backend.inputs, shapes, strict=True)]
+        self._outputs = [self._buffers(spec, shape) for spec, shape in zip(backend.outputs, found, strict=True)]
+
+    def run(self, arrays: list[Array]) -> list[Array]:
+        """Copy in, run, copy out, wait."""
+        for (_, host, _), array in zip(self._inputs, arrays, strict=True):
+            np.copyto(host, array)
+        if self._graph is not None:
+            self._graph.launch(self._stream)
+        else:
+            self._enqueue(self._stream, self._stream)
+        self._backend._cuda.wait(self._stream)
+        results = [host.copy() for _, host, _ in self._outputs]
+        if self._captures and self._graph is None:  # after a run, because the first one still sets things up
+            self._graph = self._capture()
+        return results
+
+    def _buffers(self, spec: TensorSpec, shape: tuple[int, ...]) -> tuple[Any, Array, Any]:
+        cuda = self._backend._cuda
+        pinned, host = cuda.pinned(shape, spec.dtype)
+        memory = cuda.device_memory(host.nbytes, self._stream)
+        self._context.set_tensor_address(spec.name, int(memory.handle))
+        return pinned, host, memory
+
+    def _enqueue(self, order: Any, stream: Any) -> None:
+        for pinned, _, memory in self._inputs:
+            memory.copy_from(pinned, stream=order)
+        if not self._context.execute_async_v3(int(stream.handle)):
+            raise BackendError(f"{self._backend.name} failed to run {self._backend.path}")
+        for pinned, _, memory in self._outputs:
+            memory.copy_to(pinned, stream=order)
+
+    def _capture(self) -> Any:
+        capture = self._stream.create_graph_builder()
+        capture.begin_building("thread_local")
+        self._enqueue(capture, capture.stream)
+        return capture.end_building().complete()

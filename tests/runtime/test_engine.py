@@ -1,0 +1,163 @@
+"""Engines really built by TensorRT-RTX, and every plan that must be refused before TensorRT sees it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from commands import runner
+
+from cats.checkpoints import save_checkpoint
+from cats.metadata import read_onnx_metadata
+from cats.model import CATs, CATsConfig
+from cats.runtime import build_cli, cli
+from cats.runtime.hardware import nvidia
+from cats.runtime.sidecar import read_sidecar
+
+pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'cats-toolkit[tensorrt-rtx]'")
+without_gpu = pytest.mark.skipif(nvidia().problem is None, reason="this machine has a GPU")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    from cats.export.export import export_onnx
+
+    torch.manual_seed(0)
+    config = CATsConfig("tf_efficientnet_lite0", (2, 3), image_size=64, feature_size=4, projection_dim=16, num_heads=4)
+    folder = tmp_path_factory.mktemp("model")
+    save_checkpoint(folder / "small.pt", CATs(config, zero_start=True))
+    export_onnx(CATs(config, zero_start=True).eval(), folder / "small.onnx", verified=False)
+    return folder / "small.onnx"
+
+
+@pytest.fixture
+def cats_build(monkeypatch, capsys):
+    return runner(build_cli.main, "cats-build", monkeypatch, capsys)
+
+
+@pytest.fixture
+def cats_run(monkeypatch, capsys):
+    return runner(cli.main, "cats-run", monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def engine(model, tmp_path_factory):
+    from cats.runtime.engine import EngineOptions, build_engine
+
+    plan = tmp_path_factory.mktemp("engine") / "small.plan"
+    return build_engine(model, plan, options=EngineOptions(batch=(1, 2, 4), targets=("sm89",)))
+
+
+def test_plan_and_sidecar(engine, model):
+    assert engine.read_bytes()[:4] == b"vtrt"
+    metadata, source = read_sidecar(engine), read_onnx_metadata(model)
+    assert metadata.with_(engine=None) == source
+    described = metadata.engine
+    assert described["flavour"] == "tensorrt-rtx"
+    assert described["targets"] == ["sm89"]
+    assert described["profiles"][0]["image_a"] == {"min": [1, 3, 64, 64], "opt": [2, 3, 64, 64], "max": [4, 3, 64, 64]}
+
+
+def test_engines_are_not_overwritten(engine, model, cats_build):
+    before = engine.stat().st_mtime_ns
+    assert "--force" in cats_build(model, "-o", engine).error
+    assert engine.stat().st_mtime_ns == before
+    assert cats_build(model, "-o", engine, "--force", "--target", "sm89", "--batch", "1,2,4", "--json").code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--batch", "4,2,1"), "smallest <= best <= largest"),
+        (("--batch", "many"), "three numbers"),
+        (("--target", "sm30"), "knows sm80"),
+        (("--hardware-compatible",), "--target"),
+        (("--flavour", "openvino"), "unknown TensorRT flavour"),
+        (("--optimisation", "9"), "0 to 5"),
+    ],
+)
+def test_impossible_builds_leave_nothing(options, message, model, tmp_path, cats_build):
+    assert message in cats_build(model, "-o", tmp_path / "x.plan", *options).error
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_are_no_models(tmp_path, cats_build):
+    (tmp_path / "x.onnx").write_bytes(b"not a model")
+    assert "not an ONNX file" in cats_build(tmp_path / "x.onnx").error
+    assert "cannot read" in cats_build(tmp_path / "none.onnx").error
+
+
+def test_a_node_that_the_parser_refuses_is_named(model, tmp_path, cats_build):
+    onnx = pytest.importorskip("onnx")
+    broken = onnx.load(model)
+    node = next(node for node in broken.graph.node if node.op_type == "Conv")
+    node.op_type, node.domain, node.name = "Mystery", "nowhere", "the_node"
+    broken.opset_import.append(onnx.helper.make_opsetid("nowhere", 1))
+    onnx.save(broken, tmp_path / "broken.onnx")
+    error = cats_build(tmp_path / "broken.onnx").error
+    assert "the_node" in error
+    assert "Mystery" in error
+
+
+def test_timing_cache_is_written_and_taken_again(model, tmp_path, cats_build):
+    cache = tmp_path / "timing.cache"
+    for number in range(2):
+        done = cats_build(model, "-o", tmp_path / f"{number}.plan", "--target", "sm89", "--timing-cache", cache)
+        assert done.code == 0, done.err
+    assert cache.is_file()
+
+
+def test_ctrl_c_leaves_nothing(model, tmp_path):
+    command = [sys.executable, "-c", "from cats.runtime.build_cli import main; main()", str(model)]
+    process = subprocess.Popen([*command, "-o", str(tmp_path / "x.plan")], stderr=subprocess.PIPE, text=True)
+    time.sleep(1.5)  # imports are done in less; the build takes longer
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (130, 0), errors  # 0: the build was quicker
+    if process.returncode == 130:
+        assert not list(tmp_path.iterdir())
+
+
+@without_gpu
+def test_without_a_gpu_the_onnx_file_is_named(engine, cats_run):
+    error = cats_run(engine, "a.jpg", "b.jpg").error
+    assert "needs an NVIDIA GPU" in error
+    assert "sm89" in error
+    assert "small.onnx" in error
+
+
+def copied(engine, folder):
+    plan = folder / "copy.plan"
+    plan.write_bytes(engine.read_bytes())
+    (folder / "copy.plan.json").write_bytes(engine.with_name("small.plan.json").read_bytes())
+    return plan
+
+
+@pytest.mark.parametrize(
+    "damage", ["truncated", "changed", "foreign", "empty", "no sidecar", "other sidecar", "no json"]
+)
+def test_plans_that_are_refused(damage, engine, tmp_path, cats_run):
+    plan = copied(engine, tmp_path)
+    sidecar, data = tmp_path / "copy.plan.json", engine.read_bytes()
+    if damage == "truncated":
+        plan.write_bytes(data[: len(data) // 2])
+    elif damage == "changed":
+        plan.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    elif damage == "foreign":
+        plan.write_bytes(b"ELF" + data)
+    elif damage == "empty":
+        plan.write_bytes(b"")
+    elif damage == "no sidecar":
+        sidecar.unlink()
+    elif damage == "other sidecar":
+        document = json.loads(sidecar.read_text())
+        document["engine"]["sha256"] = "0" * 64
+        sidecar.write_text(json.dumps(document))
+    else:
+        sidecar.write_text("{")
+    error = cats_run(plan, "a.jpg", "b.jpg").error
+    expected = {"foreign": "not a TensorRT engine", "empty": "not a TensorRT engine", "no sidecar": "no sidecar"}
+    assert expected.get(damage, "not JSON" if damage == "no json" else "other sha256") in error

@@ -1,0 +1,242 @@
+"""The TensorRT backend on stand-ins that compute on the host: what is called, in which order, with which memory."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import fake_cuda
+import numpy as np
+import pytest
+from fake_cuda import FakeCuda, FakeTensorRT, FakeView
+from tiny_onnx import tiny_metadata
+
+from cats.errors import BackendError, InputError
+from cats.files import sha256_file
+from cats.runtime.backends import cuda as cuda_module
+from cats.runtime.backends import tensorrt as backend_module
+from cats.runtime.backends.cuda import DeviceArray
+from cats.runtime.backends.tensorrt import TensorRTBackend
+from cats.runtime.flavours import FLAVOURS
+from cats.runtime.hardware import Gpu, Nvidia
+
+TENSORRT = ["tensorrt-10.12", "tensorrt-11.4"]
+RELEASES = [*TENSORRT, "tensorrt-rtx"]
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    fake = FakeCuda()
+    monkeypatch.setattr(cuda_module, "require", lambda name, **_: fake.modules()[name])
+    gpus = (Gpu(0, "Fake GPU", (8, 9), 1 << 34),)
+    monkeypatch.setattr(backend_module, "nvidia", lambda: Nvidia((13, 0), gpus, None))
+    return fake
+
+
+@pytest.fixture
+def make(cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``make(release, fixed=batch, engine={changed sidecar}, **options)`` -> backend, library."""
+
+    def build(release: str, fixed: int | None = None, engine: dict | None = None, **options: Any) -> Any:
+        library = FakeTensorRT(cuda, release, fixed=fixed)
+        name = "tensorrt-rtx" if release == "tensorrt-rtx" else "tensorrt"
+        monkeypatch.setattr(backend_module, "find_flavour", lambda _: (FLAVOURS[name], library))
+        plan = tmp_path / "x.plan"
+        plan.write_bytes((b"vtrt" if name == "tensorrt-rtx" else b"ftrt") + bytes(60))
+        profiles = [] if fixed else [{"x": {"min": [1, 3], "opt": [1, 3], "max": [4, 3]}}]
+        described = {
+            "flavour": name,
+            "version": "1.2.3",
+            "targets": [],
+            "network": "network",
+            "profiles": profiles,
+            "sha256": sha256_file(plan),
+            "source": "x.onnx",
+            **(engine or {}),
+        }
+        Path(f"{plan}.json").write_text(tiny_metadata(engine=described).to_json())
+        return TensorRTBackend(plan, **options), library
+
+    return build
+
+
+def feed(batch: int, start: float = 0) -> np.ndarray:
+    return np.arange(start, start + batch * 3, dtype=np.float32).reshape(batch, 3)
+
+
+def check(backend: TensorRTBackend, x: np.ndarray) -> None:
+    results = backend.run({"x": x})
+    np.testing.assert_array_equal(results["y"], 2 * x + 1)
+    np.testing.assert_array_equal(results["z"], -x)
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_dynamic_batches_run_in_stream_order(make: Any, cuda: FakeCuda, release: str) -> None:
+    backend, library = make(release)
+    assert backend.max_batch == 4
+    assert not backend.cuda_graph
+    for batch in (1, 3, 1):
+        cuda.log.clear()
+        check(backend, feed(batch, start=batch))
+        assert cuda.log == ["pinned->device", "execute", "device->pinned", "device->pinned", "sync"]
+    assert len(library.contexts) == 2  # one for each shape
+    assert cuda.depth == 0
+
+
+@pytest.mark.parametrize("release", TENSORRT)
+def test_fixed_shapes_are_replayed_as_a_graph(make: Any, cuda: FakeCuda, release: str) -> None:
+    backend, _ = make(release, fixed=2)
+    assert "CUDA graph" in backend.describe()
+    check(backend, feed(2))
+    cuda.log.clear()
+    check(backend, feed(2, start=9))
+    assert cuda.log == ["launch", "sync"]
+
+
+def test_graphs_of_several_shapes_have_contexts_of_their_own(make: Any, cuda: FakeCuda) -> None:
+    backend, library = make("tensorrt-11.4", cuda_graph=True)
+    for batch in (1, 2, 1, 2):
+        check(backend, feed(batch, start=batch))
+    assert cuda.log.count("launch") == 2
+    assert len(library.contexts) == 2
+
+
+def test_graphs_are_off_when_asked(make: Any, cuda: FakeCuda) -> None:
+    backend, _ = make("tensorrt-11.4", fixed=2, cuda_graph=False)
+    check(backend, feed(2))
+    check(backend, feed(2))
+    assert "launch" not in cuda.log
+
+
+def test_tensorrt_rtx_captures_by_itself(make: Any, cuda: FakeCuda) -> None:
+    backend, library = make("tensorrt-rtx", fixed=2)
+    check(backend, feed(2))
+    check(backend, feed(2))
+    assert "launch" not in cuda.log
+    assert [config.cuda_graph_strategy for _, config in library.contexts] == [1]
+
+
+def test_results_stay_after_the_next_run(make: Any) -> None:
+    backend, _ = make("tensorrt-11.4", fixed=1)
+    first = backend.run({"x": feed(1)})["y"]
+    backend.run({"x": feed(1, start=50)})
+    np.testing.assert_array_equal(first, 2 * feed(1) + 1)
+
+
+def test_each_thread_has_its_own_context_and_stream(make: Any) -> None:
+    backend, library = make("tensorrt-11.4")
+    threads = [threading.Thread(target=check, args=(backend, feed(2, start=n))) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(library.contexts) == 3
+
+
+def test_shapes_outside_the_profile_are_named(make: Any, cuda: FakeCuda) -> None:
+    backend, _ = make("tensorrt-11.4")
+    with pytest.raises(InputError, match=r"x \(None, 3\), batches up to 4, not \(9, 3\)"):
+        backend.run({"x": feed(9)})
+    assert cuda.depth == 0  # the caller's context is back
+
+
+class PyCudaStream:
+    handle = 555
+
+
+class TorchStream:
+    cuda_stream = 777
+
+
+@pytest.mark.parametrize("stream", [PyCudaStream(), TorchStream(), 999])
+def test_device_arrays_run_in_the_callers_stream_without_waiting(make: Any, cuda: FakeCuda, stream: Any) -> None:
+    backend, _ = make("tensorrt-11.4")
+    x = feed(2)
+    cuda.log.clear()
+    results = backend.run_device({"x": FakeView(x)}, stream=stream)
+    handle = stream if isinstance(stream, int) else getattr(stream, "handle", None) or stream.cuda_stream
+    assert cuda.log == ["execute", f"record {handle}"]  # neither a copy nor a sync
+    result = results["y"]
+    assert isinstance(result, DeviceArray)
+    interface = result.__cuda_array_interface__
+    assert (interface["shape"], interface["typestr"], interface["stream"]) == ((2, 3), "<f4", handle)
+    memory = (fake_cuda.ctypes.c_float * 6).from_address(interface["data"][0])
+    np.testing.assert_array_equal(np.frombuffer(memory, np.float32), (2 * x + 1).ravel())
+
+
+def test_another_stream_waits_for_the_working_memory(make: Any, cuda: FakeCuda) -> None:
+    backend, _ = make("tensorrt-11.4")
+    backend.run_device({"x": FakeView(feed(1))}, stream=11)
+    backend.run_device({"x": FakeView(feed(1))}, stream=22)
+    assert "22 waits for event 11" in cuda.log
+    assert "sync" not in cuda.log
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (FakeView(feed(1), device=-1), "in the memory of the host"),
+        (FakeView(feed(1), device=3), "in the memory of GPU 3"),
+        (FakeView(feed(1).astype(np.float64)), "is float64, the engine takes float32"),
+        (FakeView(feed(3).T), "not contiguous"),
+        (object(), "no array on a GPU"),
+    ],
+)
+def test_arrays_that_cannot_be_taken_as_they_are(make: Any, array: Any, message: str) -> None:
+    backend, _ = make("tensorrt-11.4")
+    with pytest.raises(InputError, match=message):
+        backend.run_device({"x": array})
+
+
+def test_the_callers_context_and_stream(make: Any, cuda: FakeCuda) -> None:
+    class PyCudaContext:
+        handle = 4242
+
+    backend, _ = make("tensorrt-11.4", fixed=1, context=PyCudaContext(), stream=PyCudaStream())
+    check(backend, feed(1))
+    check(backend, feed(1))
+    assert set(cuda.contexts) == {4242}
+    assert "launch" not in cuda.log  # the caller may be capturing that stream
+    with pytest.raises(InputError, match="no CUDA stream"):
+        backend.run_device({"x": FakeView(feed(1))}, stream="default")
+
+
+@pytest.mark.parametrize(
+    ("engine", "options", "message"),
+    [
+        ({"version": "9.9"}, {}, r"built with tensorrt 9.9, installed is 1.2.3.*cats-build x.onnx"),
+        ({"targets": ["sm86"]}, {}, r"built for sm86 and Fake GPU is sm89.*cats-build x.onnx"),
+        ({"network": "other"}, {}, "holds the network network, its sidecar other"),
+        ({}, {"device": 1}, "no GPU 1"),
+    ],
+)
+def test_engines_that_do_not_fit(make: Any, engine: dict, options: dict, message: str) -> None:
+    with pytest.raises(Exception, match=message) as caught:
+        make("tensorrt-11.4", engine=engine, **options)
+    assert isinstance(caught.value, BackendError) or "network" in message
+
+
+def test_version_compatible_engines_run_on_newer_releases(make: Any) -> None:
+    backend, library = make("tensorrt-11.4", engine={"version": "1.0", "version_compatible": True})
+    assert library.Runtime(None).engine_host_code_allowed is True
+    check(backend, feed(1))
+
+
+def test_the_stand_ins_have_only_names_that_cuda_core_has() -> None:
+    core = pytest.importorskip("cuda.core", reason="needs cuda-core")
+    graph = pytest.importorskip("cuda.core.graph")
+    real = {
+        fake_cuda.FakeBuffer: core.Buffer,
+        fake_cuda.FakeStream: core.Stream,
+        fake_cuda.FakeGraphBuilder: graph.GraphBuilder,
+        fake_cuda.FakeGraph: graph.Graph,
+    }
+    ours = {"do", "capturing", "by_handle"}
+    for fake, cls in real.items():
+        public = {name for name in vars(fake) if not name.startswith("_")} - ours
+        assert public <= set(dir(cls)), fake
+    driver = pytest.importorskip("cuda.bindings.driver")
+    fake = FakeCuda()
+    for module, stand_in in ((core, fake.core), (driver, fake.driver)):
+        assert set(vars(stand_in)) <= set(dir(module))
