@@ -1,0 +1,68 @@
+"""Mutated metadata, model files, images and arguments: libcats refuses them with a text, without crash, leak or hang."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+from pathlib import Path
+
+import c_library
+import pytest
+from c_library import BASE, CC, INCLUDE, LIBS, ROOT, SOURCES
+
+pytestmark = pytest.mark.skipif(not c_library.HAVE_COMPILER, reason="no C compiler")
+
+FUZZ = ROOT / "fuzz"
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+
+
+def fuzz(folder: Path, model: Path, runs: int, seed: int) -> subprocess.CompletedProcess[str]:
+    program = folder / "fuzz"
+    files = [FUZZ / "fuzz_cats.c", FUZZ / "fuzz_driver.c", *SOURCES]
+    c_library.compile_c([CC, *BASE, *SANITIZE, *INCLUDE, *files, *LIBS, "-o", program])
+    command = ["nice", "-n", "19", program, FUZZ / "seeds", str(runs), str(seed)]
+    settings = c_library.environment(CATS_FUZZ_MODEL=str(model))
+    return subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True)
+
+
+def test_mutations(tmp_path: Path, model_file: Path) -> None:
+    done = fuzz(tmp_path, model_file, 1000, seed=1)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("1000 runs")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_a_hundred_thousand_mutations(tmp_path: Path, model_file: Path) -> None:
+    done = fuzz(tmp_path, model_file, 100_000, seed=7)
+    assert (done.returncode, done.stderr) == (0, "")
+    print(done.stdout)
+
+
+def test_a_planted_overflow_is_found(tmp_path: Path, model_file: Path) -> None:
+    """The fuzzer sees what it is for: without the check of the stride, an image is read beyond its end."""
+    source = (ROOT / "src" / "image.c").read_text()
+    check = "(image->stride < packed && image->stride > -packed)"
+    assert check in source
+    broken = tmp_path / "image.c"
+    broken.write_text(source.replace(check, "0"))
+    others = [path for path in SOURCES if not path.endswith("/image.c")]
+    program = tmp_path / "fuzz"
+    files = [FUZZ / "fuzz_cats.c", FUZZ / "fuzz_driver.c", *others, broken]
+    c_library.compile_c([CC, *BASE, *SANITIZE, *INCLUDE, *files, *LIBS, "-o", program])
+    settings = c_library.environment(CATS_FUZZ_MODEL=str(model_file))
+    command = [program, FUZZ / "seeds", "3000", "1"]
+    done = subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "AddressSanitizer" in done.stderr
+    assert (tmp_path / "crash-input").exists()
+
+
+def test_seeds_are_those_of_the_script() -> None:
+    spec = importlib.util.spec_from_file_location("make_seeds", FUZZ / "make_seeds.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    written = {path.name: path.read_bytes() for path in (FUZZ / "seeds").iterdir()}
+    assert written == script.seeds()
