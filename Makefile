@@ -5,7 +5,8 @@ EXTRAS := cpu,train,export,calibrate,openvino,tensorrt-rtx,dev
 .PHONY: demo test lint cats-tiny bench clean
 
 demo: .venv-demo/done  ## match two photos with the shipped model and draw demo.png
-	.venv-demo/bin/cats-run assets/cats-tiny.onnx assets/astronaut.jpg assets/grace_hopper.jpg -o demo.png
+	.venv-demo/bin/cats-run assets/cats-tiny.onnx assets/astronaut.jpg assets/grace_hopper.jpg \
+	  --points assets/astronaut.json -o demo.png
 	@echo "demo.png: the same points of two portraits"
 
 test: .venv/done lint  ## everything that runs without a GPU, on the installed package

@@ -115,7 +115,8 @@ def main(trained: Path) -> None:
     save_checkpoint(half, checkpoint.model, metrics=checkpoint.metrics, training=checkpoint.training, half=True)
     subprocess.run([COMMANDS / "cats-export", "--ckpt", half, "--weights", "fp16-storage", "-o", onnx], check=True)
     photos = [ASSETS / "astronaut.jpg", ASSETS / "grace_hopper.jpg"]
-    subprocess.run([COMMANDS / "cats-run", onnx, *photos, "-o", ASSETS / "match.jpg"], check=True)
+    points = ["--points", ASSETS / "astronaut.json"]
+    subprocess.run([COMMANDS / "cats-run", onnx, *photos, *points, "-o", ASSETS / "match.jpg"], check=True)
     zero = trained.with_name("zero-started.pt")
     save_checkpoint(zero, CATs(checkpoint.model.config, backbone_weights="auto", zero_start=True))
     write_card(checkpoint, zero, half, onnx)
