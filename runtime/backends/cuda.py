@@ -17,6 +17,8 @@ import numpy as np
 from cats.errors import BackendError, InputError, require
 from cats.runtime.backends.base import Array, TensorSpec
 
+_DEFAULT_STREAM = 1  # by its name; DLPack and the CUDA array interface do not allow its other one, 0
+
 
 class CudaContext:
     """A CUDA context of one GPU.
@@ -68,7 +70,7 @@ class CudaContext:
         else:
             address = next((getattr(stream, n) for n in ("cuda_stream", "ptr") if hasattr(stream, n)), None)
             address = _address(stream) if address is None else int(address)
-        return self._core.Stream.from_handle(address)
+        return self._core.Stream.from_handle(address or _DEFAULT_STREAM)
 
     def device_memory(self, size: int, stream: Any) -> Any:
         """A buffer of ``size`` bytes; given back in the order of ``stream``."""
@@ -79,7 +81,7 @@ class CudaContext:
         size = math.prod(shape) * dtype.itemsize
         buffer = self._pinned.allocate(size)
         raw = (ctypes.c_uint8 * size).from_address(int(buffer.handle))
-        return buffer, np.frombuffer(raw, dtype).reshape(shape)
+        return buffer, np.frombuffer(memoryview(raw), dtype).reshape(shape)
 
     def view(self, array: Any, spec: TensorSpec, stream: Any) -> Any:
         """A caller's array on this GPU, in the order of ``stream``, without a copy.
@@ -135,7 +137,7 @@ class DeviceArray:
             "typestr": self.dtype.str,
             "data": (int(self._buffer.handle), False),
             "version": 3,
-            "stream": self.stream or 1,  # 0 is not allowed; 1 is the default stream
+            "stream": self.stream,
         }
 
     def __dlpack__(self, **options: Any) -> Any:

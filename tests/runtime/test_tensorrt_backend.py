@@ -165,6 +165,12 @@ def test_device_arrays_run_in_the_callers_stream_without_waiting(make: Any, cuda
     np.testing.assert_array_equal(np.frombuffer(memory, np.float32), (2 * x + 1).ravel())
 
 
+def test_the_default_stream_goes_by_the_name_that_protocols_allow(make: Any, cuda: FakeCuda) -> None:
+    backend, _ = make("tensorrt-11.4")
+    result = backend.run_device({"x": FakeView(feed(1))}, stream=0)["y"]
+    assert result.__cuda_array_interface__["stream"] == 1
+
+
 def test_another_stream_waits_for_the_working_memory(make: Any, cuda: FakeCuda) -> None:
     backend, _ = make("tensorrt-11.4")
     backend.run_device({"x": FakeView(feed(1))}, stream=11)

@@ -1,0 +1,193 @@
+"""Everything that the libraries of a machine with an NVIDIA GPU allow, in one command, without a network.
+
+PyTorch on the GPU against PyTorch on the CPU; the exported file in ONNX Runtime's CUDA provider, and engines of each
+TensorRT that loads, against the float32 file in ONNX Runtime on the CPU; and the tests marked gpu. Differences are of
+the flow, in pixels at the model's input size. A step that fails, or that this machine does not allow, is recorded with
+its reason.
+
+Usage: python benchmarks/gpu_suite.py [--ckpt assets/cats-tiny.pt] [--output FILE.json]
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+from cats.checkpoints import load_checkpoint
+from cats.console import execute, new_app, note, print_json
+from cats.errors import BackendError
+from cats.export.export import export_onnx
+from cats.files import write_text
+from cats.model import CATs
+from cats.runtime import Matcher
+from cats.runtime.backends.base import Backend
+from cats.runtime.doctor import doctor
+from cats.runtime.engine import build_engine
+from cats.runtime.flavours import FLAVOURS
+from cats.runtime.hardware import nvidia
+
+HERE = Path(__file__).resolve().parent
+ROUNDS = 50
+
+app = new_app()
+Arrays = dict[str, np.ndarray]
+
+
+def median_ms(run: Callable[[], Any]) -> float:
+    """Median time of a call after a warm-up; the call returns when the GPU is done."""
+    for _ in range(5):
+        run()
+    times = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        run()
+        times.append((time.perf_counter() - start) * 1000)
+    return round(statistics.median(times), 3)
+
+
+def pixels(flow: np.ndarray, expected: np.ndarray, model: CATs) -> dict[str, float]:
+    """Difference of two flows in pixels at the model's input size: median, p99, max."""
+    cell = model.config.image_size / model.config.feature_size
+    distance = np.linalg.norm(flow.astype(np.float64) - expected, axis=1) * cell
+    parts = (np.median(distance), np.percentile(distance, 99), distance.max())
+    return dict(zip(("median_px", "p99_px", "max_px"), (round(float(part), 5) for part in parts), strict=True))
+
+
+def on_torch(model: CATs, feeds: Arrays) -> dict[str, Any]:
+    """PyTorch, float32 without TF32, and under autocast to float16."""
+    if not torch.cuda.is_available():
+        raise BackendError(f"torch {torch.__version__} finds no GPU")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    host = {name: torch.from_numpy(value) for name, value in feeds.items()}
+    results: dict[str, Any] = {"torch": torch.__version__}
+    with torch.inference_mode():
+        expected = model(host["image_a"], host["image_b"]).numpy()
+        device = model.to("cuda")
+        images = [host[name].cuda() for name in ("image_a", "image_b")]
+        for precision in ("fp32", "fp16"):
+            with torch.autocast("cuda", torch.float16, enabled=precision == "fp16"):
+
+                def run() -> np.ndarray:
+                    flow: np.ndarray = device(*images).float().cpu().numpy()
+                    return flow
+
+                results[precision] = {**pixels(run(), expected, model), "ms": median_ms(run)}
+        model.to("cpu")
+    return results
+
+
+def on_backend(backend: Backend, feeds: Arrays, expected: np.ndarray, model: CATs) -> dict[str, Any]:
+    """A loaded file on host arrays."""
+    found = backend.run(feeds)["flow"]
+    return {
+        "what": backend.describe(),
+        **pixels(found, expected, model),
+        "ms": median_ms(lambda: backend.run(feeds)),
+    }
+
+
+def on_engine(onnx: Path, flavour: str, feeds: Arrays, expected: np.ndarray, model: CATs) -> dict[str, Any]:
+    """An engine built here, on host arrays, as a CUDA graph, and on arrays of the GPU."""
+    start = time.perf_counter()
+    plan = build_engine(onnx, onnx.with_suffix(f".{flavour}.plan"), flavour=flavour)
+    results: dict[str, Any] = {"build_s": round(time.perf_counter() - start, 2), "plan_bytes": plan.stat().st_size}
+    problem = nvidia().problem
+    if problem:
+        return {**results, "not_run": problem}
+    for name, graph in (("eager", False), ("cuda_graph", True)):
+        with Matcher(plan, cuda_graph=graph) as matcher:
+            results[name] = on_backend(matcher.backend, feeds, expected, model)
+            if not graph:
+                arrays = {key: torch.from_numpy(value).cuda() for key, value in feeds.items()}
+
+                def run(backend: Any = matcher.backend, arrays: Any = arrays) -> torch.Tensor:
+                    stream = torch.cuda.current_stream()
+                    return torch.from_dlpack(backend.run_device(arrays, stream=stream)["flow"]).cpu()
+
+                results["device_arrays"] = {**pixels(run().numpy(), expected, model), "ms": median_ms(run)}
+    return results
+
+
+def gpu_tests() -> dict[str, Any]:
+    """The tests marked gpu."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(HERE.parent / "tests" / "runtime")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return {"exit": done.returncode, "end": done.stdout.strip().splitlines()[-12:]}
+
+
+@app.command()
+def main_command(
+    ckpt: Annotated[Path, typer.Option(help="Checkpoint to run.")] = HERE.parent / "assets" / "cats-tiny.pt",
+    output: Annotated[Path | None, typer.Option(help="Default: benchmarks/results/gpu-DATE.json.")] = None,
+    batch: Annotated[int, typer.Option(help="Pairs of one run, 1 to 8.", min=1, max=8)] = 1,
+) -> None:
+    """Run what this machine allows and write a dated results file."""
+    today = datetime.date.today().isoformat()
+    model = load_checkpoint(ckpt).model.eval()
+    side = model.config.image_size
+    rng = np.random.default_rng(0)
+    coarse = rng.standard_normal((2, batch, 3, side // 16, side // 16)).repeat(16, axis=3).repeat(16, axis=4)
+    noise = rng.standard_normal(coarse.shape) * 0.3
+    feeds = dict(zip(("image_a", "image_b"), (coarse + noise).astype(np.float32), strict=True))
+    found: dict[str, Any] = {}
+
+    def step(name: str, work: Callable[[], dict[str, Any]]) -> None:
+        note(name)
+        try:
+            found[name] = work()
+        except Exception as error:  # one library's failure is a result; the others still run
+            found[name] = {"not_run": f"{type(error).__name__}: {error}"[:500]}
+        note(f"  {found[name]}")
+
+    with tempfile.TemporaryDirectory() as folder:
+        step("torch", lambda: on_torch(model, feeds))
+        for precision in ("fp32", "fp16"):
+            onnx = Path(folder, f"model.{precision}.onnx")
+            step(f"export {precision}", lambda: _export(model, onnx, precision))  # noqa: B023  # run at once
+            if not onnx.is_file():
+                continue
+            with Matcher(Path(folder, "model.fp32.onnx"), provider="cpu") as matcher:
+                expected = matcher.backend.run(feeds)["flow"]
+
+            def cuda_provider(file: Path = onnx, reference: np.ndarray = expected) -> dict[str, Any]:
+                with Matcher(file, provider="cuda") as matcher:
+                    return on_backend(matcher.backend, feeds, reference, model)
+
+            step(f"onnxruntime cuda {precision}", cuda_provider)
+            for flavour in FLAVOURS:
+                step(
+                    f"{flavour} {precision}",
+                    lambda: on_engine(onnx, flavour, feeds, expected, model),  # noqa: B023  # run at once
+                )
+    step("gpu tests", gpu_tests)
+    document = {"date": today, "batch": batch, "rounds": ROUNDS, "checkpoint": ckpt.name, **doctor(), "results": found}
+    path = output or HERE / "results" / f"gpu-{today}.json"
+    write_text(path, json.dumps(document, indent=1) + "\n")
+    note(f"wrote {path}")
+    print_json(found)
+
+
+def _export(model: CATs, path: Path, precision: str) -> dict[str, Any]:
+    report = export_onnx(model, path, fp16=precision == "fp16", verified=False)
+    return {"bytes": path.stat().st_size, "precision": next(iter(report.metadata.values())).precision}
+
+
+def main() -> None:
+    """Entry point."""
+    execute(app)
+
+
+if __name__ == "__main__":
+    main()
