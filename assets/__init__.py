@@ -25,6 +25,6 @@ def asset(name: str) -> Path:
     """
     path = _FOLDER / name
     if not path.is_file() or path.suffix == ".py":
-        known = sorted(item.name for item in _FOLDER.iterdir() if item.suffix in (".jpg", ".json", ".md", ".onnx", ".pt"))
+        known = sorted(item.name for item in _FOLDER.iterdir() if item.is_file() and item.suffix != ".py")
         raise InputError(f"no shipped file {name!r}; there are {', '.join(known)}")
     return path
