@@ -40,7 +40,7 @@ def main_command(
     target: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"GPU to build for, repeatable: {', '.join(RTX_TARGETS)} (tensorrt-rtx).", show_default=False
+            help=f"GPUs to build for, as sm86,sm89: {', '.join(RTX_TARGETS)} (tensorrt-rtx).", show_default=False
         ),
     ] = None,
     workspace: Annotated[int | None, typer.Option(help="Largest workspace in MiB.", show_default=False, min=1)] = None,
@@ -60,7 +60,7 @@ def main_command(
         workspace_mb=workspace,
         optimisation=optimisation,
         tf32=tf32,
-        targets=tuple(name.lower() for name in target or ()),
+        targets=tuple(name.strip().lower() for text in target or () for name in text.split(",")),
         version_compatible=version_compatible,
         hardware_compatible=hardware_compatible,
         strip_weights=strip_weights,

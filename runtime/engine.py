@@ -128,6 +128,7 @@ def _write(
         "targets": list(options.targets) or _present_gpu(flavour, options),
         "version_compatible": options.version_compatible,
         "hardware_compatible": options.hardware_compatible,
+        "stripped": options.strip_weights,
         "network": network,
         "profiles": profiles,
         "sha256": sha256_file(plan),
@@ -194,6 +195,8 @@ def _configure(trt: ModuleType, flavour: Flavour, config: Any, options: EngineOp
         if wanted:
             if not hasattr(trt.BuilderFlag, name):
                 raise BackendError(f"{flavour.name} {trt.__version__} cannot build with {name}")
+            if flavour.targets:
+                _refuse_on_rtx(name)
             config.set_flag(getattr(trt.BuilderFlag, name))
     if options.hardware_compatible:
         if flavour.targets:
@@ -201,6 +204,17 @@ def _configure(trt: ModuleType, flavour: Flavour, config: Any, options: EngineOp
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if options.targets:
         _set_targets(trt, flavour, config, options.targets)
+
+
+def _refuse_on_rtx(flag: str) -> None:
+    """What TensorRT-RTX offers but does not do, or not on this machine; its own words say nothing to a user."""
+    if flag == "VERSION_COMPATIBLE":
+        raise BackendError("tensorrt-rtx has no version-compatible engines: leave that out, or build with tensorrt")
+    problem = nvidia().problem
+    if problem:
+        raise BackendError(
+            f"tensorrt-rtx builds refittable and weight-stripped engines on a machine with a GPU only, and {problem}"
+        )
 
 
 def _set_targets(trt: ModuleType, flavour: Flavour, config: Any, targets: tuple[str, ...]) -> None:

@@ -179,6 +179,7 @@ class FakeTensorRT(Listed):
         self_ = object.__setattr__
         self_(self, "cuda", cuda)
         self_(self, "contexts", [])
+        self_(self, "refitted", [])
         shape = (fixed or -1, 3)
         mode = Listed("TensorIOMode", release, INPUT="in")
         engine = Listed(
@@ -197,6 +198,12 @@ class FakeTensorRT(Listed):
         members: dict[str, Any] = {
             "Runtime": lambda logger: runtime,
             "Logger": type("Logger", (), {"ERROR": 1, "__init__": lambda self, level: None}),
+            "Refitter": lambda engine, logger: Listed(
+                "Refitter", release, refit_cuda_engine=lambda: bool(self.refitted)
+            ),
+            "OnnxParserRefitter": lambda refitter, logger: Listed(
+                "OnnxParserRefitter", release, refit_from_file=lambda model: self.refitted.append(model) or True
+            ),
             "nptype": lambda dtype: np.float32,
             "TensorIOMode": mode,
         }

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cats.errors import BackendError, InputError, ModelFileError
+from cats.metadata import read_onnx_metadata
 from cats.runtime.backends.base import Array, Backend, TensorSpec
 from cats.runtime.backends.cuda import CudaContext, DeviceArray
 from cats.runtime.flavours import find_flavour
@@ -84,12 +85,27 @@ class TensorRTBackend(Backend):
             raise ModelFileError(
                 f"{self.path} holds the network {self._engine.name}, its sidecar {engine.get('network')}"
             )
+        if engine.get("stripped"):
+            self._refit(self.path.with_name(engine["source"]))
         self.inputs, self.outputs = self._specs()
         fixed = all(None not in spec.shape for spec in self.inputs)
         self.cuda_graph = fixed if cuda_graph is None else cuda_graph
         profiles = engine.get("profiles") or []
         self.max_batch = min(shape["max"][0] for shape in profiles[0].values()) if profiles else self.inputs[0].shape[0]
         self._threads = threading.local()
+
+    def _refit(self, source: Path) -> None:
+        """Give a weight-stripped engine the weights of the ONNX file that it was built from."""
+        if not source.is_file():
+            raise ModelFileError(f"{self.path} has no weights of its own: put {source.name}, which has them, beside it")
+        if read_onnx_metadata(source).weights_sha256 != self.metadata.weights_sha256:
+            raise ModelFileError(f"{source} has other weights than {self.path} was built from")
+        with self._cuda.current():
+            logger = self._trt.Logger(self._trt.Logger.ERROR)
+            refitter = self._trt.Refitter(self._engine, logger)
+            weights = self._trt.OnnxParserRefitter(refitter, logger)
+            if not weights.refit_from_file(str(source)) or not refitter.refit_cuda_engine():
+                raise BackendError(f"{self.name} could not take the weights of {source} into {self.path}")
 
     def _check_gpu(self, engine: dict[str, Any], device: int) -> None:
         gpus = nvidia().gpus

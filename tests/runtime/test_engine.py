@@ -75,6 +75,7 @@ def test_engines_are_not_overwritten(engine, model, cats_build):
         (("--batch", "many"), "three numbers"),
         (("--target", "sm30"), "knows sm80"),
         (("--hardware-compatible",), "--target"),
+        (("--version-compatible",), "no version-compatible engines"),
         (("--flavour", "openvino"), "unknown TensorRT flavour"),
         (("--optimisation", "9"), "0 to 5"),
     ],
@@ -82,6 +83,18 @@ def test_engines_are_not_overwritten(engine, model, cats_build):
 def test_impossible_builds_leave_nothing(options, message, model, tmp_path, cats_build):
     assert message in cats_build(model, "-o", tmp_path / "x.plan", *options).error
     assert not list(tmp_path.iterdir())
+
+
+@without_gpu
+@pytest.mark.parametrize("option", ["--strip-weights", "--refittable"])
+def test_refittable_engines_need_a_gpu_to_build_on(option, model, tmp_path, cats_build):
+    assert "on a machine with a GPU only" in cats_build(model, "-o", tmp_path / "x.plan", option).error
+    assert not list(tmp_path.iterdir())
+
+
+def test_several_targets(model, tmp_path, cats_build):
+    assert cats_build(model, "-o", tmp_path / "x.plan", "--target", "sm86,SM89", "--target", "sm120").code == 0
+    assert read_sidecar(tmp_path / "x.plan").engine["targets"] == ["sm86", "sm89", "sm120"]
 
 
 def test_files_that_are_no_models(tmp_path, cats_build):

@@ -12,7 +12,7 @@ import pytest
 from fake_cuda import FakeCuda, FakeTensorRT, FakeView
 from tiny_onnx import tiny_metadata
 
-from cats.errors import BackendError, InputError
+from cats.errors import BackendError, InputError, ModelFileError
 from cats.files import sha256_file
 from cats.runtime.backends import cuda as cuda_module
 from cats.runtime.backends import tensorrt as backend_module
@@ -226,6 +226,18 @@ def test_engines_that_do_not_fit(make: Any, engine: dict, options: dict, message
 def test_version_compatible_engines_run_on_newer_releases(make: Any) -> None:
     backend, library = make("tensorrt-11.4", engine={"version": "1.0", "version_compatible": True})
     assert library.Runtime(None).engine_host_code_allowed is True
+    check(backend, feed(1))
+
+
+def test_stripped_engines_take_their_weights_from_the_onnx_file(make: Any, make_model: Any, tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"put x.onnx, which has them, beside it"):
+        make("tensorrt-11.4", engine={"stripped": True})
+    make_model("x.onnx", weights_sha256="1" * 64)
+    with pytest.raises(ModelFileError, match="has other weights"):
+        make("tensorrt-11.4", engine={"stripped": True})
+    source = make_model("x.onnx")
+    backend, library = make("tensorrt-11.4", engine={"stripped": True})
+    assert library.refitted == [str(source)]
     check(backend, feed(1))
 
 

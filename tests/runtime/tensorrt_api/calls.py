@@ -29,6 +29,8 @@ RECEIVERS = {
     "context": "IExecutionContext",
     "_context": "IExecutionContext",
     "runtime_config": "IRuntimeConfig",
+    "refitter": "Refitter",
+    "weights": "OnnxParserRefitter",
 }
 """Variable or attribute -> TensorRT class; the library itself is the empty string."""
 
