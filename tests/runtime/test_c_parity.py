@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -361,14 +363,68 @@ def test_contexts_outlive_their_matcher(library: Library, model_file: Path, text
     library.raw.cats_context_destroy(opened.context)
 
 
-def test_photos_of_odd_sizes(matcher: CMatcher, python: Matcher) -> None:
+def photos() -> list[Image.Image]:
+    """The demo photos, cut to odd sizes."""
     from importlib import resources
 
-    files = sorted(Path(str(resources.files("cats.assets"))).glob("*.jpg"))
-    if len(files) < 2:
+    folder = Path(str(resources.files("cats.assets")))
+    files = [folder / "astronaut.jpg", folder / "grace_hopper.jpg"]
+    if not all(path.is_file() for path in files):
         pytest.skip("no demo photos in cats.assets")
-    a, b = (Image.open(path).convert("RGB") for path in files[:2])
-    a, b = a.crop((3, 5, a.width - 8, a.height - 1)), b.crop((0, 0, b.width - 3, b.height - 7))
-    expected = python.match(a, b)
-    matcher.match(image(np.asarray(a)), image(np.asarray(b)))
-    assert np.abs(matcher.flow() - expected.flow).max() < 1e-4
+    a, b = (Image.open(path).convert("RGB") for path in files)
+    return [a.crop((3, 5, a.width - 8, a.height - 1)), b.crop((0, 0, b.width - 3, b.height - 7))]
+
+
+def equal_on_photos(opened: CMatcher, python: Matcher) -> None:
+    a, b = photos()
+    for one, two in ((a, b), (b, a), (a.resize((611, 97)), b.crop((40, 30, 57, 90)))):
+        expected = python.match(one, two)
+        other = np.asarray(two.convert("RGBA"))
+        padded = np.zeros((one.height, one.width + 5, 3), np.uint8)
+        padded[:, : one.width] = np.asarray(one)[..., ::-1]
+        opened.match(image(padded[:, : one.width], BGR), image(other, RGBA))
+        assert np.abs(opened.flow() - expected.flow).max() < 1e-4
+        assert np.abs(opened.confidence() - expected.confidence).max() < 1e-4
+        points = np.random.default_rng(1).uniform(0, 1, (200, 2)) * (np.array(one.size) - 1)
+        assert np.abs(opened.transfer(points) - expected.transfer(points)).max() < 1e-2
+
+
+def test_photos_with_the_shipped_model(library: Library) -> None:
+    from importlib import resources
+
+    model = Path(str(resources.files("cats.assets"))) / "cats-tiny.onnx"
+    if not model.is_file():
+        pytest.skip("no cats-tiny.onnx in cats.assets")
+    opened = library.open(model)
+    equal_on_photos(opened, Matcher(model, threads=2))
+    opened.close()
+
+
+@pytest.mark.slow
+def test_photos_with_an_exported_split_model(library: Library, tmp_path: Path) -> None:
+    """The files of cats-export itself: encoder and matcher against the shipped pair model of the same weights."""
+    from importlib import resources
+
+    assets = Path(str(resources.files("cats.assets")))
+    pytest.importorskip("torch")
+    if not (assets / "cats-tiny.pt").is_file():
+        pytest.skip("no cats-tiny.pt in cats.assets")
+    command = [sys.executable, "-m", "cats.cli", "export", "--ckpt", str(assets / "cats-tiny.pt"), "--split"]
+    done = subprocess.run([*command, "-o", str(tmp_path / "t.onnx")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    opened = library.open(tmp_path / "t.encoder.onnx")
+    a, b = (image(np.asarray(photo)) for photo in photos())
+    pair = Matcher(assets / "cats-tiny.onnx", threads=2).match(*photos())
+    opened.match(a, b)
+    assert np.abs(opened.flow() - pair.flow).max() < 1e-2  # two exports of one model
+    one, two = opened.encode(a), opened.encode(b)
+    single = opened.flow()
+    opened.match_features([one, two, one], [two, one, two])
+    assert np.abs(opened.flow(0) - single).max() < 1e-3
+    assert np.abs(opened.flow(2) - single).max() < 1e-3
+    assert np.abs(opened.flow(1) - single).max() > 0.1
+    opened.match_features([one], [two])
+    assert np.abs(opened.flow() - single).max() < 1e-4
+    for features in (one, two):
+        library.raw.cats_features_destroy(features)
+    opened.close()

@@ -1,4 +1,4 @@
-"""Writes the seeds of the fuzzer from the tests' tiny models: ``python runtime/c/fuzz/make_seeds.py`` in the repository.
+"""Writes the fuzzer's seeds from the tests' tiny models: ``python runtime/c/fuzz/make_seeds.py`` in the repository.
 
 Byte 0 of a seed is what it is: 0 metadata, 1 model, 2 image, 3 arguments.
 """
