@@ -30,7 +30,7 @@ from cats.runtime.hardware import cpu_name
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-import c_library  # noqa: E402
+import c_library
 
 app = new_app()
 LIMIT_MS = 1.0
@@ -55,16 +55,17 @@ def contestants(opened: c_library.CMatcher) -> dict[str, Callable[[], object]]:
     def preprocess(picture: c_library.Image) -> Callable[[], object]:
         return lambda: call("cats_preprocess", opened.context, ctypes.byref(picture), out.ctypes.data, out.size)
 
-    def after_match(name: str, *arguments: object) -> Callable[[], object]:
-        return lambda: call(name, opened.context, 0, *arguments)
-
     return {
         ALONE: lambda: call("cats_match_device", opened.context, ctypes.byref(batch)),
         MATCH: lambda: opened.match(*small),
         "cats_preprocess, 256x256": preprocess(small[0]),
         "cats_preprocess, 1920x1080": preprocess(large),
-        "cats_transfer, 1000 points": after_match("cats_transfer", points.ctypes.data, len(points), places.ctypes.data),
-        "cats_dense_flow, 256x256": after_match("cats_dense_flow", 0, 0, 0, 0, dense.ctypes.data, dense.size),
+        "cats_transfer, 1000 points": lambda: call(
+            "cats_transfer", opened.context, 0, points.ctypes.data, len(points), places.ctypes.data
+        ),
+        "cats_dense_flow, 256x256": lambda: call(
+            "cats_dense_flow", opened.context, 0, 0, 0, 0, 0, dense.ctypes.data, dense.size
+        ),
     }
 
 
