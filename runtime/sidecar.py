@@ -8,6 +8,7 @@ from pathlib import Path
 from cats.errors import ModelFileError
 from cats.files import sha256_file
 from cats.metadata import Metadata
+from cats.runtime.flavours import FLAVOURS
 
 _PLAN_MAGIC = (b"ftrt", b"vtrt")  # TensorRT, TensorRT-RTX
 
@@ -35,7 +36,7 @@ def read_sidecar(plan: Path) -> Metadata:
         raise ModelFileError(f"cannot read {path}: {error}") from error
     metadata = Metadata.from_json(text, path)
     engine = metadata.engine
-    if not engine or not {"sha256", "flavour", "version", "source"} <= set(engine):
+    if not engine or not {"sha256", "flavour", "version", "source"} <= set(engine) or engine["flavour"] not in FLAVOURS:
         raise ModelFileError(f"{path} does not describe an engine; build again with cats-build")
     with open(plan, "rb") as handle:
         if handle.read(4) not in _PLAN_MAGIC:

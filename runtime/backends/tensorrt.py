@@ -20,6 +20,7 @@ from cats.runtime.hardware import nvidia
 from cats.runtime.sidecar import read_sidecar
 
 _SHAPES_KEPT = 4
+_ANY_GPU = {"tensorrt": "8.0 or later", "tensorrt-rtx": "8.0, 8.6, 8.9, 12.0 or later"}  # as NVIDIA documents them
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -53,7 +54,7 @@ class TensorRTBackend(Backend):
         self.metadata = read_sidecar(self.path)
         engine: dict[str, Any] = self.metadata.engine or {}
         self.name = engine["flavour"]
-        targets = ", ".join(engine.get("targets") or []) or "any that its TensorRT supports"
+        targets = ", ".join(engine.get("targets") or []) or _ANY_GPU[self.name]
         problem = nvidia().problem
         if problem:
             raise BackendError(

@@ -142,6 +142,12 @@ def test_without_a_gpu_the_onnx_file_is_named(engine, cats_run):
     assert "small.onnx" in error
 
 
+@without_gpu
+def test_portable_engines_name_their_compute_capabilities(model, tmp_path, cats_build, cats_run):
+    assert cats_build(model, "-o", tmp_path / "x.plan").code == 0
+    assert "compute capability: 8.0, 8.6, 8.9, 12.0 or later" in cats_run(tmp_path / "x.plan", "a.jpg", "b.jpg").error
+
+
 def copied(engine, folder):
     plan = folder / "copy.plan"
     plan.write_bytes(engine.read_bytes())
