@@ -48,7 +48,7 @@ def python(model_file: Path) -> Matcher:
     return Matcher(model_file, threads=2)
 
 
-SIZES = [(16, 16), (17, 300), (256, 256), (255, 257), (640, 33), (1000, 701), (300, 3000)]
+SIZES = [(16, 16), (17, 300), (256, 256), (255, 257), (640, 33), (1000, 701), (300, 3000), (256, 99), (77, 256)]
 
 
 @pytest.mark.parametrize("size", SIZES)

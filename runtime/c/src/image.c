@@ -122,6 +122,19 @@ static void resize_row(const cats_filter *filter, const unsigned char *row, unsi
   }
 }
 
+/* An image of the model's size already: every weight is 1 or 0. */
+static void look_up(cats_resizer *resizer, const cats_levels *levels, const cats_image *image, float *tensor) {
+  size_t width = (size_t)image->width, plane = width * (size_t)image->height;
+  const unsigned char *source = image->data;
+  for (int32_t y = 0; y < image->height; y++, source += y < image->height ? (ptrdiff_t)image->stride : 0) {
+    const unsigned char *row = rgb_row(source, image->format, image->width, resizer->row);
+    for (size_t c = 0; c < 3; c++) {
+      float *out = tensor + c * plane + (size_t)y * width;
+      for (size_t x = 0; x < width; x++) out[x] = levels->level[c][row[3 * x + c]];
+    }
+  }
+}
+
 cats_status cats_image_to_tensor(cats_resizer *resizer, const cats_levels *levels, const cats_image *image, int width,
                                  int height, float *tensor) {
   size_t line = (size_t)width * 3, plane = (size_t)width * (size_t)height;
@@ -129,6 +142,10 @@ cats_status cats_image_to_tensor(cats_resizer *resizer, const cats_levels *level
   if (status == CATS_OK) status = filter_prepare(&resizer->down, image->height, height);
   if (status == CATS_OK)
     status = cats_reserve((void **)&resizer->row, &resizer->row_capacity, (size_t)image->width * 3, 1);
+  if (status == CATS_OK && image->width == width && image->height == height) {
+    look_up(resizer, levels, image, tensor);
+    return CATS_OK;
+  }
   if (status == CATS_OK) status = cats_reserve((void **)&resizer->narrow, &resizer->narrow_capacity, line, 1);
   if (status == CATS_OK)
     status = cats_reserve((void **)&resizer->sums, &resizer->sum_capacity, plane * 3, sizeof(int32_t));
@@ -139,16 +156,20 @@ cats_status cats_image_to_tensor(cats_resizer *resizer, const cats_levels *level
   int32_t done = 0; /* results above this one need no further rows */
   for (int32_t y = 0; y < image->height; y++, source += y < image->height ? (ptrdiff_t)image->stride : 0) {
     const unsigned char *row = rgb_row(source, image->format, image->width, resizer->row);
-    resize_row(&resizer->across, row, resizer->narrow);
+    const unsigned char *narrow = row;
+    if (image->width != width) {
+      resize_row(&resizer->across, row, resizer->narrow);
+      narrow = resizer->narrow;
+    }
     while (done < height && down->first[done] + down->count[done] <= y) done++;
     for (int32_t r = done; r < height && down->first[r] <= y; r++) {
       int32_t weight = down->weights[(size_t)r * down->taps + (size_t)(y - down->first[r])];
       int32_t *sums = resizer->sums + (size_t)r * line;
-      for (size_t i = 0; i < line; i++) sums[i] += resizer->narrow[i] * weight;
+      for (size_t i = 0; i < line; i++) sums[i] += narrow[i] * weight;
     }
   }
-  for (size_t i = 0; i < plane; i++)
-    for (size_t c = 0; c < 3; c++) tensor[c * plane + i] = levels->level[c][rounded(resizer->sums[i * 3 + c])];
+  for (size_t c = 0; c < 3; c++)
+    for (size_t i = 0; i < plane; i++) tensor[c * plane + i] = levels->level[c][rounded(resizer->sums[i * 3 + c])];
   return CATS_OK;
 }
 
