@@ -91,7 +91,7 @@ def random_warp(rng: np.random.Generator, size: tuple[int, int], config: WarpCon
     normalised = np.stack([rows @ projected[..., axis] @ columns.T for axis in (0, 1)], axis=-1)
     positions = (normalised + 1) * np.array([(width - 1) / 2, (height - 1) / 2], np.float32)
     inside = (positions >= -0.5) & (positions <= np.array([width - 0.5, height - 0.5], np.float32))
-    return Warp(positions.astype(np.float32), inside.all(axis=-1))
+    return Warp(positions.astype(np.float32), inside[..., 0] & inside[..., 1])
 
 
 def _interpolation(count: int) -> NDArray[np.float32]:
