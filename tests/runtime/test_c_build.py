@@ -189,6 +189,46 @@ def test_example_in_ctypes(library: Path, scene: Path, model_file: Path) -> None
     assert np.abs(np.array(out.split(), float) - match.transfer([[100, 50]])[0]).max() < 1e-2
 
 
+def tensorrt_flags() -> list[str]:
+    """Include folders of NvInfer.h and the CUDA runtime; skips where one is not here."""
+    root = Path(os.environ.get("CATS_TENSORRT_ROOT", "/usr"))
+    places = [root / "include", root / "include" / "x86_64-linux-gnu"]
+    cuda = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include", Path("/usr/include")]
+    tensorrt = next((place for place in places if (place / "NvInfer.h").is_file()), None)
+    toolkit = next((place for place in cuda if (place / "cuda_runtime_api.h").is_file()), None)
+    if tensorrt is None or toolkit is None or shutil.which("g++") is None:
+        pytest.skip("no NvInfer.h (CATS_TENSORRT_ROOT), CUDA headers (CUDA_HOME) or g++")
+    return ["-isystem", str(tensorrt), "-isystem", str(toolkit)]
+
+
+def test_engine_example_compiles() -> None:
+    source = ROOT / "examples" / "run_engine.cpp"
+    compile_c(["g++", "-std=c++17", *STRICT, "-fsyntax-only", *c_library.INCLUDE, *tensorrt_flags(), source])
+
+
+@pytest.mark.gpu
+def test_engine_example_equals_cats_run(tmp_path: Path, scene: Path, model_file: Path) -> None:
+    flags = tensorrt_flags()
+    if shutil.which("nvidia-smi") is None:
+        pytest.skip("no GPU")
+    from cats.runtime.engine import build_engine
+
+    plan = build_engine(model_file, tmp_path / "tiny.plan", flavour="tensorrt")
+    names = ("common", "image", "json", "metadata", "geometry")
+    sources = [*(ROOT / "src" / f"{name}.c" for name in names), ROOT / "examples" / "read_image.c"]
+    objects = []
+    for source in sources:
+        objects.append(tmp_path / f"{source.stem}.o")
+        compile_c([CC, "-std=c11", "-O2", "-ffp-contract=off", *c_library.INCLUDE, "-c", source, "-o", objects[-1]])
+    libraries = os.environ.get("CATS_TENSORRT_LIBS", "-lnvinfer -lcudart").split()
+    main = ROOT / "examples" / "run_engine.cpp"
+    run = tmp_path / "run-engine"
+    compile_c(["g++", "-std=c++17", *c_library.INCLUDE, *flags, main, *objects, *libraries, "-o", run])
+    rows = np.loadtxt(program(run, plan, scene / "a.ppm", scene / "b.ppm").splitlines())
+    match = Matcher(plan).match(scene / "a.ppm", scene / "b.ppm")
+    assert np.abs(rows[:, 2:4] - match.transfer(rows[:, :2])).max() < 0.1
+
+
 def test_sdk_refuses_a_full_folder_and_strange_models(tmp_path: Path, scene: Path) -> None:
     full = c_sdk(scene)
     assert (full.returncode, "not an empty folder" in full.stderr) == (2, True)
