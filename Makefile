@@ -2,6 +2,9 @@
 PYTHON ?= python3
 EXTRAS := cpu,train,export,calibrate,openvino,tensorrt-rtx,dev
 
+# Python started in this folder would take the sources in cats/ for the installed package.
+export PYTHONSAFEPATH := 1
+
 .PHONY: demo test lint cats-tiny bench clean
 
 demo: .venv-demo/done  ## match two photos with the shipped model and draw demo.png
