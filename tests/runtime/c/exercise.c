@@ -17,7 +17,7 @@ static cats_matcher *pair, *split;
 static unsigned char pixels[HEIGHT][WIDTH][3];
 static int rounds;
 static const char *planted = "";
-static long shared_counter;
+static volatile long shared_counter; /* or it is optimised away */
 
 #define EXPECT(condition)                                                                   \
   do {                                                                                      \
