@@ -17,7 +17,7 @@ static cats_matcher *pair, *split;
 static unsigned char pixels[HEIGHT][WIDTH][3];
 static int rounds;
 static const char *planted = "";
-static volatile long shared_counter; /* or it is optimised away */
+static volatile long shared_counter; /* volatile, or it is optimised away */
 
 #define EXPECT(condition)                                                                   \
   do {                                                                                      \
@@ -63,6 +63,7 @@ static void *work(void *unused) {
   cats_features *one = NULL, *two = NULL;
   float *tensor = malloc(3 * 256 * 256 * sizeof(float));
   (void)unused;
+  if (strcmp(planted, "race") == 0) shared_counter++; /* before anything that orders the threads */
   EXPECT(cats_context_create(pair, &context) == CATS_OK && cats_context_create(split, &encoding) == CATS_OK);
   EXPECT(cats_features_create(split, &one) == CATS_OK && cats_features_create(split, &two) == CATS_OK);
   EXPECT(tensor);
@@ -80,7 +81,6 @@ static void *work(void *unused) {
     read_results(encoding, 1);
     EXPECT(cats_match(encoding, &a, &b) == CATS_OK);
     use_wrongly(context);
-    if (strcmp(planted, "race") == 0) shared_counter++;
   }
   if (strcmp(planted, "leak") == 0) {
     cats_context *lost = NULL;
