@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from reference import REPOSITORY
 
-from cats.runtime.c import ROOT, find_onnxruntime
+from cats.runtime.c import find_onnxruntime
 
 CC = os.environ.get("CC", "gcc")
 STRICT = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
 BASE = ["-std=c11", "-O2", "-g", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-DCATS_BUILD", *STRICT]
+ROOT = REPOSITORY / "runtime" / "c"  # an installed package has no fuzzer and no ABI dump
 INCLUDE = [f"-I{ROOT / 'include'}", f"-I{ROOT / 'src'}"]
 LIBS = ["-pthread", "-ldl", "-lm"]
 SOURCES = sorted(map(str, (ROOT / "src").glob("*.c")))

