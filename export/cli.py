@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Annotated
 
@@ -41,6 +42,9 @@ def main_command(
         bool, typer.Option("--end-to-end", help="Images as uint8 of any size and points in, points out.")
     ] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Type the graph in float16 where that is safe.")] = False,
+    engine: Annotated[
+        bool, typer.Option("--engine/--no-engine", help="With --fp16: build TensorRT engines too, if it is installed.")
+    ] = True,
     weights: Annotated[str, typer.Option(help="fp32, or fp16-storage: half the size, computed in float32.")] = "fp32",
     inline: Annotated[
         bool, typer.Option("--inline", help="Plain operators in place of the function cats::Correlation.")
@@ -104,6 +108,22 @@ def main_command(
             print_json(report.metadata[kind].to_dict())
     if not report.parity.passed:
         raise VerificationError(f"{names}: the flow differs from PyTorch by more than the tolerance (see above)")
+    if fp16 and engine:
+        _build_engines(report.files)
+
+
+def _build_engines(files: dict[str, Path]) -> None:
+    """Build an engine of each file with the first TensorRT installed; says which, or that there is none."""
+    from cats.runtime.engine import build_engine
+    from cats.runtime.flavours import FLAVOURS
+
+    installed = [name for name, flavour in FLAVOURS.items() if importlib.util.find_spec(flavour.module)]
+    if not installed:
+        note("no engine was built: no TensorRT is installed (pip install 'cats-toolkit[tensorrt-rtx]' or [tensorrt])")
+        return
+    for path in files.values():
+        plan = build_engine(path, flavour=installed[0], force=True)
+        note(f"{plan}: engine of {installed[0]}, {plan.stat().st_size / 1e6:.1f} MB")
 
 
 def _ids(text: str | None) -> tuple[int, ...] | None:

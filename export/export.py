@@ -12,12 +12,13 @@ import onnx
 
 import cats
 from cats.checkpoints import weights_sha256
+from cats.data import open_dataset
 from cats.errors import InputError
-from cats.export.forms import build_form
+from cats.export.forms import FORMS, build_form
 from cats.export.graph import DeploymentOptions
 from cats.export.onnx_writer import DEFAULT_OPSET
 from cats.export.pairs import PairSource, demo_pairs
-from cats.export.storage import batch_norm_factors, inline_functions, store_as_half
+from cats.export.storage import inline_functions, store_as_half, weight_factors
 from cats.export.verify import Parity, verify
 from cats.files import write_bytes
 from cats.metadata import KEY, Metadata
@@ -85,6 +86,8 @@ def export_onnx(
         raise InputError("float16 is for GPUs and a file for ONNX Runtime alone is for CPUs: choose one")
     if fp16 and weights != "fp32":
         raise InputError("a model in float16 stores its weights as float16 anyway: leave out fp16-storage")
+    files = {kind: _file(Path(path), kind) for kind in FORMS.get(form, ())}
+    _check_before(files, data)
     precision = "fp16" if fp16 else "fp32"
     options = options or DeploymentOptions()
     models = build_form(model, form, opset=opset, batch=batch, options=options)
@@ -96,16 +99,15 @@ def export_onnx(
         models[kind] = exported
     judged = precision
     if weights == "fp16-storage":
-        factors = batch_norm_factors(model)
+        factors = weight_factors(model)
         for kind, exported in models.items():
             models[kind], rounded = store_as_half(exported, factors)
             judged = "fp16" if rounded else judged  # rounded weights are as far from the checkpoint's as float16 is
     parity = None
     if verified:
         parity = verify(models, model, pairs or demo_pairs(), batch=batch, precision=judged, data=data)
-    files, metadata = {}, {}
+    metadata = {}
     for kind, exported in models.items():
-        files[kind] = _file(Path(path), kind)
         extra = {} if weights == "fp32" else {"weights": weights}
         extra |= {"runtime": "onnxruntime"} if options.onnxruntime else {}
         metadata[kind] = describe(model, kind, precision=precision, opset=opset, parity=parity, extra=extra)
@@ -167,6 +169,15 @@ def tool_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def _check_before(files: dict[str, Path], data: str | None) -> None:
+    """Find what cannot work before minutes of work."""
+    for file in files.values():
+        if not file.parent.is_dir():
+            raise InputError(f"cannot write {file}: there is no folder {file.parent}")
+    if data is not None:
+        open_dataset(data)
 
 
 def _file(path: Path, kind: str) -> Path:

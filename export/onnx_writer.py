@@ -178,7 +178,8 @@ def _order_initializers(graph: onnx.GraphProto, rename: dict[str, str]) -> None:
 def _module_path(node: onnx.NodeProto) -> str:
     notes = {entry.key: entry.value for entry in node.metadata_props}
     scopes: list[str] = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))
-    return _strip(scopes[-2]) if len(scopes) > 1 else ""
+    path = scopes[-2] if len(scopes) > 1 else ""
+    return "" if path.startswith("_") else _strip(path)  # the exporter's name for "no module" begins with _
 
 
 def _strip(path: str) -> str:

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, inliner, numpy_helper
 
 from cats.export.correlation import NAME
 from cats.export.graph import DeploymentOptions, EncoderGraph
-from cats.model import CATs
+from cats.model import Attention, CATs
 
 _SMALLEST = 256  # elements; below it a cast costs more bytes than it saves
 
@@ -48,12 +48,11 @@ def store_as_half(
     """Store float32 weights as float16, cast back at the start of the graph; everything is computed in float32.
 
     Inference libraries fold the casts when they load the file. A checkpoint that is itself in float16 is stored
-    exactly: folded batch norms as the weight and the factor of each output channel, and what has no exact float16 form
-    in float32. Weights that float16 does not hold are rounded to it, other constants never.
+    exactly: what was folded into a weight (batch norms, the scale of queries) as a factor beside it, and what has no
+    exact float16 form in float32. Weights that float16 does not hold are rounded to it, other constants never.
 
     Args:
-        factors: by name of a convolution's weight, what batch norm multiplied each output channel by
-            (:func:`batch_norm_factors`).
+        factors: by name of a weight, what the graph multiplied the checkpoint's weight by (:func:`weight_factors`).
 
     Returns:
         A copy of the model, and whether weights were rounded.
@@ -67,7 +66,7 @@ def store_as_half(
             continue
         name = item.name
         path, _, leaf = name.rpartition(".")
-        factor = _channel_factor(values, factors.get(name))
+        factor = factors.get(name)
         half = _to_half(values if factor is None else values / factor)
         exact = _same(half.astype(np.float32) * (1 if factor is None else factor), values)
         if not exact:
@@ -88,17 +87,18 @@ def store_as_half(
     return result, rounded
 
 
-def batch_norm_factors(model: CATs) -> dict[str, NDArray[np.float32]]:
-    """Factors for :func:`store_as_half`, by the names that weights have in exported files."""
-    factors = EncoderGraph(model, DeploymentOptions()).folded_factors
-    return {f"feature_extraction.{name}": value.numpy() for name, value in factors.items()}
-
-
-def _channel_factor(weight: NDArray[np.float32], factor: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
-    """The factor shaped to multiply a weight (out, ...); None if there is none or one is zero."""
-    if factor is None or not factor.all():
-        return None
-    return factor.reshape(-1, *[1] * (weight.ndim - 1))
+def weight_factors(model: CATs) -> dict[str, NDArray[np.float32]]:
+    """For :func:`store_as_half`: by the names of weights in exported files, the factors that the default
+    :class:`DeploymentOptions` fold into them, in a shape that multiplies the weight."""
+    factors = {}
+    for name, value in EncoderGraph(model, DeploymentOptions()).folded_factors.items():
+        if value.all():  # a channel that batch norm switches off has lost its weight
+            factors[f"feature_extraction.{name}"] = value.numpy()[:, None, None, None]
+    scale = (model.config.embed_dim // model.config.num_heads) ** -0.5
+    for name, module in model.named_modules():
+        if isinstance(module, Attention):
+            factors[f"{name}.q.weight"] = np.float32(scale).reshape(())
+    return factors
 
 
 def _same(stored: NDArray[np.float32], values: NDArray[np.float32]) -> bool:

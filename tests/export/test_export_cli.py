@@ -1,0 +1,146 @@
+"""``cats-export`` from a checkpoint to files, and what it refuses."""
+
+import argparse
+import json
+import pickle
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from commands import runner
+from PIL import Image
+from tiny_models import tiny_model
+
+import cats.export.verify
+from cats.checkpoints import save_checkpoint, weights_sha256
+from cats.export import export_onnx
+from cats.export.cli import main
+from cats.export.forms import FORMS
+from cats.metadata import read_onnx_metadata
+from cats.runtime import Matcher
+
+
+@pytest.fixture
+def export(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    return runner(main, "cats-export", monkeypatch, capsys)
+
+
+@pytest.fixture
+def checkpoint(tmp_path, model):
+    save_checkpoint(tmp_path / "best.pt", model)
+    return tmp_path / "best.pt"
+
+
+@pytest.fixture
+def prebuilt(monkeypatch, forms):
+    """Take the session's graphs instead of exporting again."""
+
+    def build(model, form, **options):
+        copies = {kind: onnx.ModelProto() for kind in FORMS[form]}
+        for kind, copy in copies.items():
+            copy.CopyFrom(forms[kind])
+        return copies
+
+    monkeypatch.setattr("cats.export.export.build_form", build)
+
+
+def test_a_checkpoint_becomes_a_model_that_matches(export, checkpoint, tmp_path, model):
+    done = export("--ckpt", checkpoint, "--json")
+    assert done.code == 0
+    assert "passed" in done.err
+    assert "99th percentile" in done.err
+    document = json.loads(done.out)
+    metadata = read_onnx_metadata(tmp_path / "best.onnx")
+    assert metadata.to_dict() == document
+    assert (metadata.kind, metadata.precision, metadata.opset) == ("pair", "fp32", 20)
+    assert metadata.grid == (8, 8)
+    assert metadata.verified
+    assert metadata.parity["p99_px"] < 0.05
+    assert metadata.parity["pairs"] == 8
+    assert metadata.config == model.config.to_dict()
+    assert metadata.weights_sha256 == weights_sha256(model)
+    assert {"torch", "onnx", "cats-toolkit"} <= set(metadata.tools)
+    rng = np.random.default_rng(0)
+    photos = [Image.fromarray(rng.integers(0, 256, (80, 60 + 30 * k, 3), dtype=np.uint8)) for k in range(2)]
+    with Matcher(tmp_path / "best.onnx") as matcher:
+        assert matcher.match(*photos).flow.shape == (2, 8, 8)
+
+
+def test_split_inline_and_half_storage(export, checkpoint, tmp_path):
+    done = export(
+        "--ckpt", checkpoint, "--split", "--inline", "--weights", "fp16-storage", "-o", "x.onnx", "--batch", 2
+    )
+    assert done.code in (0, 1)  # random weights in float16 may differ by more than a pixel; the files are complete
+    assert not (tmp_path / "x.onnx").exists()
+    for kind in ("encoder", "matcher"):
+        metadata = read_onnx_metadata(tmp_path / f"x.{kind}.onnx")
+        assert metadata.kind == kind
+        assert metadata.extra["weights"] == "fp16-storage"
+        assert metadata.parity["tolerance_px"] == 1.0
+        assert metadata.verified == (done.code == 0)
+        assert not onnx.load(tmp_path / f"x.{kind}.onnx").functions
+
+
+def test_for_onnxruntime(export, checkpoint, tmp_path):
+    assert export("--ckpt", checkpoint, "--for", "onnxruntime").code == 0
+    assert read_onnx_metadata(tmp_path / "best.onnx").extra == {"runtime": "onnxruntime"}
+    operators = {(node.domain, node.op_type) for node in onnx.load(tmp_path / "best.onnx").graph.node}
+    assert {("com.microsoft", "MultiHeadAttention"), ("com.microsoft", "SkipLayerNormalization")} <= operators
+
+
+def test_past_the_tolerance_the_file_is_complete_and_says_so(export, checkpoint, tmp_path, monkeypatch, prebuilt):
+    monkeypatch.setitem(cats.export.verify.TOLERANCE, "fp32", 0.0)
+    done = export("--ckpt", checkpoint)
+    assert done.code == 1
+    assert "FAILED" in done.err
+    assert "more than the tolerance" in done.err
+    metadata = read_onnx_metadata(tmp_path / "best.onnx")
+    assert metadata.verified is False
+    assert metadata.parity["p99_px"] > 0
+    onnx.checker.check_model(str(tmp_path / "best.onnx"), full_check=True)
+
+
+def test_without_verification_a_file_says_unverified(model, tmp_path, prebuilt):
+    report = export_onnx(model, tmp_path / "one.onnx", verified=False)
+    assert report.parity is None
+    assert read_onnx_metadata(tmp_path / "one.onnx").verified is False
+    export_onnx(model, tmp_path / "two.onnx", verified=False)
+    assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
+
+
+def test_the_authors_folder(export, tmp_path):
+    model = tiny_model(backbone="resnet50", hyperpixels=(0, 1), image_size=128, temperature=0.02)
+    folder = tmp_path / "authors"
+    folder.mkdir()
+    torch.save({"epoch": 1, "state_dict": model.state_dict()}, folder / "model_best.pth")
+    (folder / "args.pkl").write_bytes(pickle.dumps(argparse.Namespace(hyperpixel="[0,1]", num_heads=4)))
+    done = export("--ckpt", folder)
+    assert done.code == 0, done.err
+    assert read_onnx_metadata(tmp_path / "authors.onnx").config["hyperpixels"] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ckpt", "nowhere.pt"], "nowhere.pt does not exist"),
+        (["--ckpt", "best.pt", "--opset", "17"], "opset 17"),
+        (["--ckpt", "best.pt", "--batch", "0"], "batch 0"),
+        (["--ckpt", "best.pt", "--batch", "many"], "many"),
+        (["--ckpt", "best.pt", "--weights", "fp8"], "fp8"),
+        (["--ckpt", "best.pt", "--for", "tensorrt"], "tensorrt"),
+        (["--ckpt", "best.pt", "--split", "--end-to-end"], "different forms"),
+        (["--ckpt", "best.pt", "--pairs", "p.csv", "--images", "d"], "not both"),
+        (["--ckpt", "best.pt", "--pairs", "p.csv"], "p.csv"),
+        (["--ckpt", "best.pt", "--hyperpixels", "one"], "hyperpixels"),
+        (["--ckpt", "best.pt", "--hyperpixels", "1,2"], "leave out --hyperpixels"),
+        (["--ckpt", "best.pt", "--data", "moon:x"], "moon"),
+        (["--ckpt", "best.pt", "-o", "nowhere/x.onnx"], "nowhere/x.onnx"),
+    ],
+    ids=lambda value: " ".join(value[2:]) if isinstance(value, list) else "",
+)
+def test_refusals(export, checkpoint, tmp_path, arguments, message):
+    before = sorted(tmp_path.iterdir())
+    assert message in export(*arguments).error
+    assert sorted(tmp_path.iterdir()) == before

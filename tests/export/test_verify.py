@@ -1,0 +1,114 @@
+"""Parity: what is measured, judged and said."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from PIL import Image
+
+from cats.errors import InputError
+from cats.export.forms import build_form
+from cats.export.pairs import demo_pairs, pairs_from_csv, pairs_from_folder
+from cats.export.verify import TOLERANCE, compare, make_batches, picks_single_cells, verify
+
+
+def result(difference=0.0, grid=16, batch=2):
+    rng = np.random.default_rng(0)
+    flow = rng.normal(size=(batch, 2, grid, grid)).astype(np.float32)
+    flow[:, 0] += difference
+    return flow, rng.random((batch, grid, grid)).astype(np.float32)
+
+
+def judge(expected, actual, tolerance=0.05):
+    return compare(expected, actual, tolerance=tolerance, source="s", against="a")
+
+
+def test_distances_are_pixels_at_256():
+    parity = judge(result(), result(0.25))  # a quarter of a cell of 16 pixels
+    assert parity.median_px == pytest.approx(4, abs=1e-4)
+    assert parity.p99_px == pytest.approx(4, abs=1e-4)
+    assert parity.moved == 1
+    assert not parity.passed
+    assert judge(result(grid=8), result(0.25, grid=8)).median_px == pytest.approx(8, abs=1e-4)
+
+
+def test_the_99th_percentile_is_judged_and_the_largest_is_not():
+    flow, confidence = result()
+    other = flow.copy()
+    other[0, 0, 0, 0] += 5
+    parity = judge((flow, confidence), (other, confidence))
+    assert parity.passed
+    assert parity.max_px == pytest.approx(80, abs=1e-3)
+    assert parity.moved == pytest.approx(1 / 512)
+
+
+def test_a_flow_that_is_not_finite_fails_and_is_still_json():
+    flow, confidence = result()
+    broken = np.full_like(flow, np.nan)
+    parity = judge((flow, confidence), (broken, confidence), TOLERANCE["int8"])
+    assert not parity.passed
+    assert parity.to_dict()["max_px"] == 1e6
+
+
+def test_weights_that_pick_single_cells_are_recognised():
+    rng = np.random.default_rng(0)
+    jumps = rng.uniform(-8, 8, (1, 2, 16, 16)).astype(np.float32)
+    smooth = np.zeros((1, 2, 16, 16), np.float32)
+    sharp, wide = np.full((1, 16, 16), 0.99, np.float32), np.full((1, 16, 16), 0.3, np.float32)
+    assert picks_single_cells(jumps, sharp)
+    assert not picks_single_cells(jumps, wide)
+    assert not picks_single_cells(smooth, sharp)
+
+
+@pytest.mark.parametrize("form", [("pair",), ("encoder", "matcher"), ("end-to-end",)], ids=" ".join)
+def test_every_form_agrees_with_pytorch_on_photos(model, forms, form):
+    parity = verify({kind: forms[kind] for kind in form}, model, demo_pairs(), batch=None, precision="fp32")
+    assert parity.pairs == 8
+    assert parity.p99_px < 0.01
+    assert parity.passed
+    assert (parity.points_px is not None) == (form == ("end-to-end",))
+
+
+def test_a_wrong_weight_is_found(model, forms):
+    wrong = onnx.ModelProto()
+    wrong.CopyFrom(forms["pair"])
+    item = next(i for i in wrong.graph.initializer if i.name == "decoder.blocks.0.mlp.fc2.weight")
+    item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item) * np.float32(0.9), item.name))
+    assert not verify({"pair": wrong}, model, demo_pairs(), batch=None, precision="fp32").passed
+
+
+def test_batches_of_several_sizes_are_run(model):
+    sizes = [len(a) for a, _ in make_batches(model, demo_pairs(), None)]
+    assert set(sizes) >= {1, 2, 3}
+    assert sum(sizes) == 8
+    assert [len(a) for a, _ in make_batches(model, demo_pairs(), 3)] == [3, 3, 3]
+
+
+def test_fixed_batch_is_filled_up(model):
+    exported = build_form(model, batch=3)
+    assert verify(exported, model, demo_pairs(), batch=3, precision="fp32").passed
+
+
+def test_demo_pairs_are_the_same_every_time_and_differ():
+    first, second = demo_pairs(), demo_pairs()
+    for (a, b), (c, d) in zip(first.images(), second.images(), strict=True):
+        assert a.tobytes() == c.tobytes()
+        assert b.tobytes() == d.tobytes()
+    assert len({a.tobytes() for a, _ in first.images()}) == 8
+
+
+def test_pairs_of_a_folder_and_of_a_table(tmp_path):
+    for folder, count in (("cats", 3), ("dogs", 2), ("single", 1)):
+        (tmp_path / folder).mkdir()
+        for k in range(count):
+            Image.new("RGB", (20, 30), (k * 50, 0, 0)).save(tmp_path / folder / f"{k}.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    pairs = pairs_from_folder(tmp_path)
+    assert [(a.parent.name, b.parent.name) for a, b in pairs.pairs] == [("cats", "cats")] * 2 + [("dogs", "dogs")]
+    assert len(pairs_from_folder(tmp_path, limit=2)) == 2
+    (tmp_path / "pairs.csv").write_text("a,b\ncats/0.png,dogs/1.png\n")
+    assert len(list(pairs_from_csv(tmp_path / "pairs.csv").images())) == 1
+    with pytest.raises(InputError, match="at least two"):
+        pairs_from_folder(tmp_path / "single")
+    with pytest.raises(InputError, match="not a folder"):
+        pairs_from_folder(tmp_path / "nowhere")
