@@ -1,0 +1,113 @@
+"""Nodes of an exported graph by the PyTorch module they compute for, and which of them can be quantized."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+QUANTIZABLE = ("Conv", "Gemm", "MatMul")
+"""Operators whose weight and input are quantized; the weight is their second input."""
+
+
+def module_of(node: onnx.NodeProto) -> str:
+    """Path of the PyTorch module that a node computes for, ``""`` for the graph's own plumbing.
+
+    Exported nodes are named ``PATH/Operator``, for example ``decoder.blocks.0.attn.q/MatMul_1``.
+    """
+    return node.name.rpartition("/")[0]
+
+
+def modules(model: onnx.ModelProto) -> dict[str, list[str]]:
+    """Quantizable modules in graph order, each with the names of its nodes.
+
+    A module is quantizable if its node is one of :data:`QUANTIZABLE` with the module's own weight. The aggregator's
+    modules run once for each pass of swapping self-attention and have two nodes that share the weight.
+    """
+    graph = Graph(model)
+    found: dict[str, list[str]] = defaultdict(list)
+    for node in graph.quantizable():
+        found[module_of(node)].append(node.name)
+    return dict(found)
+
+
+def is_kept(module: str, keep: Collection[str]) -> bool:
+    """Whether a module is one of ``keep``, or inside one: ``decoder`` keeps ``decoder.proj``."""
+    return any(module == name or module.startswith(f"{name}.") for name in keep)
+
+
+class Graph:
+    """Look-ups in a model's main graph, made once.
+
+    Attributes:
+        producer: by value, the node that computes it.
+        consumers: by value, the nodes that read it, in graph order.
+        outputs: names of the graph's outputs.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
+        self.initializers = {item.name: item for item in model.graph.initializer}
+        self.producer = {name: node for node in model.graph.node for name in node.output if name}
+        consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        for node in model.graph.node:
+            for name in dict.fromkeys(node.input):
+                consumers[name].append(node)
+        self.consumers: Mapping[str, list[onnx.NodeProto]] = consumers
+        self.outputs = {value.name for value in model.graph.output}
+
+    def constant(self, name: str) -> NDArray[np.generic] | None:
+        """Value of an initializer, or of what is stored as float16 and cast (and multiplied by a factor) when the file
+        is loaded (:func:`cats.export.storage.store_as_half`); None for what depends on the inputs."""
+        if name in self.initializers:
+            value: NDArray[np.generic] = numpy_helper.to_array(self.initializers[name])
+            return value
+        node = self.producer.get(name)
+        if node is None or node.op_type not in ("Cast", "Mul", "Constant"):
+            return None
+        if node.op_type == "Constant":
+            return next((numpy_helper.to_array(a.t) for a in node.attribute if a.name == "value"), None)
+        parts = [self.constant(part) for part in node.input]
+        if any(part is None for part in parts):
+            return None
+        if node.op_type == "Mul":
+            return np.multiply(parts[0], parts[1])
+        kind = next(attribute.i for attribute in node.attribute if attribute.name == "to")
+        assert parts[0] is not None
+        return parts[0].astype(helper.tensor_dtype_to_np_dtype(kind))
+
+    def quantizable(self) -> list[onnx.NodeProto]:
+        """Nodes that can be quantized, in graph order."""
+        return [node for node in self.model.graph.node if self._is_quantizable(node)]
+
+    def _is_quantizable(self, node: onnx.NodeProto) -> bool:
+        if node.op_type not in QUANTIZABLE or node.domain not in ("", "ai.onnx") or len(node.input) < 2:
+            return False
+        # Other constants, such as those of resize and soft-argmax, are no weights of the module.
+        if node.input[1] != f"{module_of(node)}.weight":
+            return False
+        weight = self.constant(node.input[1])
+        return weight is not None and weight.dtype == np.float32
+
+
+def element_types(model: onnx.ModelProto) -> set[int]:
+    """``TensorProto.DataType`` of all inputs, outputs and weights, what is only stored and then cast left out."""
+    graph = model.graph
+    cast = {node.input[0] for node in graph.node if node.op_type == "Cast"}
+    types = {item.data_type for item in graph.initializer if item.name not in cast}
+    types |= {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
+    return types
+
+
+def is_quantized(model: onnx.ModelProto) -> bool:
+    """Whether the graph has Q/DQ nodes already."""
+    return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node)
+
+
+def is_half(model: onnx.ModelProto) -> bool:
+    """Whether the graph computes in float16 or bfloat16."""
+    return bool(element_types(model) & {TensorProto.FLOAT16, TensorProto.BFLOAT16})

@@ -1,0 +1,345 @@
+"""Explicit Q/DQ nodes: a float32 export and its activation ranges to a model that inference libraries run in 8 bits.
+
+Weights are symmetric per output channel, activations per tensor. Two placements:
+
+``any``
+    symmetric int8 (or float8) and the placement rules of TensorRT: nothing between a convolution and its activation,
+    a residual sum reads one branch quantized. ONNX Runtime and OpenVINO run it too.
+``cpu``
+    asymmetric uint8 activations, also behind each convolution and residual sum, so that ONNX Runtime runs the backbone
+    in integers throughout: an activation that clips at zero then costs nothing. OpenVINO runs it; TensorRT, which has
+    no zero points, refuses it.
+
+Everything but convolutions and linear layers stays float32: L2 norm, mutual filter, softmax, soft-argmax, LayerNorm,
+residual stream of the aggregator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from cats.calibration.modules import Graph, is_half, is_kept, is_quantized, module_of, modules
+from cats.calibration.ranges import METHODS, Ranges
+from cats.errors import InputError, ModelFileError
+
+PRECISIONS = ("int8", "fp8")
+TARGETS = ("any", "cpu")
+
+_FP8_MAX = 448.0  # of float8e4m3fn
+_ACTIVATIONS = ("Relu", "Clip")
+
+
+@dataclass(frozen=True)
+class Point:
+    """How one activation is quantized: ``q = round(x / scale) + zero_point``, saturated."""
+
+    scale: float
+    zero_point: int
+    dtype: int
+
+
+def quantize(
+    model: onnx.ModelProto,
+    ranges: Ranges,
+    *,
+    precision: str = "int8",
+    method: str = "mse",
+    keep: Collection[str] = (),
+    target: str = "any",
+    percentile: float = 99.99,
+) -> onnx.ModelProto:
+    """Insert Q/DQ nodes.
+
+    Args:
+        model: float32 export; is not changed. Its metadata is copied as it is.
+        ranges: of this model.
+        precision: ``int8`` or ``fp8`` (float8e4m3fn).
+        method: how the interval of each activation is chosen, one of :data:`cats.calibration.ranges.METHODS`.
+        keep: modules (:func:`cats.calibration.modules.modules`) that stay float, or prefixes of their paths.
+        target: ``any`` or ``cpu``, see above.
+        percentile: of method ``percentile``, in percent.
+
+    Returns:
+        A checked model.
+
+    Raises:
+        InputError: an option is unknown, a name in ``keep`` is no module, or the ranges lack a tensor.
+        ModelFileError: quantized already, or typed in float16.
+    """
+    _check_options(model, precision, method, keep, target)
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = Graph(result)
+    chosen = [node for node in graph.quantizable() if not is_kept(module_of(node), keep)]
+    if not chosen:
+        raise InputError("every module is kept in float: nothing is left to quantize")
+    choose = _chooser(ranges, precision, method, target, percentile)
+    plan = _Plan(graph, {node.name for node in chosen}, choose)
+    if target == "cpu":
+        plan.everything_around()
+    else:
+        plan.inputs_only()
+    _rewrite(result, graph, plan, _weights(graph, chosen, precision, plan))
+    onnx.checker.check_model(result)
+    return result
+
+
+def _check_options(model: onnx.ModelProto, precision: str, method: str, keep: Collection[str], target: str) -> None:
+    for value, known, what in ((precision, PRECISIONS, "precision"), (method, METHODS, "method")):
+        if value not in known:
+            raise InputError(f"{what} {value!r}: choose {', '.join(known)}")
+    if target not in TARGETS:
+        raise InputError(f"target {target!r}: choose {', '.join(TARGETS)}")
+    if precision == "fp8" and target == "cpu":
+        raise InputError("float8 is for GPUs: CPUs compute it in float32; leave out the target cpu")
+    if is_quantized(model):
+        raise ModelFileError("the model is quantized already: give the float32 export")
+    if is_half(model):
+        raise ModelFileError("the model is typed in float16: give the float32 export")
+    known_modules = modules(model)
+    for name in keep:
+        if not any(is_kept(module, [name]) for module in known_modules):
+            raise InputError(f"there is no quantizable module {name!r} to keep; see the table of --sensitivity")
+
+
+def _chooser(ranges: Ranges, precision: str, method: str, target: str, percentile: float) -> Callable[[str], Point]:
+    """The function that gives the parameters of a value by its name."""
+
+    def choose(name: str) -> Point:
+        if name not in ranges.tensors:
+            raise InputError(f"the ranges lack {name}: collect them with this ONNX file")
+        measured = ranges.tensors[name]
+        if target == "cpu":
+            low, high = measured.limits(method, levels=255, percentile=percentile)
+            scale = max((high - low) / 255, 1e-30)
+            return Point(scale, round(-low / scale), TensorProto.UINT8)
+        if precision == "fp8":
+            limit = measured.symmetric_limit("minmax")  # eight exponents below the largest make clipping pointless
+            return Point(max(limit / _FP8_MAX, 1e-30), 0, TensorProto.FLOAT8E4M3FN)
+        limit = measured.symmetric_limit(method, steps=127, percentile=percentile)
+        return Point(max(limit / 127, 1e-30), 0, TensorProto.INT8)
+
+    return choose
+
+
+class _Plan:
+    """Which values get Q/DQ, and which nodes read them through it.
+
+    Attributes:
+        points: by value.
+        readers: by value, names of the nodes that read the dequantized value; None for all.
+    """
+
+    def __init__(self, graph: Graph, chosen: set[str], choose: Callable[[str], Point]) -> None:
+        self.graph, self.chosen, self.choose = graph, chosen, choose
+        self.points: dict[str, Point] = {}
+        self.readers: dict[str, set[str] | None] = {}
+
+    def inputs_only(self) -> None:
+        """By TensorRT's rules."""
+        for node in self._chosen():
+            self._add(node.input[0], node)
+        for node in self.graph.model.graph.node:
+            if node.op_type != "Add":
+                continue
+            branches = [name for name in node.input if self._is_convolution(name)]
+            if not branches:
+                continue
+            others = [name for name in node.input if name in self.points and name not in branches]
+            if others or len(branches) == 2:
+                self._add(others[0] if others else branches[1], node)
+
+    def everything_around(self) -> None:
+        """So that ONNX Runtime has integers in front of and behind each convolution, pooling and residual sum."""
+        for node in self.graph.model.graph.node:
+            if node.name in self.chosen and node.op_type == "Conv":
+                self._add(node.input[0], node)
+                self._add(self._end(node.output[0]), None)
+            elif node.name in self.chosen:
+                self._add(node.input[0], node)
+            elif node.op_type == "MaxPool" and node.input[0] in self.points:
+                self.points[node.output[0]] = self.points[node.input[0]]
+                self.readers[node.output[0]] = None
+            elif node.op_type == "Add" and all(name in self.points for name in node.input):
+                for name in node.input:
+                    self._add(name, node)
+                self._add(self._end(node.output[0]), None)
+
+    def _chosen(self) -> list[onnx.NodeProto]:
+        return [node for node in self.graph.model.graph.node if node.name in self.chosen]
+
+    def _add(self, name: str, reader: onnx.NodeProto | None) -> None:
+        if name not in self.points:
+            self.points[name] = self.choose(name)
+            self.readers[name] = set()
+        known = self.readers[name]
+        if reader is None or known is None:
+            self.readers[name] = None
+        else:
+            known.add(reader.name)
+
+    def _end(self, name: str) -> str:
+        """The value behind an activation that is fused with the node that computes ``name``."""
+        readers = self.graph.consumers[name]
+        if len(readers) == 1 and readers[0].op_type in _ACTIVATIONS and name not in self.graph.outputs:
+            return readers[0].output[0]
+        return name
+
+    def _is_convolution(self, name: str) -> bool:
+        node = self.graph.producer.get(name)
+        return node is not None and node.op_type == "Conv" and node.name in self.chosen
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """A quantized weight: the initializers and nodes that replace it, and the value to read."""
+
+    name: str
+    initializers: list[onnx.TensorProto]
+    nodes: list[onnx.NodeProto]
+
+
+def _weights(graph: Graph, chosen: list[onnx.NodeProto], precision: str, plan: _Plan) -> dict[tuple[str, int], _Weight]:
+    """By node name and input index, the quantized weight (shared by the nodes of a module), and the bias of a
+    convolution as a plain initializer or, with zero points, as integers."""
+    by_name: dict[str, _Weight] = {}
+    found: dict[tuple[str, int], _Weight] = {}
+    for node in chosen:
+        module, name = module_of(node), node.input[1]
+        axis = _channel_axis(node)
+        values = np.asarray(graph.constant(name), np.float32)
+        scale = _weight_scale(values, axis, 127 if precision == "int8" else _FP8_MAX)
+        if name not in by_name:
+            by_name[name] = _quantized_weight(module, name, values, scale, axis, precision)
+        found[node.name, 1] = by_name[name]
+        if node.op_type != "Conv" or len(node.input) < 3 or not node.input[2]:
+            continue
+        bias = np.asarray(graph.constant(node.input[2]), np.float32)
+        point = plan.points[node.input[0]]
+        if point.dtype == TensorProto.UINT8:
+            found[node.name, 2] = _quantized_bias(module, node.input[2], bias, np.float32(point.scale) * scale)
+    return found
+
+
+def _channel_axis(node: onnx.NodeProto) -> int:
+    """Axis of the output channels of a node's weight."""
+    if node.op_type == "Conv":
+        return 0
+    transposed = node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute)
+    return 0 if transposed else 1
+
+
+def _weight_scale(values: NDArray[np.float32], axis: int, steps: float) -> NDArray[np.float32]:
+    largest = np.abs(values).max(axis=tuple(i for i in range(values.ndim) if i != axis))
+    # A channel of zeros needs a scale too; a tiny one would make the scale of an integer bias underflow.
+    return np.maximum(largest / np.float32(steps), np.float32(max(float(largest.max()), 1e-6) * 1e-4 / steps))
+
+
+def _quantized_weight(
+    module: str, name: str, values: NDArray[np.float32], scale: NDArray[np.float32], axis: int, precision: str
+) -> _Weight:
+    shape = [-1 if i == axis else 1 for i in range(values.ndim)]
+    ratio = values / scale.reshape(shape)
+    if precision == "int8":
+        stored = numpy_helper.from_array(np.clip(np.rint(ratio), -127, 127).astype(np.int8), f"{name}.int8")
+    else:
+        clipped = np.clip(ratio, -_FP8_MAX, _FP8_MAX).astype(ml_dtypes.float8_e4m3fn)
+        stored = numpy_helper.from_array(clipped, f"{name}.fp8")
+    scales = numpy_helper.from_array(scale, f"{name}.scale")
+    leaf = name.rpartition(".")[2]
+    node = helper.make_node(
+        "DequantizeLinear",
+        [stored.name, scales.name],
+        [f"{name}.dequantized"],
+        f"{module}/DequantizeLinear.{leaf}",
+        axis=axis,
+    )
+    return _Weight(node.output[0], [stored, scales], [node])
+
+
+def _quantized_bias(module: str, name: str, values: NDArray[np.float32], scale: NDArray[np.float32]) -> _Weight:
+    limits = np.iinfo(np.int32)
+    steps = np.clip(np.rint(values.astype(np.float64) / scale), limits.min, limits.max).astype(np.int32)
+    stored, scales = numpy_helper.from_array(steps, f"{name}.int32"), numpy_helper.from_array(scale, f"{name}.scale")
+    node = helper.make_node(
+        "DequantizeLinear",
+        [stored.name, scales.name],
+        [f"{name}.dequantized"],
+        f"{module}/DequantizeLinear.bias",
+        axis=0,
+    )
+    return _Weight(node.output[0], [stored, scales], [node])
+
+
+def _rewrite(model: onnx.ModelProto, graph: Graph, plan: _Plan, weights: dict[tuple[str, int], _Weight]) -> None:
+    """Put the new nodes where they belong and drop what nobody reads any more."""
+    nodes: list[onnx.NodeProto] = []
+    initializers: list[onnx.TensorProto] = []
+    written: set[str] = set()
+
+    def behind(name: str) -> None:
+        if name in plan.points:
+            new_nodes, new_initializers = _pair(name, plan.points[name], graph)
+            nodes.extend(new_nodes)
+            initializers.extend(new_initializers)
+
+    for value in model.graph.input:
+        behind(value.name)
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            weight = weights.get((node.name, index))
+            if weight is not None:
+                if weight.name not in written:
+                    written.add(weight.name)
+                    nodes.extend(weight.nodes)
+                    initializers.extend(weight.initializers)
+                node.input[index] = weight.name
+            elif name in plan.points:
+                readers = plan.readers[name]
+                if readers is None or node.name in readers:
+                    node.input[index] = f"{name}.dequantized"
+        nodes.append(node)
+        for name in node.output:
+            behind(name)
+    kept = [*model.graph.initializer, *initializers]
+    nodes = _without_unused(nodes, graph.outputs)
+    read = {name for node in nodes for name in node.input}
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(item for item in kept if item.name in read)
+
+
+def _pair(name: str, point: Point, graph: Graph) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """Q and DQ of an activation; their names carry the module that computes it."""
+    producer = graph.producer.get(name)
+    module = module_of(producer) if producer is not None else ""
+    leaf = name.rpartition("/")[2]
+    scale = helper.make_tensor(f"{name}.scale", TensorProto.FLOAT, [], [point.scale])
+    zero = helper.make_tensor(f"{name}.zero_point", point.dtype, [], [point.zero_point])
+    quantized, result = f"{name}.quantized", f"{name}.dequantized"
+    return [
+        helper.make_node(
+            "QuantizeLinear", [name, scale.name, zero.name], [quantized], f"{module}/QuantizeLinear.{leaf}"
+        ),
+        helper.make_node(
+            "DequantizeLinear", [quantized, scale.name, zero.name], [result], f"{module}/DequantizeLinear.{leaf}"
+        ),
+    ], [scale, zero]
+
+
+def _without_unused(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
+    """Nodes whose result is read, such as not the casts of weights that are integers now."""
+    needed = set(outputs)
+    kept = []
+    for node in reversed(nodes):
+        if any(name in needed for name in node.output):
+            kept.append(node)
+            needed.update(node.input)
+    return kept[::-1]

@@ -1,0 +1,54 @@
+"""ONNX models in memory in ONNX Runtime on the CPU: named arrays in, named arrays out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from cats.errors import ModelFileError, require
+
+
+class Session:
+    """A loaded model.
+
+    Args:
+        model: 2 GB at most.
+        outputs: values of the graph to return instead of the graph's outputs.
+        threads: CPU threads; None takes one per core.
+
+    Raises:
+        ModelFileError: ONNX Runtime does not load it.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, *, outputs: Sequence[str] | None = None, threads: int | None = None
+    ) -> None:
+        ort = require("onnxruntime", extra="calibrate", purpose="run the model while it is calibrated")
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        if outputs is not None:
+            model = _with_outputs(model, outputs)
+        try:
+            self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+            raise ModelFileError(f"onnxruntime cannot load the model: {str(error).splitlines()[0]}") from error
+        self.outputs = [output.name for output in self._session.get_outputs()]
+
+    def __call__(self, feeds: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
+        """Run once."""
+        return dict(zip(self.outputs, self._session.run(None, dict(feeds)), strict=True))
+
+
+def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    known = {value.name: value for value in (*model.graph.value_info, *model.graph.output, *model.graph.input)}
+    del result.graph.output[:]
+    result.graph.output.extend(known.get(name, onnx.ValueInfoProto(name=name)) for name in names)
+    return result
