@@ -7,9 +7,10 @@ are multiples of it.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -259,6 +260,14 @@ class Ranges:
             return cls(document["weights_sha256"], tensors, int(document["pairs"]), tuple(document["sources"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path} is not a file of ranges ({error}): write one with --ranges") from error
+
+    @classmethod
+    def load_all(cls, paths: Sequence[str | Path]) -> Ranges:
+        """Read and merge several files; see :meth:`load` and :meth:`merge`."""
+        if not paths:
+            raise InputError("no file of ranges was given")
+        first, *rest = (cls.load(path) for path in paths)
+        return functools.reduce(Ranges.merge, rest, first)
 
 
 def observed_tensors(model: onnx.ModelProto) -> dict[str, bool]:

@@ -28,6 +28,7 @@ COMMANDS = {
     "train": Room("cats.train_cli", "Train a CATs.", "train"),
     "eval": Room("cats.eval_cli", "Measure PCK of a checkpoint, ONNX file or engine on a data set.", "train"),
     "export": Room("cats.export.cli", "Write a checkpoint as ONNX, verified against PyTorch.", "export"),
+    "calibrate": Room("cats.calibration.cli", "Quantize an ONNX file to int8 or fp8 with photos.", "calibrate"),
     "build": Room("cats.runtime.build_cli", "Build a TensorRT engine from an ONNX file.", "tensorrt-rtx"),
     "c-sdk": Room("cats.runtime.c.sdk", "Write the C library as a folder for C and C++ projects.", "cpu"),
     "inspect": Room("cats.runtime.inspect", "Show what is in a checkpoint, ONNX file or engine.", "cpu"),

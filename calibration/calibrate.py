@@ -1,0 +1,200 @@
+"""From a float32 export to a quantized file: ranges, Q/DQ, comparison, metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from cats.calibration.inputs import PairSet, demo_pairs
+from cats.calibration.modules import is_half, is_kept, is_quantized, modules
+from cats.calibration.parity import Drift, SessionMatcher, compare, fixed_batch, run
+from cats.calibration.quantize import quantize
+from cats.calibration.ranges import Ranges, collect_ranges
+from cats.console import progress
+from cats.data import open_dataset
+from cats.errors import InputError, ModelFileError
+from cats.files import write_bytes
+from cats.metadata import KEY, Metadata, read_onnx_metadata
+
+MAX_PAIRS = 64
+HELD_OUT = 16
+
+
+@dataclass(frozen=True)
+class FloatModel:
+    """A float32 export and what it says about itself."""
+
+    path: Path
+    model: onnx.ModelProto
+    metadata: Metadata
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """What was written.
+
+    Attributes:
+        path: the quantized file.
+        metadata: as embedded in it.
+        drift: its flow against the float model's.
+        pck: PCK of both, where annotated pairs were given.
+        quantized, kept: modules.
+    """
+
+    path: Path
+    metadata: Metadata
+    drift: Drift
+    pck: dict[str, Any] | None
+    quantized: tuple[str, ...]
+    kept: tuple[str, ...]
+
+
+def load_float_model(path: str | Path) -> FloatModel:
+    """Read a file that can be calibrated.
+
+    Raises:
+        ModelFileError: not an ONNX file with CATs metadata, of another kind than ``pair``, quantized already, or typed
+            in half precision.
+    """
+    metadata = read_onnx_metadata(path)
+    if metadata.kind != "pair":
+        raise ModelFileError(f"{path} is of kind {metadata.kind}: calibrate the file of cats-export without --split")
+    try:
+        model = onnx.load(path)
+    except (OSError, DecodeError, ValueError) as error:
+        raise ModelFileError(f"cannot read {path}: {error}") from error
+    if is_quantized(model) or metadata.precision in ("int8", "fp8", "mixed"):
+        raise ModelFileError(f"{path} is quantized already ({metadata.precision}): give the float32 export")
+    if is_half(model) or metadata.precision != "fp32":
+        raise ModelFileError(f"{path} is typed in {metadata.precision}: give the float32 export (without --fp16)")
+    if not modules(model):
+        raise ModelFileError(f"{path} has no convolution or linear layer with its weight: export it with cats-export")
+    return FloatModel(Path(path), model, metadata)
+
+
+def measure_ranges(source: FloatModel, pairs: PairSet, *, threads: int | None = None) -> Ranges:
+    """Ranges of the activations over all pairs, with a progress bar; see :func:`collect_ranges`."""
+    feeds = pairs.feeds(source.metadata.preprocessing, fixed_batch(source.model))
+    with progress() as bar:
+        task = bar.add_task("measuring ranges, pairs", total=len(pairs))
+        return collect_ranges(
+            source.model,
+            feeds,
+            weights_sha256=source.metadata.weights_sha256,
+            source=f"{len(pairs)} pairs, {pairs.name}",
+            threads=threads,
+            on_batch=lambda count: bar.advance(task, count),
+        )
+
+
+def check_ranges(source: FloatModel, ranges: Ranges) -> None:
+    """Raise :class:`InputError` if ranges were measured on another model."""
+    if ranges.weights_sha256 != source.metadata.weights_sha256:
+        raise InputError(
+            f"the ranges were measured on a model with other weights than {source.path}: measure them anew"
+        )
+
+
+def calibrate(
+    source: FloatModel,
+    ranges: Ranges,
+    output: str | Path,
+    *,
+    precision: str = "int8",
+    method: str = "mse",
+    target: str = "any",
+    keep: Collection[str] = (),
+    pairs: PairSet | None = None,
+    data: str | None = None,
+    label: str | None = None,
+    threads: int | None = None,
+) -> CalibrationReport:
+    """Quantize a model, compare it with the float model, and write it with what was found.
+
+    Args:
+        source: of :func:`load_float_model`.
+        ranges: of :func:`measure_ranges`.
+        output: file to write; it is complete, with its figures, even where the comparison fails.
+        precision, method, target, keep: see :func:`cats.calibration.quantize.quantize`.
+        pairs: to compare on; the shipped photos by default.
+        data: annotated pairs ``KIND:DIR`` on which to measure PCK before and after.
+        label: precision for the metadata where it is not ``precision``, such as ``mixed``.
+        threads: CPU threads; None takes all.
+
+    Raises:
+        InputError: an option is out of range, an image cannot be read, or the file cannot be written.
+    """
+    check_ranges(source, ranges)
+    result = quantize(source.model, ranges, precision=precision, method=method, keep=keep, target=target)
+    pairs = pairs or demo_pairs()
+    drift = measure_drift(source, result, pairs, threads=threads)
+    pck = measure_pck(source, result, data, threads=threads) if data is not None else None
+    names = list(modules(source.model))
+    kept = tuple(name for name in names if is_kept(name, keep))
+    quantized = tuple(name for name in names if name not in kept)
+    part: dict[str, Any] = {
+        "precision": precision,
+        "method": method if precision == "int8" else "minmax",
+        "target": target,
+        "pairs": ranges.pairs,
+        "sources": list(ranges.sources),
+        "quantized_modules": len(quantized),
+        "kept": list(kept),
+    }
+    parity = drift.to_dict()
+    if pck is not None:
+        parity["pck"] = pck
+    metadata = source.metadata.with_(
+        precision=label or precision, calibration=part, parity=parity, verified=drift.passed, accuracy=None
+    )
+    write_quantized(result, metadata, output)
+    return CalibrationReport(Path(output), metadata, drift, pck, quantized, kept)
+
+
+def measure_drift(source: FloatModel, result: onnx.ModelProto, pairs: PairSet, *, threads: int | None = None) -> Drift:
+    """Compare a quantized model with its float model, both in ONNX Runtime on the CPU."""
+    batch = fixed_batch(source.model)
+    outputs = []
+    with progress() as bar:
+        for name, model in (("float model", source.model), ("quantized model", result)):
+            advance = partial(bar.advance, bar.add_task(f"{name}, batches", total=-(-len(pairs) // (batch or 1))))
+            feeds = pairs.feeds(source.metadata.preprocessing, batch)
+            outputs.append(run(model, feeds, pairs=len(pairs), threads=threads, on_batch=advance))
+    against = "quantized against float32, both in ONNX Runtime on the CPU"
+    return compare(*outputs, source=f"{len(pairs)} pairs, {pairs.name}", against=against)
+
+
+def measure_pck(
+    source: FloatModel, result: onnx.ModelProto, data: str, *, alpha: float = 0.1, threads: int | None = None
+) -> dict[str, Any]:
+    """PCK of both models, protocol ``corrected``, on annotated pairs ``KIND:DIR``, in percent.
+
+    Returns:
+        ``data``, ``protocol``, ``alpha``, ``pairs``, ``float``, ``quantized`` and ``drift`` (quantized - float).
+    """
+    from cats.evaluate import evaluate
+
+    dataset = open_dataset(data)
+    scores = {}
+    with progress() as bar:
+        for name, model in (("float", source.model), ("quantized", result)):
+            matcher = SessionMatcher(model, source.metadata, threads=threads)
+            advance = partial(bar.advance, bar.add_task(f"PCK, {name}", total=len(dataset)))
+            scores[name] = round(evaluate(matcher, dataset, ("corrected",), (alpha,), on_pair=advance).pck(alpha), 3)
+    drift = round(scores["quantized"] - scores["float"], 3)
+    return {"data": data, "protocol": "corrected", "alpha": alpha, "pairs": len(dataset), **scores, "drift": drift}
+
+
+def write_quantized(model: onnx.ModelProto, metadata: Metadata, path: str | Path) -> None:
+    """Write a model with its metadata in one piece, replacing the document of the float model."""
+    others = [(entry.key, entry.value) for entry in model.metadata_props if entry.key != KEY]
+    del model.metadata_props[:]
+    for key, value in [*others, (KEY, metadata.to_json())]:
+        model.metadata_props.add(key=key, value=value)
+    write_bytes(path, model.SerializeToString(deterministic=True))

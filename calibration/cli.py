@@ -1,0 +1,175 @@
+"""``cats-calibrate``: a float32 export to a quantized file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cats.console import execute, new_app, note, print_json
+from cats.errors import InputError, VerificationError
+
+app = new_app()
+
+EXAMPLES = """
+Examples:
+
+- `cats-calibrate cats.onnx --images photos/` writes cats.int8.onnx here, for TensorRT and every other library
+
+- `cats-calibrate cats.onnx --images photos/ --for cpu` the fastest form for ONNX Runtime and OpenVINO on a CPU
+
+- `cats-calibrate cats.onnx --data categories:photos --check willow:PF-WILLOW` compares PCK before and after too
+
+- `cats-calibrate cats.onnx --pairs mine.csv --ranges mine.json` keeps the measured ranges
+
+- `cats-calibrate cats.onnx --from-ranges mine.json --from-ranges more.json --keep decoder.proj` quantizes again
+
+Exit status: 0 done; 1 the file is written, but its flow differs from the float model's by more than 2 px (99th
+percentile, at 256 x 256); 2 bad input.
+"""
+
+WHAT, HOW, OUTPUTS = "Photos to measure ranges on (one of these)", "How it is quantized", "Outputs"
+
+
+def _option(*names: str, help: str, panel: str, default: bool | str = False, **more: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=default, **more)
+
+
+@app.command(epilog=EXAMPLES)
+def main_command(
+    model: Annotated[Path, typer.Argument(help="Float32 ONNX file of cats-export.", metavar="MODEL.onnx")],
+    images: Annotated[
+        Path | None, _option(help="Folder, searched recursively: photos of one sub-folder pair.", panel=WHAT)
+    ] = None,
+    pairs: Annotated[Path | None, _option(help="CSV with columns a,b.", panel=WHAT)] = None,
+    data: Annotated[
+        str | None, _option(help="Data set KIND:DIR, or categories:DIR.", panel=WHAT, metavar="KIND:DIR")
+    ] = None,
+    split: Annotated[str | None, _option(help="Split of --data: train, val or test.", panel=WHAT)] = None,
+    from_ranges: Annotated[
+        list[Path] | None, _option(help="Ranges of an earlier run instead of photos; several are merged.", panel=WHAT)
+    ] = None,
+    limit: Annotated[int, _option(help="Largest number of pairs.", panel=WHAT, default=True, min=1)] = 64,
+    precision: Annotated[str, _option(help="int8 or fp8.", panel=HOW, default=True)] = "int8",
+    method: Annotated[
+        str,
+        _option(help="Interval of each int8 activation: minmax, percentile, entropy, mse.", panel=HOW, default=True),
+    ] = "mse",
+    target: Annotated[
+        str,
+        _option(
+            "--for",
+            help="any (symmetric, as TensorRT demands), or cpu (with zero points: faster there, refused by TensorRT).",
+            panel=HOW,
+            default=True,
+        ),
+    ] = "any",
+    keep: Annotated[
+        list[str] | None,
+        _option(help="Module that stays float, or the beginning of its path; repeatable.", panel=HOW, metavar="MODULE"),
+    ] = None,
+    threads: Annotated[int | None, _option(help="CPU threads.", panel=HOW, default="one per core", min=1)] = None,
+    output: Annotated[
+        Path | None,
+        _option("--output", "-o", help="File to write.", panel=OUTPUTS, default="MODEL.PRECISION.onnx here"),
+    ] = None,
+    ranges: Annotated[Path | None, _option(help="Write the measured ranges as JSON.", panel=OUTPUTS)] = None,
+    check: Annotated[
+        str | None,
+        _option(help="Annotated pairs: also compare PCK of both models.", panel=OUTPUTS, metavar="KIND:DIR"),
+    ] = None,
+    as_json: Annotated[bool, _option("--json", help="Print the file's metadata as JSON.", panel=OUTPUTS)] = False,
+) -> None:
+    """Quantize a CATs model with the ranges of its activations on photos, and compare it with the float model."""
+    from cats.calibration.calibrate import HELD_OUT, calibrate, check_ranges, load_float_model, measure_ranges
+    from cats.calibration.inputs import SMALL
+    from cats.calibration.parity import print_drift
+    from cats.calibration.ranges import Ranges
+    from cats.data import open_dataset
+    from cats.runtime.images import quiet_pillow
+
+    quiet_pillow()
+    destination = output or Path(f"{model.name.removesuffix('.onnx')}.{precision}.onnx")
+    for path in (destination, ranges):
+        if path is not None and not path.parent.is_dir():
+            raise InputError(f"cannot write {path}: there is no folder {path.parent}")
+    if destination.exists() and model.exists() and destination.samefile(model):
+        raise InputError(f"{destination} is the model itself: give another -o")
+    photos = _photos(images, pairs, data, split, from_ranges)
+    source = load_float_model(model)
+    if check is not None:
+        open_dataset(check)  # what cannot work is found before the work
+    if photos is not None:
+        if photos.skipped:
+            note(f"{photos.skipped} files that are no images skipped")
+        measured_on, judged_on = photos.spread(limit + HELD_OUT).split(HELD_OUT)
+        if len(measured_on) < SMALL:
+            note(
+                f"warning: {len(measured_on)} pairs are few: ranges of other photos may be wider; "
+                f"give {SMALL} pairs or more"
+            )
+        found = measure_ranges(source, measured_on.spread(limit), threads=threads)
+    else:
+        judged_on = None
+        found = Ranges.load_all(from_ranges or [])
+        check_ranges(source, found)
+    if ranges is not None:
+        found.save(ranges)
+        note(f"{ranges}: ranges of {len(found.tensors)} activations over {found.pairs} pairs")
+    report = calibrate(
+        source,
+        found,
+        destination,
+        precision=precision,
+        method=method,
+        target=target,
+        keep=keep or (),
+        pairs=judged_on,
+        data=check,
+        threads=threads,
+    )
+    print_drift(report.drift, str(destination), report.pck)
+    note(
+        f"{destination}: {report.metadata.precision} for {target}, {destination.stat().st_size / 1e6:.1f} MB, "
+        f"{len(report.quantized)} modules quantized, {len(report.kept)} kept in float32"
+    )
+    if as_json:
+        print_json(report.metadata.to_dict())
+    if not report.drift.passed:
+        raise VerificationError(
+            f"{destination}: the flow differs from the float model's by more than the tolerance (see above); "
+            "keep the most sensitive modules in float32 with --keep"
+        )
+
+
+def _photos(
+    images: Path | None, pairs: Path | None, data: str | None, split: str | None, from_ranges: list[Path] | None
+) -> Any:
+    """The pairs to measure on, or None with ``--from-ranges``; exactly one source is needed."""
+    from cats.calibration.inputs import pairs_from_csv, pairs_from_data, pairs_from_images
+
+    given = [
+        name
+        for name, value in {"images": images, "pairs": pairs, "data": data, "from-ranges": from_ranges}.items()
+        if value
+    ]
+    if len(given) != 1:
+        what = f"not {' and '.join(f'--{name}' for name in given)}" if given else "to know the ranges of activations"
+        raise InputError(f"give one of --images, --pairs, --data or --from-ranges, {what}")
+    if split is not None and data is None:
+        raise InputError("--split belongs to --data: leave it out")
+    if images is not None:
+        return pairs_from_images(images)
+    if pairs is not None:
+        return pairs_from_csv(pairs)
+    return pairs_from_data(data, split) if data is not None else None
+
+
+def main() -> None:
+    """Entry point of ``cats-calibrate``."""
+    execute(app)
+
+
+if __name__ == "__main__":
+    main()
