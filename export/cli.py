@@ -42,6 +42,10 @@ def main_command(
         bool, typer.Option("--end-to-end", help="Images as uint8 of any size and points in, points out.")
     ] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Type the graph in float16 where that is safe.")] = False,
+    float32: Annotated[
+        list[str] | None,
+        typer.Option(help="With --fp16: module to leave in float32, as decoder.blocks.0.mlp.", show_default=False),
+    ] = None,
     engine: Annotated[
         bool, typer.Option("--engine/--no-engine", help="With --fp16: build TensorRT engines too, if it is installed.")
     ] = True,
@@ -93,6 +97,7 @@ def main_command(
         batch=_batch(batch),
         options=DeploymentOptions(onnxruntime=target == "onnxruntime"),
         fp16=fp16,
+        float32=tuple(name.strip() for text in float32 or () for name in text.split(",")),
         weights=weights,
         inline=inline,
         pairs=source,

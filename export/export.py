@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from cats.export.forms import FORMS, build_form
 from cats.export.graph import DeploymentOptions
 from cats.export.onnx_writer import DEFAULT_OPSET
 from cats.export.pairs import PairSource, demo_pairs
+from cats.export.precision import modules_in, to_fp16
 from cats.export.storage import inline_functions, store_as_half, weight_factors
 from cats.export.verify import Parity, verify
 from cats.files import write_bytes
@@ -54,6 +55,7 @@ def export_onnx(
     batch: int | None = None,
     options: DeploymentOptions | None = None,
     fp16: bool = False,
+    float32: Collection[str] = (),
     weights: str = "fp32",
     inline: bool = False,
     pairs: PairSource | None = None,
@@ -71,6 +73,7 @@ def export_onnx(
         batch: fixed batch size; None leaves it free.
         options: rewrites of the graph, all by default.
         fp16: type the graph in float16 where that is safe (:func:`cats.export.precision.to_fp16`).
+        float32: with ``fp16``, modules to leave in float32, such as ``decoder.blocks.0.mlp``.
         weights: one of :data:`WEIGHTS`.
         inline: write ``cats::Correlation`` as plain operators instead of a function.
         pairs: images to verify with; the shipped photos and views of them by default.
@@ -82,6 +85,8 @@ def export_onnx(
     """
     if weights not in WEIGHTS:
         raise InputError(f"weights {weights!r}: choose {', '.join(WEIGHTS)}")
+    if float32 and not fp16:
+        raise InputError(f"modules to leave in float32 ({', '.join(sorted(float32))}) are for a model in float16")
     if fp16 and options is not None and options.onnxruntime:
         raise InputError("float16 is for GPUs and a file for ONNX Runtime alone is for CPUs: choose one")
     if fp16 and weights != "fp32":
@@ -91,9 +96,10 @@ def export_onnx(
     precision = "fp16" if fp16 else "fp32"
     options = options or DeploymentOptions()
     models = build_form(model, form, opset=opset, batch=batch, options=options)
+    _check_modules(models, float32)
     for kind, exported in models.items():
         if fp16:
-            exported = importlib.import_module("cats.export.precision").to_fp16(exported)
+            exported = to_fp16(exported, modules_in(exported, float32))
         if inline:
             exported = inline_functions(exported)
         models[kind] = exported
@@ -108,8 +114,9 @@ def export_onnx(
         parity = verify(models, model, pairs or demo_pairs(), batch=batch, precision=judged, data=data)
     metadata = {}
     for kind, exported in models.items():
-        extra = {} if weights == "fp32" else {"weights": weights}
+        extra: dict[str, Any] = {} if weights == "fp32" else {"weights": weights}
         extra |= {"runtime": "onnxruntime"} if options.onnxruntime else {}
+        extra |= {"float32": sorted(float32)} if float32 else {}
         metadata[kind] = describe(model, kind, precision=precision, opset=opset, parity=parity, extra=extra)
         write_model(exported, metadata[kind], files[kind])
     return ExportReport(files, metadata, parity)
@@ -178,6 +185,13 @@ def _check_before(files: dict[str, Path], data: str | None) -> None:
             raise InputError(f"cannot write {file}: there is no folder {file.parent}")
     if data is not None:
         open_dataset(data)
+
+
+def _check_modules(models: dict[str, onnx.ModelProto], wanted: Collection[str]) -> None:
+    """Refuse names that no file has; each file has those of its own part of the model."""
+    unknown = set(wanted).difference(*(modules_in(model, wanted) for model in models.values()))
+    if unknown:
+        raise InputError(f"the model has no module {', '.join(sorted(unknown))} to leave in float32")
 
 
 def _file(path: Path, kind: str) -> Path:

@@ -1,8 +1,11 @@
-"""An exported model in ONNX Runtime, before it is a file: what verification runs."""
+"""An exported model in ONNX Runtime, before it is a file: what verification runs.
+
+Models typed in float16 run with every rounding to float16 made explicit, see :mod:`cats.export.rounding`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cats.errors import require
+from cats.export.rounding import PEAKS, computes_in_half, rounded
 from cats.metadata import Preprocessing
 from cats.runtime.images import ImageSource, preprocess, read_image
 
@@ -27,8 +31,16 @@ class ExportedModel:
     """
 
     def __init__(self, models: Mapping[str, onnx.ModelProto], preprocessing: Preprocessing, batch: int | None) -> None:
-        self.sessions = {kind: Session(model) for kind, model in models.items()}
+        self.in_half = any(computes_in_half(model) for model in models.values())
+        self.sessions = {kind: _session(model) for kind, model in models.items()}
         self.preprocessing, self.batch = preprocessing, batch
+
+    def peaks(self) -> dict[str, float]:
+        """Of each tensor in float16, the largest absolute value before rounding in all runs so far."""
+        found: dict[str, float] = {}
+        for session in self.sessions.values():
+            found |= dict(zip(session.tensors, map(float, session.peaks), strict=True))
+        return found
 
     @property
     def takes_pixels(self) -> bool:
@@ -61,15 +73,29 @@ class ExportedModel:
 
 
 class Session:
-    """An ONNX model in ONNX Runtime on the CPU: named arrays in, named arrays out."""
+    """An ONNX model in ONNX Runtime on the CPU: named arrays in, named arrays out.
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    Args:
+        model: any.
+        tensors: of :func:`cats.export.rounding.rounded`, whose largest values are kept in ``peaks``.
+    """
+
+    def __init__(self, model: onnx.ModelProto, tensors: Sequence[str] = ()) -> None:
         ort = require("onnxruntime", extra="export", purpose="verify the exported model")
         options = ort.SessionOptions()
         options.log_severity_level = 4
         self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         self._names = [output.name for output in self._session.get_outputs()]
+        self.tensors, self.peaks = list(tensors), np.zeros(len(tensors), np.float32)
 
     def __call__(self, feeds: Mapping[str, Any]) -> dict[str, Floats]:
         """Run once."""
-        return dict(zip(self._names, self._session.run(None, dict(feeds)), strict=True))
+        results = dict(zip(self._names, self._session.run(None, dict(feeds)), strict=True))
+        if self.tensors:
+            largest = np.nan_to_num(results.pop(PEAKS), nan=np.inf, posinf=np.inf)
+            self.peaks = np.maximum(self.peaks, largest)
+        return results
+
+
+def _session(model: onnx.ModelProto) -> Session:
+    return Session(*rounded(model, peaks=True)) if computes_in_half(model) else Session(model)

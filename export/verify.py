@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from cats.console import progress, stderr, table
-from cats.export.exported import ExportedModel, Floats
+from cats.export.exported import ExportedModel, Floats, Session
 from cats.export.pairs import PairSource
 from cats.geometry import transfer_points
 from cats.model import CATs
@@ -23,6 +23,9 @@ TOLERANCE = {"fp32": 0.05, "fp16": 1.0, "bf16": 1.0, "int8": 2.0, "fp8": 2.0, "m
 
 BATCHES = (1, 2, 3)
 """Sizes in which pairs are run by turns where the batch is dynamic; 2 is the one that export traces."""
+
+LARGE_ACTIVATION = 30_000.0
+"""Values in float16 above this are warned of: it ends at 65504, and other images may give twice as much."""
 
 _FRAME = 256.0
 _POINTS_TOLERANCE = 0.05
@@ -50,6 +53,7 @@ class Parity:
             are neither trained nor zero-started: ties flip, and the figures say little.
         points_px: of an end-to-end model, how far its points are at most from the transfer of its flow.
         pck: of :func:`pck_drift`, where annotated pairs were given.
+        activations: of a model in float16, :func:`activation_range` of its tensors.
     """
 
     median_px: float
@@ -64,6 +68,7 @@ class Parity:
     argmax: bool
     points_px: float | None = None
     pck: dict[str, Any] | None = None
+    activations: dict[str, Any] | None = None
 
     @property
     def passed(self) -> bool:
@@ -145,6 +150,9 @@ def verify(
 ) -> Parity:
     """Compare exported files in ONNX Runtime with ``model`` in PyTorch.
 
+    ONNX Runtime computes float16 models in float32 on a CPU, without rounding: what is judged are the same models with
+    every rounding to float16 made explicit. That ONNX Runtime loads the files as they are is checked too.
+
     Args:
         models: kind -> file, all kinds of one form (:data:`cats.export.forms.FORMS`).
         batch: the files' fixed batch size, None where it is free.
@@ -155,6 +163,11 @@ def verify(
         InputError: an image or data set cannot be read.
     """
     exported = ExportedModel(models, model.config.preprocessing, batch)
+    how = ""
+    if exported.in_half:
+        how = ", each value rounded to float16 where the file has it so,"
+        for file in models.values():
+            Session(file)
     points_px = None
     if exported.takes_pixels:
         actual, points_px = _run_pixels(exported, pairs)
@@ -169,10 +182,38 @@ def verify(
         actual,
         tolerance=TOLERANCE[precision],
         source=f"{len(pairs)} pairs, {pairs.name}",
-        against="ONNX Runtime on the CPU against PyTorch in float32",
+        against=f"ONNX Runtime on the CPU{how} against PyTorch in float32",
         points_px=points_px,
     )
-    return replace(parity, pck=pck_drift(exported, model, data)) if data else parity
+    if data:
+        parity = replace(parity, pck=pck_drift(exported, model, data))
+    return replace(parity, activations=activation_range(exported.peaks())) if exported.in_half else parity
+
+
+def activation_range(peaks: Mapping[str, float]) -> dict[str, Any]:
+    """How near the values of a float16 model come to its end.
+
+    Args:
+        peaks: largest absolute value by tensor, in the order of computation.
+
+    Returns:
+        ``largest``, ``tensor`` and ``module`` of the largest; ``above``: for each module with values above
+        :data:`LARGE_ACTIVATION`, its name and largest value, in the order of computation. Infinity is 1e38.
+    """
+    finite = {name: min(value, 1e38) for name, value in peaks.items()}
+    tensor = max(finite, key=lambda name: finite[name])
+    above: dict[str, float] = {}
+    for name, value in finite.items():
+        module = name.rpartition("/")[0]
+        if value > LARGE_ACTIVATION:
+            above[module] = max(value, above.get(module, 0))
+    return {
+        "limit": LARGE_ACTIVATION,
+        "largest": finite[tensor],
+        "tensor": tensor,
+        "module": tensor.rpartition("/")[0],
+        "above": [[module, value] for module, value in above.items()],
+    }
 
 
 def pck_drift(exported: ExportedModel, model: CATs, data: str, alpha: float = 0.1) -> dict[str, Any]:
@@ -231,9 +272,19 @@ def print_parity(parity: Parity, title: str) -> None:
     if parity.pck is not None:
         rows.append([f"PCK@{parity.pck['alpha']:g} of {parity.pck['data']}, PyTorch", f"{parity.pck['pytorch']:.2f}"])
         rows.append(["the same, exported", f"{parity.pck['exported']:.2f} ({parity.pck['drift']:+.2f})"])
+    if parity.activations is not None:
+        found = parity.activations
+        rows.append(["largest value in float16, which ends at 65504", f"{found['largest']:.4g}"])
     stderr.print(f"{title}: {parity.against}, {parity.source}", markup=False, soft_wrap=True)
     verdict = "passed" if parity.passed else "FAILED"
     stderr.print(table("", [f"{verdict}: flow difference, in pixels at 256 x 256", ""], rows))
+    for module, value in (parity.activations or {}).get("above", []):
+        stderr.print(
+            f"warning: values of {module} reach {value:.4g} and float16 ends at 65504: leave it in float32, "
+            f"--float32 {module}",
+            markup=False,
+            soft_wrap=True,
+        )
     if parity.argmax:
         stderr.print(
             "note: these weights look neither trained nor zero-started: their soft-argmax picks single cells without "
