@@ -18,6 +18,7 @@ from cats.errors import BackendError, CatsError, InputError, ModelFileError
 from cats.geometry import Size
 from cats.runtime.backends import open_backend
 from cats.runtime.backends.base import Array, TensorSpec
+from cats.runtime.device import match_on_device, wants_device
 from cats.runtime.images import MAX_PIXELS, ImageSource, preprocess, read_image
 from cats.runtime.result import Match
 
@@ -78,21 +79,30 @@ class Matcher:
             raise
         self.load_ms = _since(start)
 
-    def match(self, a: ImageSource, b: ImageSource, *, forward_backward: bool = False) -> Match:
+    def match(self, a: ImageSource, b: ImageSource, *, forward_backward: bool = False, stream: Any = None) -> Match:
         """Match one pair of images.
 
         Args:
-            a, b: paths, Pillow images or uint8 arrays of any size, see :func:`cats.runtime.images.read_image`.
+            a, b: paths, Pillow images or uint8 arrays of any size, see :func:`cats.runtime.images.read_image`. Or model
+                inputs on the GPU: then the result is a :class:`cats.runtime.device.DeviceMatch`, still being computed.
             forward_backward: also match b -> a, for :meth:`Match.forward_backward_error`; costs a second run.
+            stream: for inputs on the GPU, the caller's stream.
 
         Raises:
             InputError: an image cannot be read.
             BackendError: the device failed.
         """
+        if wants_device([(a, b)], stream):
+            return match_on_device(self, a, b, forward_backward=forward_backward, stream=stream)
         return self._infer([(self._prepare(a), self._prepare(b))], forward_backward)[0]
 
-    def match_batch(self, pairs: Sequence[Pair], *, forward_backward: bool = False) -> list[Match]:
-        """Match pairs in one run of the model, or a few where the file's batch is smaller; see :meth:`match`."""
+    def match_batch(self, pairs: Sequence[Pair], *, forward_backward: bool = False, stream: Any = None) -> list[Match]:
+        """Match pairs in one run of the model, or a few where the file's batch is smaller; see :meth:`match`.
+
+        Pairs of inputs on the GPU are one run each: what is to be one run there lies in one array.
+        """
+        if wants_device(pairs, stream):
+            return [match_on_device(self, *pair, forward_backward=forward_backward, stream=stream) for pair in pairs]
         return self._infer([(self._prepare(a), self._prepare(b)) for a, b in pairs], forward_backward)
 
     def match_many(

@@ -93,9 +93,13 @@ class FakeView:
     """Of an array that pretends to be on the GPU."""
 
     def __init__(self, array: np.ndarray, device: int = 0) -> None:
+        self.array = array  # kept alive
         self.ptr, self.shape, self.dtype = array.ctypes.data, array.shape, array.dtype
         self.strides = tuple(stride // array.itemsize for stride in array.strides)
         self.device_id, self.is_device_accessible = device, device >= 0
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (2, self.device_id) if self.is_device_accessible else (1, 0)
 
 
 class FakeCuda:

@@ -124,11 +124,21 @@ class DeviceArray:
         stream: address of the stream that computes it.
     """
 
-    def __init__(self, buffer: Any, shape: tuple[int, ...], dtype: np.dtype[Any], stream: Any, views: Any) -> None:
+    def __init__(
+        self, buffer: Any, shape: tuple[int, ...], dtype: np.dtype[Any], stream: Any, context: CudaContext
+    ) -> None:
         self.shape, self.dtype = shape, dtype
         self.stream = int(stream.handle)
-        self._buffer, self._order = buffer, stream
-        self._view = views.StridedMemoryView.from_buffer(buffer, shape, dtype=dtype)
+        self._buffer, self._order, self._context = buffer, stream, context
+        self._view = context._views.StridedMemoryView.from_buffer(buffer, shape, dtype=dtype)
+
+    def to_host(self) -> Array:
+        """A copy on the host; waits for the stream."""
+        with self._context.current():
+            pinned, host = self._context.pinned(self.shape, self.dtype)
+            self._buffer.copy_to(pinned, stream=self._order)
+            self._context.wait(self._order)
+            return host.copy()
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:

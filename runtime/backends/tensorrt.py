@@ -234,7 +234,7 @@ class _Thread:
         for spec, shape in zip(backend.outputs, found, strict=True):
             buffer = cuda.device_memory(int(np.prod(shape)) * spec.dtype.itemsize, stream)
             context.set_tensor_address(spec.name, int(buffer.handle))
-            results[spec.name] = DeviceArray(buffer, shape, spec.dtype, stream, cuda._views)
+            results[spec.name] = DeviceArray(buffer, shape, spec.dtype, stream, cuda)
         if not context.execute_async_v3(handle):
             raise BackendError(f"{backend.name} failed to run {backend.path}")
         self._last = (handle, stream.record())

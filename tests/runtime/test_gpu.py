@@ -60,7 +60,7 @@ def test_arrays_of_other_libraries_without_a_copy(cuda: CudaContext, library: st
         view = cuda.view(array, spec, stream)
         assert int(view.ptr) == (array.data_ptr() if library == "torch" else array.data.ptr)
         copy = cuda.device_memory(24, stream)
-        result = DeviceArray(copy, (6,), np.dtype(np.float32), stream, cuda._views)
+        result = DeviceArray(copy, (6,), np.dtype(np.float32), stream, cuda)
     back = module.from_dlpack(result)
     assert (back.data_ptr() if library == "torch" else back.data.ptr) == int(copy.handle)
 
@@ -86,6 +86,20 @@ def test_engines_match_as_onnx_runtime_does(
             for ours, theirs in zip(matcher.match_batch(pairs), reference.match_batch(pairs), strict=True):
                 np.testing.assert_allclose(ours.flow, theirs.flow, atol=0.05)
                 np.testing.assert_allclose(ours.confidence, theirs.confidence, atol=0.02)
+
+
+def test_the_matcher_takes_torch_tensors(engine: Path) -> None:
+    torch = pytest.importorskip("torch")
+    with Matcher(engine) as matcher:
+        a, b = (torch.rand(2, 3, 256, 256, device="cuda") for _ in range(2))
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        match: Any = matcher.match(a, b, stream=stream, forward_backward=True)
+        expected = matcher.backend.run({"image_a": a.cpu().numpy(), "image_b": b.cpu().numpy()})
+        np.testing.assert_allclose(match.flow_on_host(), expected["flow"], atol=1e-3)
+        with torch.cuda.stream(stream):
+            confidence = torch.from_dlpack(match.confidence).cpu().numpy()
+        np.testing.assert_allclose(confidence, expected["confidence"], atol=1e-3)
 
 
 def test_torch_tensors_in_the_callers_stream(engine: Path) -> None:

@@ -14,10 +14,12 @@ from tiny_onnx import tiny_metadata
 
 from cats.errors import BackendError, InputError, ModelFileError
 from cats.files import sha256_file
+from cats.runtime import Matcher
 from cats.runtime.backends import cuda as cuda_module
 from cats.runtime.backends import tensorrt as backend_module
 from cats.runtime.backends.cuda import DeviceArray
 from cats.runtime.backends.tensorrt import TensorRTBackend
+from cats.runtime.device import DeviceMatch, is_device_array
 from cats.runtime.flavours import FLAVOURS
 from cats.runtime.hardware import Gpu, Nvidia
 
@@ -163,6 +165,81 @@ def test_device_arrays_run_in_the_callers_stream_without_waiting(make: Any, cuda
     assert (interface["shape"], interface["typestr"], interface["stream"]) == ((2, 3), "<f4", handle)
     memory = (fake_cuda.ctypes.c_float * 6).from_address(interface["data"][0])
     np.testing.assert_array_equal(np.frombuffer(memory, np.float32), (2 * x + 1).ravel())
+
+
+def test_results_on_the_gpu_come_to_the_host_when_asked(make: Any, cuda: FakeCuda) -> None:
+    backend, _ = make("tensorrt-11.4")
+    result = backend.run_device({"x": FakeView(feed(2))}, stream=33)["y"]
+    cuda.log.clear()
+    np.testing.assert_array_equal(result.to_host(), 2 * feed(2) + 1)
+    assert cuda.log == ["device->pinned", "sync"]
+    assert cuda.depth == 0
+
+
+class Both:
+    """An engine with the model's names, which computes with the stand-in's."""
+
+    def __init__(self, backend: TensorRTBackend) -> None:
+        self.backend, self.name = backend, backend.name
+
+    def run_device(self, feeds: dict[str, Any], stream: Any = None) -> dict[str, DeviceArray]:
+        assert set(feeds) == {"image_a", "image_b"}
+        results = self.backend.run_device({"x": feeds["image_a"]}, stream=stream)
+        return {"flow": results["y"], "confidence": results["z"]}
+
+    def close(self) -> None:
+        self.backend.close()
+
+
+@pytest.fixture
+def matcher(make: Any, model_file: Path) -> Any:
+    with Matcher(model_file) as matcher:
+        matcher.backend = Both(make("tensorrt-11.4")[0])
+        yield matcher
+
+
+def test_the_matcher_takes_arrays_on_the_gpu(matcher: Any, cuda: FakeCuda) -> None:
+    a, b = feed(2), feed(2, start=7)
+    cuda.log.clear()
+    match = matcher.match(FakeView(a), FakeView(b), stream=44, forward_backward=True)
+    assert isinstance(match, DeviceMatch)
+    assert cuda.log == ["execute", "record 44", "execute", "record 44"]  # neither a copy nor a sync
+    np.testing.assert_array_equal(match.flow_on_host(), 2 * a + 1)
+    np.testing.assert_array_equal(match.confidence_on_host(), -a)
+    np.testing.assert_array_equal(match.backward_flow.to_host(), 2 * b + 1)
+
+
+def test_batches_on_the_gpu_are_one_run_for_each_array(matcher: Any, cuda: FakeCuda) -> None:
+    pairs = [(FakeView(feed(n, start=n)), FakeView(feed(n))) for n in (1, 3)]
+    cuda.log.clear()
+    first, second = matcher.match_batch(pairs, stream=44)
+    assert cuda.log.count("execute") == 2
+    assert "sync" not in cuda.log
+    np.testing.assert_array_equal(second.flow_on_host(), 2 * feed(3, start=3) + 1)
+    np.testing.assert_array_equal(first.flow_on_host(), 2 * feed(1, start=1) + 1)
+    with pytest.raises(InputError, match="batches up to 4"):
+        matcher.match(FakeView(feed(9)), FakeView(feed(9)))
+
+
+def test_what_the_matcher_does_not_take_on_the_gpu(matcher: Any, model_file: Path) -> None:
+    on_gpu = FakeView(feed(1))
+    with pytest.raises(InputError, match=r"image b \(ndarray\) is not on a GPU"):
+        matcher.match(on_gpu, feed(1))
+    with pytest.raises(InputError, match="a stream"):
+        matcher.match("a.jpg", "b.jpg", stream=3)
+    with (
+        Matcher(model_file) as on_host,
+        pytest.raises(BackendError, match=r"onnxruntime takes no arrays on a GPU.*cats"),
+    ):
+        on_host.match(on_gpu, on_gpu)
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_arrays_on_the_host_are_images(library: str) -> None:
+    module = pytest.importorskip(library)
+    assert not is_device_array(module.zeros(3))
+    assert not is_device_array("a.jpg")
+    assert is_device_array(type("Array", (), {"__cuda_array_interface__": {}})())
 
 
 def test_the_default_stream_goes_by_the_name_that_protocols_allow(make: Any, cuda: FakeCuda) -> None:
