@@ -89,12 +89,13 @@ class TensorRange:
         )
 
     def _rebinned(self, width: float) -> TensorRange:
-        factor = round(width / self.width)
-        if factor == 1:
+        if width == self.width:
             return self
-        before = self.first % factor
-        padded = np.pad(self.counts, (before, -(before + len(self.counts)) % factor))
-        return replace(self, width=width, first=self.first // factor, counts=padded.reshape(-1, factor).sum(axis=1))
+        factor = int(min(width / self.width, 2.0**62))
+        index = (self.first + np.arange(len(self.counts))) // factor
+        counts = np.zeros(int(index[-1] - index[0]) + 1, np.int64)
+        np.add.at(counts, index - index[0], self.counts)
+        return replace(self, width=width, first=int(index[0]), counts=counts)
 
     @property
     def centres(self) -> NDArray[np.float64]:

@@ -1,0 +1,68 @@
+"""A small exported model, photos, and the ranges of its activations on them, made once."""
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+from tiny_models import tiny_model
+
+from cats.assets import asset
+from cats.calibration.calibrate import load_float_model, measure_ranges
+from cats.calibration.inputs import pairs_from_images
+from cats.export import export_onnx
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """A folder of six photos: views of the two that come with the toolkit."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for name in ("astronaut", "grace_hopper"):
+        photo = Image.open(asset(f"{name}.jpg")).convert("RGB")
+        for k in range(3):
+            x, y = rng.integers(0, min(photo.size) // 3, 2)
+            side = min(photo.size) * 2 // 3
+            photo.crop((x, y, x + side, y + side)).resize((160, 120)).save(folder / f"{name}-{k}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def float_file(tmp_path_factory):
+    """A small CATs as cats-export writes it."""
+    path = tmp_path_factory.mktemp("float") / "small.onnx"
+    export_onnx(tiny_model(), path, verified=False)
+    return path
+
+
+@pytest.fixture(scope="session")
+def source(float_file):
+    return load_float_model(float_file)
+
+
+@pytest.fixture(scope="session")
+def pairs(photos):
+    return pairs_from_images(photos)
+
+
+@pytest.fixture(scope="session")
+def ranges(source, pairs):
+    return measure_ranges(source, pairs)
+
+
+@pytest.fixture(scope="session")
+def feeds(source, pairs):
+    """Inputs of the model for all pairs in one batch."""
+    items = list(pairs.feeds(source.metadata.preprocessing))
+    return {name: np.concatenate([item[name] for item in items]) for name in items[0]}
+
+
+@pytest.fixture
+def copy():
+    """A function that copies a model, to change it."""
+
+    def make(model):
+        result = onnx.ModelProto()
+        result.CopyFrom(model)
+        return result
+
+    return make
