@@ -1,9 +1,12 @@
 """Everything that the libraries of a machine with an NVIDIA GPU allow, in one command, without a network.
 
-PyTorch on the GPU against PyTorch on the CPU; the exported file in ONNX Runtime's CUDA provider, and engines of each
-TensorRT that loads, against the float32 file in ONNX Runtime on the CPU; and the tests marked gpu. Differences are of
-the flow, in pixels at the model's input size. A step that fails, or that this machine does not allow, is recorded with
-its reason.
+PyTorch on the GPU against PyTorch on the CPU; each exported file (float32, and typed in float16) operator by operator
+in PyTorch on the GPU, in ONNX Runtime's CUDA provider, and as an engine of each TensorRT that loads, against the
+float32 file in ONNX Runtime on the CPU; and the tests marked gpu. Differences are of the flow, in pixels at the model's
+input size. A step that fails, or that this machine does not allow, is recorded with its reason.
+
+Without a network, install the toolkit itself by ``pip install --no-build-isolation --no-deps -e .`` first. TensorRT-RTX
+then needs no more than its Python module and its two libraries on the module path.
 
 Usage: python benchmarks/gpu_suite.py [--ckpt assets/cats-tiny.pt] [--output FILE.json]
 """
@@ -22,8 +25,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import onnx
 import torch
 import typer
+from onnx_on_torch import OnnxOnTorch
 
 from cats.checkpoints import load_checkpoint
 from cats.console import execute, new_app, note, print_json
@@ -88,6 +93,20 @@ def on_torch(model: CATs, feeds: Arrays) -> dict[str, Any]:
     return results
 
 
+def on_torch_typed(onnx_file: Path, feeds: Arrays, expected: np.ndarray, model: CATs) -> dict[str, Any]:
+    """The file's own operators and types by PyTorch on the GPU."""
+    if not torch.cuda.is_available():
+        raise BackendError(f"torch {torch.__version__} finds no GPU")
+    run_file = OnnxOnTorch(onnx.load(onnx_file), "cuda")
+    arrays = {name: torch.from_numpy(value).cuda() for name, value in feeds.items()}
+
+    def run() -> np.ndarray:
+        flow: np.ndarray = run_file(arrays)["flow"].cpu().numpy()
+        return flow
+
+    return {**pixels(run(), expected, model), "ms": median_ms(run)}
+
+
 def on_backend(backend: Backend, feeds: Arrays, expected: np.ndarray, model: CATs) -> dict[str, Any]:
     """A loaded file on host arrays."""
     found = backend.run(feeds)["flow"]
@@ -98,10 +117,10 @@ def on_backend(backend: Backend, feeds: Arrays, expected: np.ndarray, model: CAT
     }
 
 
-def on_engine(onnx: Path, flavour: str, feeds: Arrays, expected: np.ndarray, model: CATs) -> dict[str, Any]:
+def on_engine(file: Path, flavour: str, feeds: Arrays, expected: np.ndarray, model: CATs) -> dict[str, Any]:
     """An engine built here, on host arrays, as a CUDA graph, and on arrays of the GPU."""
     start = time.perf_counter()
-    plan = build_engine(onnx, onnx.with_suffix(f".{flavour}.plan"), flavour=flavour)
+    plan = build_engine(file, file.with_suffix(f".{flavour}.plan"), flavour=flavour)
     results: dict[str, Any] = {"build_s": round(time.perf_counter() - start, 2), "plan_bytes": plan.stat().st_size}
     problem = nvidia().problem
     if problem:
@@ -154,14 +173,16 @@ def main_command(
     with tempfile.TemporaryDirectory() as folder:
         step("torch", lambda: on_torch(model, feeds))
         for precision in ("fp32", "fp16"):
-            onnx = Path(folder, f"model.{precision}.onnx")
-            step(f"export {precision}", lambda: _export(model, onnx, precision))  # noqa: B023  # run at once
-            if not onnx.is_file():
+            file = Path(folder, f"model.{precision}.onnx")
+            step(f"export {precision}", lambda: _export(model, file, precision))  # noqa: B023  # run at once
+            if not file.is_file():
                 continue
             with Matcher(Path(folder, "model.fp32.onnx"), provider="cpu") as matcher:
                 expected = matcher.backend.run(feeds)["flow"]
 
-            def cuda_provider(file: Path = onnx, reference: np.ndarray = expected) -> dict[str, Any]:
+            step(f"torch {precision}, the file's", lambda: on_torch_typed(file, feeds, expected, model))  # noqa: B023
+
+            def cuda_provider(file: Path = file, reference: np.ndarray = expected) -> dict[str, Any]:
                 with Matcher(file, provider="cuda") as matcher:
                     return on_backend(matcher.backend, feeds, reference, model)
 
@@ -169,7 +190,7 @@ def main_command(
             for flavour in FLAVOURS:
                 step(
                     f"{flavour} {precision}",
-                    lambda: on_engine(onnx, flavour, feeds, expected, model),  # noqa: B023  # run at once
+                    lambda: on_engine(file, flavour, feeds, expected, model),  # noqa: B023  # run at once
                 )
     step("gpu tests", gpu_tests)
     document = {"date": today, "batch": batch, "rounds": ROUNDS, "checkpoint": ckpt.name, **doctor(), "results": found}
