@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from cats.checkpoints import save_checkpoint
@@ -27,25 +26,15 @@ from cats.console import execute, new_app, note, print_json
 from cats.errors import BackendError
 from cats.files import write_text
 from cats.metadata import read_onnx_metadata
-from cats.model import CATs, CATsConfig
 from cats.runtime.doctor import doctor
 from cats.runtime.sidecar import read_sidecar
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent / "tests"))
 
-from reference import formula_weight, golden_shapes  # noqa: E402
+from reference import tamed_goldens  # noqa: E402
 
 app = new_app()
-
-
-def tamed_goldens() -> CATs:
-    """The published model with the goldens' weights, each ``bn3.weight`` scaled to 0.2."""
-    model = CATs(CATsConfig()).eval()
-    shapes = golden_shapes()
-    weights = {key: torch.from_numpy(formula_weight(key, shapes[key])) for key in model.state_dict()}
-    model.load_state_dict({k: v * 0.2 if k.endswith("bn3.weight") else v for k, v in weights.items()})
-    return model
 
 
 def measured(command: str, *arguments: object) -> dict[str, Any]:

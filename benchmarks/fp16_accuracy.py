@@ -1,0 +1,144 @@
+"""How far float16 moves the flow and the PCK of models with real weights, on PF-WILLOW and the demo photos.
+
+The exported encoder and matcher run in ONNX Runtime on the CPU, in float32 and typed in float16 with every rounding
+made explicit (:mod:`cats.export.rounding`). Distances are in pixels of a 256 x 256 image, over all cells of all pairs.
+
+Usage: python benchmarks/fp16_accuracy.py [--model cats-tiny ...] [--output benchmarks/results/NAME.json]
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import onnx
+import typer
+
+from cats.assets import asset
+from cats.checkpoints import load_checkpoint
+from cats.configs import find_config
+from cats.console import execute, new_app, note, print_json
+from cats.data import open_dataset
+from cats.errors import InputError
+from cats.evaluate import evaluate
+from cats.export.exported import ExportedModel, Floats
+from cats.export.forms import build_form
+from cats.export.pairs import demo_pairs
+from cats.export.precision import to_fp16
+from cats.export.verify import activation_range
+from cats.files import write_text
+from cats.metadata import Preprocessing
+from cats.model import CATs
+from cats.runtime.doctor import doctor
+from cats.runtime.images import ImageSource, preprocess, read_image
+
+HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent / "tests"))
+
+from reference import SHARED, tamed_goldens  # noqa: E402
+
+MODELS: dict[str, Callable[[], CATs]] = {
+    "cats-tiny": lambda: load_checkpoint(asset("cats-tiny.pt")).model.eval(),
+    "efficientnet-lite0, zero-started": lambda: CATs(
+        find_config("tiny").model, backbone_weights="auto", zero_start=True
+    ).eval(),
+    "resnet101, weights of the goldens, bn3 scaled to 0.2": tamed_goldens,
+}
+
+app = new_app()
+
+
+class SplitMatcher:
+    """Encoder and matcher that encode each image once; keeps the flows of all pairs, in order."""
+
+    def __init__(self, models: Mapping[str, onnx.ModelProto], preprocessing: Preprocessing) -> None:
+        self.exported = ExportedModel(models, preprocessing, None)
+        self.preprocessing = preprocessing
+        self.encoded: dict[bytes, dict[str, Floats]] = {}
+        self.flows: list[Floats] = []
+
+    def encode(self, source: ImageSource) -> dict[str, Floats]:
+        """Features of an image; those of equal images are computed once."""
+        image = preprocess(read_image(source), self.preprocessing)
+        key = hashlib.sha256(image.tobytes()).digest()
+        if key not in self.encoded:
+            self.encoded[key] = self.exported.sessions["encoder"]({"image": image[None]})
+        return self.encoded[key]
+
+    def match(self, a: ImageSource, b: ImageSource) -> Floats:
+        """Flow (2, G, G) in cells, a -> b."""
+        sides = {"a": self.encode(a), "b": self.encode(b)}
+        feeds = {f"{name}_{side}": value for side, values in sides.items() for name, value in values.items()}
+        self.flows.append(self.exported.sessions["matcher"](feeds)["flow"][0])
+        return self.flows[-1]
+
+
+def pixels(flows: list[Floats], expected: list[Floats]) -> dict[str, float]:
+    """Median, 99th percentile and largest difference."""
+    cell = 256 / flows[0].shape[-1]
+    distance = np.linalg.norm(np.stack(flows).astype(np.float64) - np.stack(expected), axis=1) * cell
+    parts = (np.median(distance), np.quantile(distance, 0.99), distance.max())
+    return dict(zip(("median_px", "p99_px", "max_px"), (round(float(part), 4) for part in parts), strict=True))
+
+
+def accuracy(model: CATs, data: str) -> dict[str, Any]:
+    """Figures of one model."""
+    built = build_form(model, "split")
+    typed = {kind: to_fp16(exported) for kind, exported in built.items()}
+    matchers = {k: SplitMatcher(m, model.config.preprocessing) for k, m in (("fp32", built), ("fp16", typed))}
+    found: dict[str, Any] = {}
+    images = list(demo_pairs().images())
+    for matcher in matchers.values():
+        for a, b in images:
+            matcher.match(a, b)
+    found["demo photos"] = pixels(*(matchers[k].flows for k in ("fp16", "fp32")))
+    dataset, scores = open_dataset(data), {}
+    for name, matcher in matchers.items():
+        matcher.flows.clear()
+        scores[name] = evaluate(matcher, dataset, ("corrected",), (0.1,)).pck(0.1)
+    found[data.partition(":")[0]] = {
+        **pixels(*(matchers[k].flows for k in ("fp16", "fp32"))),
+        "pairs": len(dataset),
+        **{f"pck@0.1 {name}": round(score, 3) for name, score in scores.items()},
+        "drift": round(scores["fp16"] - scores["fp32"], 3),
+    }
+    found["largest float16 value"] = activation_range(matchers["fp16"].exported.peaks())
+    return found
+
+
+@app.command()
+def main_command(
+    data: Annotated[str, typer.Option(help="Annotated pairs, KIND:DIR.")] = f"willow:{SHARED / 'data' / 'PF-WILLOW'}",
+    model: Annotated[list[str] | None, typer.Option(help="Beginning of a model's name. Default: all.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Default: benchmarks/results/fp16-accuracy-DATE.json.")] = None,
+) -> None:
+    """Measure and write a dated results file; models that it has already are kept."""
+    chosen = [name for name in MODELS if not model or name.startswith(tuple(model))]
+    if not chosen:
+        raise InputError(f"no model begins with {', '.join(model or ())}: there are {', '.join(MODELS)}")
+    today = datetime.date.today().isoformat()
+    path = output or HERE / "results" / f"fp16-accuracy-{today}.json"
+    found: dict[str, Any] = json.loads(path.read_text("utf-8"))["models"] if path.is_file() else {}
+    for name in chosen:
+        note(name)
+        found[name] = accuracy(MODELS[name](), data)
+        note(f"  {found[name]}")
+        document = {"date": today, "frame": [256, 256], "protocol": "corrected", "models": found, **doctor()}
+        write_text(path, json.dumps(document, indent=1) + "\n")
+    note(f"wrote {path}")
+    print_json(found)
+
+
+def main() -> None:
+    """Entry point."""
+    execute(app)
+
+
+if __name__ == "__main__":
+    main()
