@@ -35,7 +35,12 @@ class Session:
         if outputs is not None:
             model = _with_outputs(model, outputs)
         try:
-            self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(
+                model.SerializeToString(),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=_disabled(model),
+            )
         except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
             raise ModelFileError(f"onnxruntime cannot load the model: {str(error).splitlines()[0]}") from error
         self.outputs = [output.name for output in self._session.get_outputs()]
@@ -43,6 +48,12 @@ class Session:
     def __call__(self, feeds: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
         """Run once."""
         return dict(zip(self.outputs, self._session.run(None, dict(feeds)), strict=True))
+
+
+def _disabled(model: onnx.ModelProto) -> list[str]:
+    """Rewrites of ONNX Runtime that fail on float8, which it computes in float32 on a CPU."""
+    float8 = any(item.data_type == onnx.TensorProto.FLOAT8E4M3FN for item in model.graph.initializer)
+    return ["ClipQuantRewrite", "ReluQuantRewrite", "ClipQuantFusion", "ReluQuantFusion"] if float8 else []
 
 
 def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
