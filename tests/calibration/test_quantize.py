@@ -1,4 +1,4 @@
-"""Q/DQ graphs: what is quantized and what is not, what the libraries make of them, how far they are from the float model."""
+"""Q/DQ graphs: what is quantized and what is not, what libraries make of them, how far from float they are."""
 
 from collections import Counter
 

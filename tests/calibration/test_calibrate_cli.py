@@ -1,0 +1,158 @@
+"""``cats-calibrate`` from photos to a verified file, the engine of it, and what is refused."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from commands import runner
+
+from cats.calibration.cli import main
+from cats.calibration.modules import modules
+from cats.calibration.ranges import Ranges
+from cats.metadata import read_onnx_metadata
+from cats.runtime import Matcher
+
+
+@pytest.fixture
+def calibrate(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    return runner(main, "cats-calibrate", monkeypatch, capsys)
+
+
+def test_photos_to_a_quantized_file(calibrate, float_file, photos, tmp_path):
+    done = calibrate(float_file, "--images", photos, "--ranges", "r.json", "--json")
+    output = tmp_path / "small.int8.onnx"
+    metadata = read_onnx_metadata(output)
+    assert done.code == (0 if metadata.verified else 1), done.err
+    assert json.loads(done.out) == metadata.to_dict()
+    assert metadata.precision == "int8"
+    part = metadata.calibration
+    assert (part["method"], part["target"], part["kept"]) == ("mse", "any", [])
+    assert part["quantized_modules"] == len(modules(onnx.load(float_file)))
+    assert metadata.parity["tolerance_px"] == 2.0
+    assert metadata.verified == (metadata.parity["p99_px"] <= 2.0)
+    source = read_onnx_metadata(float_file)
+    assert (metadata.config, metadata.weights_sha256) == (source.config, source.weights_sha256)
+    assert "pairs are few" in done.err
+    assert Ranges.load(tmp_path / "r.json").pairs == part["pairs"] == 5
+    match = Matcher(output, threads=1).match(*sorted(photos.iterdir())[:2])
+    assert np.isfinite(match.flow).all()
+
+
+def test_quantizing_again_from_ranges_gives_the_same_bytes(calibrate, float_file, photos, ranges, tmp_path):
+    ranges.save("r.json")
+    for name in ("a.onnx", "b.onnx"):
+        calibrate(float_file, "--from-ranges", "r.json", "-o", name)
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_merged_ranges(calibrate, float_file, ranges, tmp_path):
+    ranges.save("r.json")
+    calibrate(float_file, "--from-ranges", "r.json", "--from-ranges", "r.json", "--ranges", "both.json")
+    assert Ranges.load("both.json").pairs == 2 * ranges.pairs
+
+
+def test_a_file_past_its_tolerance_is_written_and_exits_1(calibrate, float_file, ranges, tmp_path, monkeypatch):
+    monkeypatch.setattr("cats.calibration.parity.TOLERANCE", 1e-6)
+    monkeypatch.setattr("cats.calibration.parity.compare.__kwdefaults__", {"tolerance": 1e-6}, raising=False)
+    ranges.save("r.json")
+    done = calibrate(float_file, "--from-ranges", "r.json")
+    assert done.code == 1
+    assert "FAILED" in done.err
+    metadata = read_onnx_metadata(tmp_path / "small.int8.onnx")
+    assert metadata.verified is False
+    assert metadata.parity["p99_px"] > 1e-6
+
+
+def test_keeping_almost_everything_passes(calibrate, float_file, ranges, tmp_path):
+    ranges.save("r.json")
+    names = list(modules(onnx.load(float_file)))
+    keep = [argument for name in names if name != "proj.0" for argument in ("--keep", name)]
+    done = calibrate(float_file, "--from-ranges", "r.json", *keep, "--for", "cpu")
+    assert done.code == 0, done.err
+    metadata = read_onnx_metadata(tmp_path / "small.int8.onnx")
+    assert metadata.verified
+    assert metadata.calibration["quantized_modules"] == 1
+
+
+def test_two_photos_are_enough(calibrate, float_file, photos, tmp_path):
+    folder = tmp_path / "two"
+    folder.mkdir()
+    for path in sorted(photos.iterdir())[:2]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "notes.txt").write_text("not a photo")
+    done = calibrate(float_file, "--images", folder)
+    assert done.code in (0, 1), done.err
+    assert "1 pairs are few" in done.err
+    assert "1 files that are no images skipped" in done.err
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_an_engine_is_built_from_it(calibrate, float_file, ranges, tmp_path, precision):
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'cats-toolkit[tensorrt-rtx]'")
+    from cats.runtime.engine import EngineOptions, build_engine
+    from cats.runtime.sidecar import read_sidecar
+
+    ranges.save("r.json")
+    calibrate(float_file, "--from-ranges", "r.json", "--precision", precision, "-o", "q.onnx")
+    plan = build_engine("q.onnx", options=EngineOptions(batch=(1, 1, 2), targets=("sm89",)))
+    assert plan.read_bytes()[:4] == b"vtrt"
+    metadata = read_sidecar(plan)
+    assert metadata.precision == precision
+    assert metadata.calibration == read_onnx_metadata("q.onnx").calibration
+
+
+def test_wrong_inputs(calibrate, float_file, photos, ranges, tmp_path):
+    ranges.save("r.json")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (broken / name).write_bytes(b"not a photo")
+    one = tmp_path / "one"
+    one.mkdir()
+    (one / "a.png").write_bytes(next(photos.iterdir()).read_bytes())
+    (tmp_path / "pairs.csv").write_text("a,b\nmissing.jpg,other.jpg\n")
+    assert "no images" in calibrate(float_file, "--images", empty).error
+    assert "a.jpg" in calibrate(float_file, "--images", broken).error
+    assert "at least two" in calibrate(float_file, "--images", one).error
+    assert "not a folder" in calibrate(float_file, "--images", tmp_path / "nowhere").error
+    assert "missing.jpg" in calibrate(float_file, "--pairs", "pairs.csv").error
+    assert "KIND:DIR" in calibrate(float_file, "--data", "photos").error
+    assert "give one of" in calibrate(float_file).error
+    assert "not --images and --pairs" in calibrate(float_file, "--images", photos, "--pairs", "x.csv").error
+    assert "int4" in calibrate(float_file, "--from-ranges", "r.json", "--precision", "int4").error
+    assert "there is no folder" in calibrate(float_file, "--images", photos, "-o", "nowhere/x.onnx").error
+    assert "decoder.x" in calibrate(float_file, "--from-ranges", "r.json", "--keep", "decoder.x").error
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_wrong_models(calibrate, float_file, photos, source, ranges, tmp_path, copy):
+    from cats.calibration.calibrate import write_quantized
+    from cats.calibration.quantize import quantize
+
+    ranges.save("r.json")
+    bare = copy(source.model)
+    del bare.metadata_props[:]
+    onnx.save(bare, tmp_path / "bare.onnx")
+    assert "without CATs metadata" in calibrate("bare.onnx", "--images", photos).error
+    write_quantized(quantize(source.model, ranges), source.metadata.with_(precision="int8"), tmp_path / "q.onnx")
+    assert "quantized already" in calibrate("q.onnx", "--images", photos).error
+    half = copy(source.model)
+    half.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    write_quantized(half, source.metadata.with_(precision="fp16"), tmp_path / "half.onnx")
+    assert "without --fp16" in calibrate("half.onnx", "--images", photos).error
+    write_quantized(copy(source.model), source.metadata.with_(weights_sha256="1" * 64), tmp_path / "other.onnx")
+    assert "other weights" in calibrate("other.onnx", "--from-ranges", "r.json").error
+    (tmp_path / "text.onnx").write_text("no model")
+    assert "text.onnx" in calibrate("text.onnx", "--images", photos).error
+    assert "missing.onnx" in calibrate("missing.onnx", "--images", photos).error
+    assert "the model itself" in calibrate("other.onnx", "--images", photos, "-o", "other.onnx").error
+
+
+def test_help(calibrate):
+    done = calibrate("--help")
+    assert done.code == 0
+    assert "--from-ranges" in done.out
