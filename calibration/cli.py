@@ -106,7 +106,7 @@ def main_command(
         measured_on, judged_on = photos.spread(limit + HELD_OUT).split(HELD_OUT)
         if len(measured_on) < SMALL:
             note(
-                f"warning: {len(measured_on)} pair{"s" if len(measured_on) > 1 else ""}: few ranges of other photos may be wider; "
+                f"warning: a small set, pairs to measure: {len(measured_on)}; ranges of other photos may be wider: "
                 f"give {SMALL} pairs or more"
             )
         found = measure_ranges(source, measured_on.spread(limit), threads=threads)

@@ -34,7 +34,7 @@ def test_photos_to_a_quantized_file(calibrate, float_file, photos, tmp_path):
     assert metadata.verified == (metadata.parity["p99_px"] <= 2.0)
     source = read_onnx_metadata(float_file)
     assert (metadata.config, metadata.weights_sha256) == (source.config, source.weights_sha256)
-    assert "pairs are few" in done.err
+    assert "a small set, pairs to measure: 5" in done.err
     assert Ranges.load(tmp_path / "r.json").pairs == part["pairs"] == 5
     match = Matcher(output, threads=1).match(*sorted(photos.iterdir())[:2])
     assert np.isfinite(match.flow).all()
@@ -84,13 +84,15 @@ def test_two_photos_are_enough(calibrate, float_file, photos, tmp_path):
     (folder / "notes.txt").write_text("not a photo")
     done = calibrate(float_file, "--images", folder)
     assert done.code in (0, 1), done.err
-    assert "1 pairs are few" in done.err
+    assert "a small set, pairs to measure: 1" in done.err
     assert "1 files that are no images skipped" in done.err
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 def test_an_engine_is_built_from_it(calibrate, float_file, ranges, tmp_path, precision):
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'cats-toolkit[tensorrt-rtx]'")
+    pytest.importorskip(
+        "tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'cats-toolkit[tensorrt-rtx]'"
+    )
     from cats.runtime.engine import EngineOptions, build_engine
     from cats.runtime.sidecar import read_sidecar
 
