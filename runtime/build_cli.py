@@ -50,7 +50,9 @@ def main_command(
     hardware_compatible: Annotated[bool, typer.Option("--hardware-compatible", help="For newer GPUs too.")] = False,
     strip_weights: Annotated[bool, typer.Option("--strip-weights", help="Leave the weights out of the plan.")] = False,
     refittable: Annotated[bool, typer.Option("--refittable", help="Weights can be replaced later.")] = False,
-    timing_cache: Annotated[Path | None, typer.Option(help="File that later builds reuse.", show_default=False)] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="File that later builds reuse (tensorrt).", show_default=False)
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing engine.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the sidecar as JSON.")] = False,
 ) -> None:

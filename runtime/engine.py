@@ -17,6 +17,7 @@ from cats.console import progress
 from cats.errors import BackendError, InputError, ModelFileError
 from cats.files import sha256_file, write_bytes, write_text
 from cats.metadata import Metadata, read_onnx_metadata
+from cats.runtime.backends import CHECKPOINT_SUFFIXES, ENGINE_SUFFIXES
 from cats.runtime.flavours import Flavour, find_flavour
 from cats.runtime.hardware import nvidia
 from cats.runtime.sidecar import sidecar_path, sidecar_text
@@ -73,7 +74,7 @@ def build_engine(
         output: plan to write; default: the ONNX file's name with ``.plan``, beside it.
         flavour: ``tensorrt`` or ``tensorrt-rtx``; default: the first installed.
         options: see :class:`EngineOptions`.
-        timing_cache: file that makes later builds quicker; created where it is missing.
+        timing_cache: file that makes later builds quicker; created where it is missing. Not of TensorRT-RTX.
         force: replace an existing engine.
 
     Returns:
@@ -87,6 +88,7 @@ def build_engine(
     source = Path(onnx_path)
     plan = Path(output) if output else source.with_suffix(".plan")
     options = options or EngineOptions()
+    _check_paths(source, plan, timing_cache)
     if not force and (plan.exists() or sidecar_path(plan).exists()):
         raise InputError(f"{plan} exists already: give --force to replace it, or another -o")
     metadata = read_onnx_metadata(source)
@@ -102,12 +104,23 @@ def build_engine(
     config = builder.create_builder_config()
     _configure(trt, chosen, config, options)
     profiles = _add_profile(builder, network, config, options)
-    cache = _load_timing_cache(config, timing_cache)
+    cache = _load_timing_cache(chosen, config, timing_cache)
     data = _build(trt, builder, network, config, messages)
     if cache is not None and timing_cache is not None:
         write_bytes(timing_cache, bytes(config.get_timing_cache().serialize()))
     _write(plan, data, metadata, chosen, trt, source, network.name, profiles, options)
     return plan
+
+
+def _check_paths(source: Path, plan: Path, timing_cache: str | Path | None) -> None:
+    """Find what cannot work before minutes of work."""
+    if source.suffix.lower() in CHECKPOINT_SUFFIXES:
+        raise ModelFileError(f"{source} is a checkpoint: export it first, cats-export --ckpt {source} --fp16")
+    if plan.suffix.lower() not in ENGINE_SUFFIXES:
+        raise InputError(f"{plan}: the name of an engine ends in {' or '.join(ENGINE_SUFFIXES)}")
+    for path in (plan, timing_cache):
+        if path is not None and not Path(path).parent.is_dir():
+            raise InputError(f"cannot write {path}: there is no folder {Path(path).parent}")
 
 
 def _write(
@@ -222,7 +235,10 @@ def _set_targets(trt: ModuleType, flavour: Flavour, config: Any, targets: tuple[
         raise BackendError(f"{flavour.name} builds for the GPU that is present only: leave out --target")
     config.num_compute_capabilities = len(targets)
     for index, target in enumerate(targets):
-        capability = getattr(trt.ComputeCapability, target.upper(), None)
+        if target == "sm75":
+            raise BackendError("tensorrt-rtx has no float32 products for sm75 (Turing), and every CATs model has some")
+        known = target.startswith("sm")  # not the names that stand for the GPU that is present
+        capability = getattr(trt.ComputeCapability, target.upper(), None) if known else None
         if capability is None:
             raise InputError(f"target {target!r}: {flavour.name} {trt.__version__} knows {', '.join(RTX_TARGETS)}")
         config.set_compute_capability(capability, index)
@@ -248,9 +264,11 @@ def _add_profile(builder: Any, network: Any, config: Any, options: EngineOptions
     return [described]
 
 
-def _load_timing_cache(config: Any, path: str | Path | None) -> Any:
+def _load_timing_cache(flavour: Flavour, config: Any, path: str | Path | None) -> Any:
     if path is None:
         return None
+    if flavour.targets:
+        raise BackendError(f"{flavour.name} has no timing cache, its builds time nothing: leave out --timing-cache")
     file = Path(path)
     cache = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):

@@ -49,7 +49,7 @@ BACKENDS: dict[str, Entry] = {
     ),
 }
 
-_CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt")
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt")
 
 
 def choose_backend(path: str | Path, backend: str | None = None) -> str:
@@ -69,7 +69,7 @@ def choose_backend(path: str | Path, backend: str | None = None) -> str:
     fitting = [name for name, entry in BACKENDS.items() if suffix in entry.suffixes]
     if backend in fitting:
         return backend
-    if suffix in _CHECKPOINT_SUFFIXES:
+    if suffix in CHECKPOINT_SUFFIXES:
         raise ModelFileError(f"{file} is a checkpoint: export it first, cats-export --ckpt {file}")
     if not fitting:
         known = sorted({suffix for entry in BACKENDS.values() for suffix in entry.suffixes})

@@ -58,7 +58,7 @@ class TensorRTBackend(Backend):
         problem = nvidia().problem
         if problem:
             raise BackendError(
-                f"{self.path} needs an NVIDIA GPU (compute capability: {targets}), and {problem}; "
+                f"{self.path} needs an NVIDIA GPU (compute capability: {targets}) and there is none: {problem}; "
                 f"run the ONNX file that it was built from instead: {engine['source']}"
             )
         flavour, trt = find_flavour(self.name)

@@ -5,15 +5,19 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from commands import runner
 
 from cats.checkpoints import save_checkpoint
+from cats.errors import BackendError
 from cats.metadata import read_onnx_metadata
 from cats.model import CATs, CATsConfig
 from cats.runtime import build_cli, cli
+from cats.runtime.engine import _load_timing_cache
+from cats.runtime.flavours import FLAVOURS
 from cats.runtime.hardware import nvidia
 from cats.runtime.sidecar import read_sidecar
 
@@ -74,6 +78,12 @@ def test_engines_are_not_overwritten(engine, model, cats_build):
         (("--batch", "4,2,1"), "smallest <= best <= largest"),
         (("--batch", "many"), "three numbers"),
         (("--target", "sm30"), "knows sm80"),
+        (("--target", "current"), "knows sm80"),
+        (("--target", "sm75"), "no float32 products for sm75"),
+        (("-o", "x.onnx"), "ends in .plan or .engine"),
+        (("-o", "nowhere/x.plan"), "no folder nowhere"),
+        (("--timing-cache", "nowhere/x.cache"), "no folder nowhere"),
+        (("--timing-cache", "x.cache"), "no timing cache"),
         (("--hardware-compatible",), "--target"),
         (("--version-compatible",), "no version-compatible engines"),
         (("--flavour", "openvino"), "unknown TensorRT flavour"),
@@ -101,6 +111,7 @@ def test_files_that_are_no_models(tmp_path, cats_build):
     (tmp_path / "x.onnx").write_bytes(b"not a model")
     assert "not an ONNX file" in cats_build(tmp_path / "x.onnx").error
     assert "cannot read" in cats_build(tmp_path / "none.onnx").error
+    assert "cats-export --ckpt" in cats_build(tmp_path / "best.pt").error
 
 
 def test_a_node_that_the_parser_refuses_is_named(model, tmp_path, cats_build):
@@ -115,18 +126,29 @@ def test_a_node_that_the_parser_refuses_is_named(model, tmp_path, cats_build):
     assert "Mystery" in error
 
 
-def test_timing_cache_is_written_and_taken_again(model, tmp_path, cats_build):
-    cache = tmp_path / "timing.cache"
-    for number in range(2):
-        done = cats_build(model, "-o", tmp_path / f"{number}.plan", "--target", "sm89", "--timing-cache", cache)
-        assert done.code == 0, done.err
-    assert cache.is_file()
+def test_timing_cache(tmp_path):
+    """TensorRT's, on a stand-in for its configuration."""
+    path, given = tmp_path / "timing.cache", []
+    config = SimpleNamespace(
+        create_timing_cache=lambda data: given.append(data) or data,
+        set_timing_cache=lambda cache, ignore_mismatch: cache != b"of another GPU",
+    )
+    assert _load_timing_cache(FLAVOURS["tensorrt"], config, None) is None
+    assert _load_timing_cache(FLAVOURS["tensorrt"], config, path) == b""
+    path.write_bytes(b"times")
+    assert _load_timing_cache(FLAVOURS["tensorrt"], config, path) == b"times"
+    path.write_bytes(b"of another GPU")
+    with pytest.raises(BackendError, match="remove it or give another file"):
+        _load_timing_cache(FLAVOURS["tensorrt"], config, path)
 
 
 def test_ctrl_c_leaves_nothing(model, tmp_path):
-    command = [sys.executable, "-c", "from cats.runtime.build_cli import main; main()", str(model)]
-    process = subprocess.Popen([*command, "-o", str(tmp_path / "x.plan")], stderr=subprocess.PIPE, text=True)
-    time.sleep(1.5)  # imports are done in less; the build takes longer
+    code = "from cats.runtime.build_cli import main; import tensorrt_rtx; print('ready', flush=True); main()"
+    command = [sys.executable, "-c", code, str(model), "-o", str(tmp_path / "x.plan")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode in (130, 0), errors  # 0: the build was quicker
@@ -146,6 +168,19 @@ def test_without_a_gpu_the_onnx_file_is_named(engine, cats_run):
 def test_portable_engines_name_their_compute_capabilities(model, tmp_path, cats_build, cats_run):
     assert cats_build(model, "-o", tmp_path / "x.plan").code == 0
     assert "compute capability: 8.0, 8.6, 8.9, 12.0 or later" in cats_run(tmp_path / "x.plan", "a.jpg", "b.jpg").error
+
+
+def test_two_swapped_sidecars(engine, model, tmp_path, cats_build, cats_run):
+    """Of two good engines with good sidecars."""
+    names = [tmp_path / "one.plan", tmp_path / "two.plan"]
+    for name, batch in zip(names, ("1,1,2", "1,2,4"), strict=True):
+        assert cats_build(model, "-o", name, "--target", "sm89", "--batch", batch).code == 0
+    one, two = (name.with_name(f"{name.name}.json") for name in names)
+    texts = one.read_text(), two.read_text()
+    one.write_text(texts[1])
+    two.write_text(texts[0])
+    for name in names:
+        assert "sidecar of another engine" in cats_run(name, "a.jpg", "b.jpg").error
 
 
 def copied(engine, folder):
