@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cats.console import execute, new_app, note, print_json
-from cats.errors import InputError, VerificationError
+from cats.errors import BackendError, InputError, VerificationError
 
 app = new_app()
 
@@ -114,21 +114,38 @@ def main_command(
     if not report.parity.passed:
         raise VerificationError(f"{names}: the flow differs from PyTorch by more than the tolerance (see above)")
     if fp16 and engine:
-        _build_engines(report.files)
+        _build_engines(report.files, _batch(batch))
 
 
-def _build_engines(files: dict[str, Path]) -> None:
-    """Build an engine of each file with the first TensorRT installed; says which, or that there is none."""
-    from cats.runtime.engine import build_engine
-    from cats.runtime.flavours import FLAVOURS
+def _build_engines(files: dict[str, Path], batch: int | None) -> None:
+    """Build an engine of each file with the first TensorRT that loads; says which, or that there is none."""
+    from cats.runtime.engine import EngineOptions, build_engine
+    from cats.runtime.flavours import FLAVOURS, find_flavour
+    from cats.runtime.sidecar import sidecar_path
 
     installed = [name for name, flavour in FLAVOURS.items() if importlib.util.find_spec(flavour.module)]
-    if not installed:
-        note("no engine was built: no TensorRT is installed (pip install 'cats-toolkit[tensorrt-rtx]' or [tensorrt])")
+    chosen = None
+    for name in installed:
+        try:
+            chosen, library = find_flavour(name)
+            break
+        except BackendError as error:
+            note(f"no engine of {name}: {error}")
+    if chosen is None:
+        if not installed:
+            extras = "pip install 'cats-toolkit[tensorrt-rtx]' or [tensorrt]"
+            note(f"no engine was built: no TensorRT is installed ({extras})")
         return
-    for path in files.values():
-        plan = build_engine(path, flavour=installed[0], force=True)
-        note(f"{plan}: engine of {installed[0]}, {plan.stat().st_size / 1e6:.1f} MB")
+    for kind, path in files.items():
+        if kind == "end-to-end":
+            note(f"no engine of {path}: engines take images of one size; export the pair form for one")
+            continue
+        plan = path.with_suffix(".plan")
+        replaced = ", replaces the one that was there" if plan.exists() or sidecar_path(plan).exists() else ""
+        build_engine(path, flavour=chosen.name, options=EngineOptions(), force=True)
+        size = f"{plan.stat().st_size / 1e6:.1f} MB"
+        pairs = f"batch {batch}" if batch else "batch {},{},{}".format(*EngineOptions().batch)
+        note(f"{plan}: engine, fp16, {chosen.name} {library.__version__}, {size}, {pairs}{replaced}")
 
 
 def _ids(text: str | None) -> tuple[int, ...] | None:

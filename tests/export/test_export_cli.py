@@ -18,7 +18,8 @@ from cats.export import export_onnx
 from cats.export.cli import main
 from cats.export.forms import FORMS
 from cats.metadata import read_onnx_metadata
-from cats.runtime import Matcher
+from cats.runtime import Matcher, flavours
+from cats.runtime.sidecar import read_sidecar
 
 
 @pytest.fixture
@@ -90,6 +91,59 @@ def test_for_onnxruntime(export, checkpoint, tmp_path):
     assert {("com.microsoft", "MultiHeadAttention"), ("com.microsoft", "SkipLayerNormalization")} <= operators
 
 
+@pytest.fixture
+def lenient(monkeypatch):
+    """Random weights may move by more than a pixel in float16."""
+    monkeypatch.setitem(cats.export.verify.TOLERANCE, "fp16", 1e3)
+
+
+def test_fp16_ends_with_a_typed_file_a_table_and_an_engine(export, checkpoint, tmp_path, prebuilt, lenient):
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    done = export("--ckpt", checkpoint, "--fp16", "--float32", "decoder.blocks.0.mlp,proj")
+    assert done.code == 0, done.err
+    assert "each value rounded to float16" in done.err
+    assert "largest value in float16, which ends at 65504" in done.err
+    assert "best.plan: engine, fp16, tensorrt-rtx" in done.err
+    assert "warning" not in done.err
+    metadata, sidecar = read_onnx_metadata(tmp_path / "best.onnx"), read_sidecar(tmp_path / "best.plan")
+    assert (metadata.precision, metadata.extra["float32"]) == ("fp16", ["decoder.blocks.0.mlp", "proj"])
+    assert sidecar.with_(engine=None) == metadata
+    assert metadata.parity["p99_px"] > 0
+    assert metadata.parity["activations"]["above"] == []
+    assert "replaces" in export("--ckpt", checkpoint, "--fp16").err
+    with Matcher(tmp_path / "best.onnx") as matcher:
+        assert matcher.match(*[Image.new("RGB", (80, 60))] * 2).flow.shape == (2, 8, 8)
+
+
+def test_fp16_of_forms_without_an_engine(export, checkpoint, tmp_path, prebuilt, lenient):
+    done = export("--ckpt", checkpoint, "--fp16", "--end-to-end")
+    assert done.code == 0, done.err
+    assert "no engine of best.onnx: engines take images of one size" in done.err or "no TensorRT" in done.err
+    assert not (tmp_path / "best.plan").exists()
+    assert read_onnx_metadata(tmp_path / "best.onnx").parity["points_px"] < 0.05
+
+
+def test_fp16_where_no_tensorrt_loads(export, checkpoint, tmp_path, prebuilt, lenient, monkeypatch):
+    monkeypatch.setattr(flavours, "FLAVOURS", {"tensorrt": flavours.Flavour("tensorrt", "broken_trt", targets=False)})
+    done = export("--ckpt", checkpoint, "--fp16")
+    assert done.code == 0, done.err
+    assert "no TensorRT is installed" in done.err
+    (tmp_path / "broken_trt.py").write_text("raise ImportError('libnvinfer.so.11: cannot open')")
+    monkeypatch.syspath_prepend(tmp_path)
+    done = export("--ckpt", checkpoint, "--fp16")
+    assert done.code == 0, done.err
+    assert "tensorrt is installed but does not load: libnvinfer.so.11" in done.err
+    assert not list(tmp_path.glob("*.plan*"))
+
+
+def test_values_near_the_end_of_float16_are_warned_of(export, checkpoint, prebuilt, lenient, monkeypatch):
+    monkeypatch.setattr(cats.export.verify, "LARGE_ACTIVATION", 0.5)
+    done = export("--ckpt", checkpoint, "--fp16", "--no-engine")
+    warnings = [line for line in done.err.splitlines() if line.startswith("warning: values of ")]
+    assert any("--float32 decoder.blocks.0.norm1" in line for line in warnings)
+    assert not any("soft_argmax" in line for line in warnings)
+
+
 def test_past_the_tolerance_the_file_is_complete_and_says_so(export, checkpoint, tmp_path, monkeypatch, prebuilt):
     monkeypatch.setitem(cats.export.verify.TOLERANCE, "fp32", 0.0)
     done = export("--ckpt", checkpoint)
@@ -121,6 +175,11 @@ def test_the_authors_folder(export, tmp_path):
     assert read_onnx_metadata(tmp_path / "authors.onnx").config["hyperpixels"] == [0, 1]
 
 
+def test_modules_that_are_not_there(export, checkpoint, tmp_path, prebuilt):
+    assert "no module decoder.blocks.9" in export("--ckpt", checkpoint, "--fp16", "--float32", "decoder.blocks.9").error
+    assert not list(tmp_path.glob("*.onnx"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -137,6 +196,9 @@ def test_the_authors_folder(export, tmp_path):
         (["--ckpt", "best.pt", "--hyperpixels", "1,2"], "leave out --hyperpixels"),
         (["--ckpt", "best.pt", "--data", "moon:x"], "moon"),
         (["--ckpt", "best.pt", "-o", "nowhere/x.onnx"], "nowhere/x.onnx"),
+        (["--ckpt", "best.pt", "--fp16", "--for", "onnxruntime"], "choose one"),
+        (["--ckpt", "best.pt", "--fp16", "--weights", "fp16-storage"], "leave out fp16-storage"),
+        (["--ckpt", "best.pt", "--float32", "proj"], "for a model in float16"),
     ],
     ids=lambda value: " ".join(value[2:]) if isinstance(value, list) else "",
 )

@@ -1,5 +1,7 @@
 """Parity: what is measured, judged and said."""
 
+import json
+
 import numpy as np
 import onnx
 import pytest
@@ -9,7 +11,8 @@ from PIL import Image
 from cats.errors import InputError
 from cats.export.forms import build_form
 from cats.export.pairs import demo_pairs, pairs_from_csv, pairs_from_folder
-from cats.export.verify import TOLERANCE, compare, make_batches, picks_single_cells, verify
+from cats.export.precision import to_fp16
+from cats.export.verify import TOLERANCE, activation_range, compare, make_batches, picks_single_cells, verify
 
 
 def result(difference=0.0, grid=16, batch=2):
@@ -48,6 +51,31 @@ def test_a_flow_that_is_not_finite_fails_and_is_still_json():
     parity = judge((flow, confidence), (broken, confidence), TOLERANCE["int8"])
     assert not parity.passed
     assert parity.to_dict()["max_px"] == 1e6
+
+
+def test_activations_near_the_end_of_float16_are_named_by_module():
+    peaks = {"a/Conv": 12.0, "b.c/MatMul": 40_000.0, "b.c/Add": 50_000.0, "d/Mul": float("inf"), "/Add": 1.0}
+    found = activation_range(peaks)
+    assert (found["largest"], found["module"], found["tensor"]) == (1e38, "d", "d/Mul")
+    assert found["above"] == [["b.c", 50_000.0], ["d", 1e38]]
+    json.dumps(found, allow_nan=False)
+
+
+def test_float16_is_judged_with_its_rounding(model, forms):
+    typed = to_fp16(forms["pair"])
+    parity = verify({"pair": typed}, model, demo_pairs(2), batch=None, precision="fp16")
+    assert "rounded to float16" in parity.against
+    assert parity.activations["largest"] > 0
+    overflowing = onnx.ModelProto()
+    overflowing.CopyFrom(typed)
+    scale = {"decoder.blocks.0.norm1.weight": 6e4, "decoder.blocks.0.attn.v.weight": 100}
+    for item in overflowing.graph.initializer:  # ONNX Runtime would not notice
+        if item.name in scale:
+            values = numpy_helper.to_array(item).astype(np.float32) * scale[item.name]
+            item.CopyFrom(numpy_helper.from_array(np.clip(values, -6e4, 6e4).astype(np.float16), item.name))
+    parity = verify({"pair": overflowing}, model, demo_pairs(2), batch=None, precision="fp16")
+    assert not parity.passed
+    assert any(module.startswith("decoder.blocks.0") for module, _ in parity.activations["above"])
 
 
 def test_weights_that_pick_single_cells_are_recognised():

@@ -1,0 +1,65 @@
+"""Engines really built by TensorRT-RTX from every form of a small model, in float32 and float16."""
+
+import copy
+
+import onnx
+import pytest
+from onnx.tools.update_model_dims import update_inputs_outputs_dims
+
+from cats.errors import ModelFileError
+from cats.export.export import describe, write_model
+from cats.export.precision import to_fp16
+from cats.runtime.engine import EngineOptions, build_engine
+from cats.runtime.sidecar import read_sidecar
+
+trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+
+
+@pytest.fixture
+def save(model, tmp_path):
+    """Write a graph as ``cats-export`` does: ``save(graph, kind, precision)`` -> path."""
+
+    def write(graph, kind, precision):
+        path = tmp_path / "model.onnx"
+        write_model(copy.deepcopy(graph), describe(model, kind, precision=precision, opset=20), path)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("kind", ["pair", "pair-inline", "encoder", "matcher"])
+def test_float16_with_a_dynamic_batch(forms, save, kind):
+    path = save(to_fp16(forms[kind]), kind.removesuffix("-inline"), "fp16")
+    plan = build_engine(path, options=EngineOptions(batch=(1, 2, 4)))
+    sidecar = read_sidecar(plan)
+    assert plan.read_bytes()[:4] == b"vtrt"
+    assert sidecar.precision == "fp16"
+    (profile,) = sidecar.engine["profiles"]
+    assert set(profile) == {value.name for value in forms[kind].graph.input}
+    for shapes in profile.values():
+        assert [shapes[name][0] for name in ("min", "opt", "max")] == [1, 2, 4]
+
+
+def test_float32_is_larger(forms, save):
+    sizes = {}
+    for precision, graph in (("fp32", forms["pair"]), ("fp16", to_fp16(forms["pair"]))):
+        path = save(graph, "pair", precision)
+        sizes[precision] = build_engine(path, path.with_suffix(f".{precision}.plan")).stat().st_size
+    assert sizes["fp16"] < sizes["fp32"]
+
+
+def test_float16_with_a_fixed_batch(forms, save):
+    graph = copy.deepcopy(forms["pair"])
+    del graph.graph.value_info[:]
+    sizes = {v.name: [d.dim_value or 2 for d in v.type.tensor_type.shape.dim] for v in graph.graph.input}
+    results = {v.name: [d.dim_value or 2 for d in v.type.tensor_type.shape.dim] for v in graph.graph.output}
+    graph = update_inputs_outputs_dims(graph, sizes, results)
+    plan = build_engine(save(to_fp16(onnx.shape_inference.infer_shapes(graph)), "pair", "fp16"))
+    assert read_sidecar(plan).engine["profiles"] == []
+
+
+def test_end_to_end_parses_and_is_refused_for_its_free_sizes(forms, save, tmp_path):
+    path = save(to_fp16(forms["end-to-end"]), "end-to-end", "fp16")
+    with pytest.raises(ModelFileError, match=r"input image_a \(-1, -1, -1, 3\) has a dynamic side besides the batch"):
+        build_engine(path)
+    assert not list(tmp_path.glob("*.plan*"))
