@@ -1,6 +1,6 @@
 # `make demo` and `make test` work from a fresh clone: each makes the virtual environment that it needs.
 PYTHON ?= python3
-EXTRAS := cpu,train,export,calibrate,openvino,tensorrt-rtx,dev
+EXTRAS := cpu,train,export,calibrate,openvino,tensorrt-rtx,ray,dev
 
 # Python started in this folder would take the sources in cats/ for the installed package.
 export PYTHONSAFEPATH := 1

@@ -42,16 +42,32 @@ class PairRow:
 
         Of correspondences as data sets have them, ``xa,ya,xb,yb;...``, the points of a are taken.
         """
-        if not self.points:
-            return None
-        if self.points.lower().endswith((".json", ".csv")):
-            return read_points(self.folder / self.points)
         try:
-            rows = [[float(value) for value in point.split(",")] for point in self.points.split(";")]
-            annotated = all(len(row) == 4 for row in rows)
-            return as_points([row[:2] for row in rows] if annotated else rows)
-        except (ValueError, InputError) as error:
-            raise InputError(f"line {self.line}: points {self.points[:80]!r} are not x,y;x,y;...") from error
+            return parse_points(self.points, self.folder)
+        except InputError as error:
+            raise InputError(f"line {self.line}: {error}") from error
+
+
+def parse_points(text: str, folder: Path) -> Floats | None:
+    """Points of a, (N, 2) in pixels, from the text of a ``points`` column, see :meth:`PairRow.read_points`.
+
+    Args:
+        text: ``x,y;x,y;...``, ``xa,ya,xb,yb;...`` or the name of a JSON or CSV file; empty gives None.
+        folder: where the name begins.
+
+    Raises:
+        InputError: none of these, or the file cannot be read.
+    """
+    if not text:
+        return None
+    if text.lower().endswith((".json", ".csv")):
+        return read_points(folder / text)
+    try:
+        rows = [[float(value) for value in point.split(",")] for point in text.split(";")]
+        annotated = all(len(row) == 4 for row in rows)
+        return as_points([row[:2] for row in rows] if annotated else rows)
+    except (ValueError, InputError) as error:
+        raise InputError(f"points {text[:80]!r} are not x,y;x,y;...") from error
 
 
 def read_points(path: str | Path) -> Floats:
