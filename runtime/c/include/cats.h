@@ -28,8 +28,8 @@
  * Threads. A matcher may be used by any number of threads. A context is the workspace and the result of one run at a
  * time: make one per thread. Two threads in one context at once are refused with CATS_ERROR_BUSY, never undefined.
  *
- * Memory. After the first call of its kind, size and batch, libcats itself allocates nothing in cats_match,
- * cats_match_batch, cats_encode, cats_match_features, cats_match_device and the functions that read results.
+ * Memory. After the first call of its kind with the largest images and batch, libcats itself allocates nothing in
+ * cats_match, cats_match_batch, cats_encode, cats_match_features, cats_match_device and the functions that read results.
  *
  * ABI. Handles are opaque, structures begin with their size, constants are macros: a program built against this header
  * runs with every later libcats of the same CATS_ABI_VERSION.

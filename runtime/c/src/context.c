@@ -24,21 +24,25 @@ cats_status cats_context_take(cats_context *context) {
 
 void cats_context_give(cats_context *context) { atomic_flag_clear(&context->busy); }
 
-static void free_run(cats_context *context) {
+static void free_values(cats_context *context) {
   const cats_matcher *matcher = context->matcher;
-  size_t inputs = matcher->matcher.input_count;
-  for (size_t i = 0; context->values && i < inputs + 2; i++) {
+  for (size_t i = 0; context->values && i < matcher->matcher.input_count + 2; i++) {
     if (context->values[i]) matcher->ort->ReleaseValue(context->values[i]);
     context->values[i] = NULL;
   }
-  for (size_t i = 0; context->inputs && i < inputs; i++) {
+  context->run_batch = 0;
+}
+
+static void free_run(cats_context *context) {
+  free_values(context);
+  for (size_t i = 0; context->inputs && i < context->matcher->matcher.input_count; i++) {
     free(context->inputs[i]);
     context->inputs[i] = NULL;
   }
   free(context->flow);
   free(context->confidence);
   context->flow = context->confidence = NULL;
-  context->run_batch = 0;
+  context->run_capacity = 0;
 }
 
 cats_status cats_context_create(cats_matcher *matcher, cats_context **result) {
@@ -93,13 +97,14 @@ cats_status cats_results_reserve(cats_context *context, size_t count) {
   return status;
 }
 
+/* Makes a buffer unless there is one, and a tensor over it. */
 static cats_status buffer_for(cats_context *context, const cats_port *port, int64_t batch, void **buffer,
                               OrtValue **value) {
   size_t elements = cats_port_elements(port);
   if (elements == 0)
     return cats_fail(CATS_ERROR_MODEL, "%s: %s has a shape that is not fixed, or too large",
                      context->matcher->matcher.name, port->name);
-  *buffer = cats_allocate(elements * (size_t)batch, cats_type_size(port->type));
+  if (!*buffer) *buffer = cats_allocate(elements * (size_t)batch, cats_type_size(port->type));
   if (!*buffer) return cats_out_of_memory(elements * (size_t)batch * cats_type_size(port->type));
   return cats_tensor_over(&context->matcher->matcher, context->matcher->host, port, batch, *buffer, value);
 }
@@ -109,7 +114,11 @@ cats_status cats_run_prepare(cats_context *context, int64_t batch) {
   const cats_session *session = &matcher->matcher;
   size_t inputs = session->input_count;
   if (context->run_batch == batch) return CATS_OK;
-  free_run(context);
+  if (batch > context->run_capacity) {
+    free_run(context);
+  } else {
+    free_values(context); /* the buffers of a larger batch serve a smaller one */
+  }
   cats_status status = CATS_OK;
   for (size_t i = 0; i < inputs && status == CATS_OK; i++)
     status = buffer_for(context, &session->inputs[i], batch, &context->inputs[i], &context->values[i]);
@@ -117,12 +126,13 @@ cats_status cats_run_prepare(cats_context *context, int64_t batch) {
     status = buffer_for(context, matcher->flow, batch, &context->flow, &context->values[inputs]);
   if (status == CATS_OK)
     status = buffer_for(context, matcher->confidence, batch, &context->confidence, &context->values[inputs + 1]);
-  if (status == CATS_OK) {
-    context->run_batch = batch;
-  } else {
+  if (status != CATS_OK) {
     free_run(context);
+    return status;
   }
-  return status;
+  context->run_batch = batch;
+  if (batch > context->run_capacity) context->run_capacity = batch;
+  return CATS_OK;
 }
 
 static float from_half(uint16_t half) {

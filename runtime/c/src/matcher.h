@@ -43,8 +43,8 @@ struct cats_context {
   cats_matcher *matcher;
   atomic_flag busy;
   cats_resizer resizer;
-  /* What the model reads and writes, for runs of `run_batch` pairs. */
-  int64_t run_batch;
+  /* What the model reads and writes: tensors for runs of `run_batch` pairs over buffers for `run_capacity`. */
+  int64_t run_batch, run_capacity;
   void **inputs; /* a buffer per input of the matcher */
   void *flow, *confidence;
   OrtValue **values; /* inputs, flow, confidence */

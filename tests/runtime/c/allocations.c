@@ -28,13 +28,15 @@ static unsigned char pixels[40 * 50 * 3];
 static cats_status use(const char *model, const char *encoder, int rounds) {
   static const double from[2] = {3, 4};
   double to[2];
-  float flow[512], *tensor = __real_malloc(3 * 256 * 256 * sizeof(float));
+  float flow[512], map[256], dense[40 * 50 * 2], *tensor = __real_malloc(3 * 256 * 256 * sizeof(float));
+  double confidence;
   cats_matcher *matchers[2] = {NULL, NULL};
   cats_context *contexts[2] = {NULL, NULL};
   cats_features *features = NULL;
   cats_options options = CATS_OPTIONS;
   cats_image image = CATS_IMAGE(pixels, 50, 40, CATS_RGB), turned = CATS_IMAGE(pixels, 40, 50, CATS_GREY);
   const cats_image *two[2] = {&image, &turned};
+  cats_device_batch batch = {sizeof batch, tensor, tensor, flow, map, 1, NULL};
   options.threads = 1;
   cats_status status = cats_open(model, &options, &matchers[0]);
   if (!status) status = cats_open(encoder, &options, &matchers[1]);
@@ -50,7 +52,11 @@ static cats_status use(const char *model, const char *encoder, int rounds) {
     if (!status) status = cats_encode(contexts[1], &image, features);
     if (!status) status = cats_match_features(contexts[1], &b, &b, 1);
     if (!status) status = cats_match(contexts[1], &image, &turned);
-    if (!status && rounds == 1) status = cats_match_batch(contexts[0], two, two, 2);
+    if (!status) status = cats_match_batch(contexts[0], two, two, 2);
+    if (!status) status = cats_confidence(contexts[0], 1, map, 256);
+    if (!status) status = cats_confidence_at(contexts[0], 1, from, 1, &confidence);
+    if (!status) status = cats_dense_flow(contexts[0], 0, 0, 0, 0, 0, dense, 40 * 50 * 2);
+    if (!status) status = cats_match_device(contexts[0], &batch);
   }
   cats_features_destroy(features);
   for (int i = 0; i < 2; i++) cats_context_destroy(contexts[i]);
