@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from cats.calibration.balance import Factors, balance_factors
 from cats.calibration.inputs import PairSet, demo_pairs
 from cats.calibration.modules import is_half, is_kept, is_quantized, modules
 from cats.calibration.parity import Drift, SessionMatcher, compare, fixed_batch, run
@@ -24,6 +25,7 @@ from cats.metadata import KEY, Metadata, read_onnx_metadata
 
 MAX_PAIRS = 64
 HELD_OUT = 16
+BALANCE_PAIRS = 8
 
 
 @dataclass(frozen=True)
@@ -78,19 +80,42 @@ def load_float_model(path: str | Path) -> FloatModel:
     return FloatModel(Path(path), model, metadata)
 
 
-def measure_ranges(source: FloatModel, pairs: PairSet, *, threads: int | None = None) -> Ranges:
-    """Ranges of the activations over all pairs, with a progress bar; see :func:`collect_ranges`."""
-    feeds = pairs.feeds(source.metadata.preprocessing, fixed_batch(source.model))
-    with progress() as bar:
-        task = bar.add_task("measuring ranges, pairs", total=len(pairs))
-        return collect_ranges(
-            source.model,
-            feeds,
-            weights_sha256=source.metadata.weights_sha256,
-            source=f"{len(pairs)} pairs, {pairs.name}",
-            threads=threads,
-            on_batch=lambda count: bar.advance(task, count),
-        )
+def measure_ranges(
+    source: FloatModel, pairs: PairSet, *, balance: bool | Factors = True, threads: int | None = None
+) -> Ranges:
+    """Ranges of the activations over all pairs, with a progress bar.
+
+    Args:
+        source: of :func:`load_float_model`.
+        pairs: to measure on.
+        balance: balance the norms of the aggregator (:mod:`cats.calibration.balance`), with factors found on a few of
+            the pairs or with given ones.
+        threads: CPU threads; None takes all.
+
+    Raises:
+        InputError: an image cannot be read.
+        ModelFileError: an activation is not finite.
+    """
+
+    def collect(chosen: PairSet, factors: Factors, what: str) -> Ranges:
+        with progress() as bar:
+            task = bar.add_task(f"{what}, pairs", total=len(chosen))
+            return collect_ranges(
+                source.model,
+                chosen.feeds(source.metadata.preprocessing, fixed_batch(source.model)),
+                weights_sha256=source.metadata.weights_sha256,
+                source=f"{len(chosen)} pairs, {chosen.name}",
+                balance=factors,
+                threads=threads,
+                on_batch=lambda count: bar.advance(task, count),
+            )
+
+    if isinstance(balance, bool):
+        if not balance:
+            return collect(pairs, {}, "measuring ranges")
+        first = collect(pairs.spread(BALANCE_PAIRS), {}, "measuring channels")
+        balance = balance_factors(source.model, {name: item.channels for name, item in first.tensors.items()})
+    return collect(pairs, balance, "measuring ranges")
 
 
 def check_ranges(source: FloatModel, ranges: Ranges) -> None:
@@ -144,6 +169,7 @@ def calibrate(
         "target": target,
         "pairs": ranges.pairs,
         "sources": list(ranges.sources),
+        "balanced": sorted(ranges.balance),
         "quantized_modules": len(quantized),
         "kept": list(kept),
     }

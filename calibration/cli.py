@@ -65,6 +65,18 @@ def main_command(
             default=True,
         ),
     ] = "any",
+    balance: Annotated[
+        bool,
+        _option(
+            "--balance/--no-balance",
+            help="Even out the channels that the aggregator's linear layers read, at the cost of their weights.",
+            panel=HOW,
+            default=True,
+        ),
+    ] = True,
+    balance_as: Annotated[
+        Path | None, _option(help="Balance as in these ranges, so that both can be merged.", panel=HOW)
+    ] = None,
     keep: Annotated[
         list[str] | None,
         _option(help="Module that stays float, or the beginning of its path; repeatable.", panel=HOW, metavar="MODULE"),
@@ -109,7 +121,8 @@ def main_command(
                 f"warning: a small set, pairs to measure: {len(measured_on)}; ranges of other photos may be wider: "
                 f"give {SMALL} pairs or more"
             )
-        found = measure_ranges(source, measured_on.spread(limit), threads=threads)
+        factors = balance if balance_as is None else Ranges.load(balance_as).balance
+        found = measure_ranges(source, measured_on.spread(limit), balance=factors, threads=threads)
     else:
         judged_on = None
         found = Ranges.load_all(from_ranges or [])

@@ -25,6 +25,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from cats.calibration.balance import balanced
 from cats.calibration.modules import Graph, is_half, is_kept, is_quantized, module_of, modules
 from cats.calibration.ranges import METHODS, Ranges
 from cats.errors import InputError, ModelFileError
@@ -59,7 +60,7 @@ def quantize(
 
     Args:
         model: float32 export; is not changed. Its metadata is copied as it is.
-        ranges: of this model.
+        ranges: of this model; its norms are balanced as they were when it was measured.
         precision: ``int8`` or ``fp8`` (float8e4m3fn).
         method: how the interval of each activation is chosen, one of :data:`cats.calibration.ranges.METHODS`.
         keep: modules (:func:`cats.calibration.modules.modules`) that stay float, or prefixes of their paths.
@@ -74,8 +75,7 @@ def quantize(
         ModelFileError: quantized already, or typed in float16.
     """
     _check_options(model, precision, method, keep, target)
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = balanced(model, ranges.balance)
     graph = Graph(result)
     chosen = [node for node in graph.quantizable() if not is_kept(module_of(node), keep)]
     if not chosen:

@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from cats.calibration.balance import Factors, balanced
 from cats.calibration.modules import Graph
 from cats.calibration.sessions import Session
 from cats.errors import InputError, ModelFileError
@@ -209,12 +210,14 @@ class Ranges:
         tensors: by name of the value in the float model's graph.
         pairs: number of image pairs measured.
         sources: what the pairs were.
+        balance: factors that the model's norms were balanced with before (:mod:`cats.calibration.balance`).
     """
 
     weights_sha256: str
     tensors: dict[str, TensorRange]
     pairs: int
     sources: tuple[str, ...] = field(default_factory=tuple)
+    balance: Factors = field(default_factory=dict)
 
     def merge(self, other: Ranges) -> Ranges:
         """Ranges over the pairs of both.
@@ -224,9 +227,16 @@ class Ranges:
         """
         if self.weights_sha256 != other.weights_sha256 or set(self.tensors) != set(other.tensors):
             raise InputError("ranges of different models cannot be merged: collect them with the same ONNX file")
+        if set(self.balance) != set(other.balance) or any(
+            not np.array_equal(factors, other.balance[norm]) for norm, factors in self.balance.items()
+        ):
+            raise InputError(
+                "ranges of differently balanced models cannot be merged: measure both with --no-balance, or the second "
+                "with --balance-as FIRST.json"
+            )
         tensors = {name: value.merged(other.tensors[name]) for name, value in self.tensors.items()}
         sources = tuple(dict.fromkeys((*self.sources, *other.sources)))
-        return Ranges(self.weights_sha256, tensors, self.pairs + other.pairs, sources)
+        return Ranges(self.weights_sha256, tensors, self.pairs + other.pairs, sources, self.balance)
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, one tensor a line; raises :class:`InputError` where that is impossible."""
@@ -235,10 +245,11 @@ class Ranges:
             "weights_sha256": self.weights_sha256,
             "pairs": self.pairs,
             "sources": list(self.sources),
+            "balance": {norm: factors.tolist() for norm, factors in self.balance.items()},
         }
         lines = [f"  {json.dumps(name)}: {json.dumps(value.to_dict())}" for name, value in self.tensors.items()]
-        start = json.dumps(head, indent=1)[:-2]
-        write_text(path, start + ',\n "tensors": {\n' + ",\n".join(lines) + "\n }\n}\n")
+        start = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items())
+        write_text(path, "{\n" + start + ',\n "tensors": {\n' + ",\n".join(lines) + "\n }\n}\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Ranges:
@@ -258,7 +269,8 @@ class Ranges:
             raise InputError(f"{path}: ranges of format {version}, this toolkit reads {FORMAT}: upgrade cats-toolkit")
         try:
             tensors = {name: TensorRange.from_dict(value) for name, value in document["tensors"].items()}
-            return cls(document["weights_sha256"], tensors, int(document["pairs"]), tuple(document["sources"]))
+            balance = {norm: np.asarray(item, np.float32) for norm, item in document.get("balance", {}).items()}
+            return cls(document["weights_sha256"], tensors, int(document["pairs"]), tuple(document["sources"]), balance)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path} is not a file of ranges ({error}): write one with --ranges") from error
 
@@ -301,6 +313,7 @@ def collect_ranges(
     *,
     weights_sha256: str,
     source: str = "",
+    balance: Factors | None = None,
     threads: int | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Ranges:
@@ -311,6 +324,7 @@ def collect_ranges(
         batches: feeds by name of the input; the first axis of each is the batch.
         weights_sha256: of the model's metadata.
         source: what the batches are, for the record.
+        balance: balance the model with these factors first.
         threads: CPU threads; None takes all.
         on_batch: called after each batch with the number of its pairs.
 
@@ -318,6 +332,8 @@ def collect_ranges(
         InputError: no batch.
         ModelFileError: an activation is not finite.
     """
+    if balance:
+        model = balanced(model, balance)
     wanted = observed_tensors(model)
     session = Session(model, outputs=list(wanted), threads=threads)
     tensors: dict[str, TensorRange] = {}
@@ -335,7 +351,8 @@ def collect_ranges(
             on_batch(count)
     if not pairs:
         raise InputError("there is nothing to calibrate with: give at least two photos")
-    return Ranges(weights_sha256, {name: tensors[name] for name in wanted}, pairs, (source,) if source else ())
+    ordered = {name: tensors[name] for name in wanted}
+    return Ranges(weights_sha256, ordered, pairs, (source,) if source else (), dict(balance or {}))
 
 
 def _width(largest: float) -> float:

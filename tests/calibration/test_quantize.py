@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from cats.calibration.balance import balanced
 from cats.calibration.modules import Graph, module_of, modules
 from cats.calibration.parity import flow_distance
 from cats.calibration.quantize import quantize
@@ -86,9 +87,9 @@ def test_names_carry_the_module(quantized):
                 assert node.input[0] == f"{module_of(node)}.weight.{'fp8' if 'fp8' in node.input[0] else 'int8'}"
 
 
-def test_weights_are_symmetric_per_channel_and_shared(source, quantized):
+def test_weights_are_symmetric_per_channel_and_shared(source, ranges, quantized):
     graph = Graph(quantized["int8", "cpu"])
-    before = Graph(source.model)
+    before = Graph(balanced(source.model, ranges.balance))
     for module, nodes in modules(source.model).items():
         weight = before.constant(f"{module}.weight")
         stored = numpy_helper.to_array(graph.initializers[f"{module}.weight.int8"]).astype(np.float32)
@@ -173,9 +174,9 @@ def test_weights_stored_as_half_give_the_same_integers(source, ranges, copy):
     stored, _ = store_as_half(source.model)
     assert modules(stored) == modules(source.model)
     model = quantize(stored, ranges)
-    graph = Graph(model)
+    graph, before = Graph(model), Graph(balanced(stored, ranges.balance))
     for module in modules(source.model):
-        half = np.float16(Graph(source.model).constant(f"{module}.weight")).astype(np.float32)
+        half = before.constant(f"{module}.weight")
         scale = numpy_helper.to_array(graph.initializers[f"{module}.weight.scale"])
         shape = [-1] + [1] * (half.ndim - 1) if half.ndim == 4 else [1, -1]
         integers = numpy_helper.to_array(graph.initializers[f"{module}.weight.int8"])
