@@ -57,7 +57,7 @@ def rounded(model: onnx.ModelProto, peaks: bool = False) -> tuple[onnx.ModelProt
     nodes = [changed for node in graph.node for changed in _round(node, halves, found)]
     if peaks:
         nodes += _measure(found)
-        graph.initializer.append(numpy_helper.from_array(np.int64([1]), _ONE))
+        graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), _ONE))
         graph.output.append(helper.make_tensor_value_info(PEAKS, _FLOAT, [len(found)]))
     copies = [onnx.NodeProto() for _ in nodes]
     for copy, node in zip(copies, nodes, strict=True):
