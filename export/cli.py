@@ -119,7 +119,7 @@ def main_command(
 
 def _build_engines(files: dict[str, Path], batch: int | None) -> None:
     """Build an engine of each file with the first TensorRT that loads; says which, or that there is none."""
-    from cats.runtime.engine import EngineOptions, build_engine
+    from cats.runtime.engine import DEFAULT_BATCH, build_engine
     from cats.runtime.flavours import FLAVOURS, find_flavour
     from cats.runtime.sidecar import sidecar_path
 
@@ -142,9 +142,9 @@ def _build_engines(files: dict[str, Path], batch: int | None) -> None:
             continue
         plan = path.with_suffix(".plan")
         replaced = ", replaces the one that was there" if plan.exists() or sidecar_path(plan).exists() else ""
-        build_engine(path, flavour=chosen.name, options=EngineOptions(), force=True)
+        build_engine(path, flavour=chosen.name, force=True)
         size = f"{plan.stat().st_size / 1e6:.1f} MB"
-        pairs = f"batch {batch}" if batch else "batch {},{},{}".format(*EngineOptions().batch)
+        pairs = f"batch {batch}" if batch else "batch {},{},{}".format(*DEFAULT_BATCH)
         note(f"{plan}: engine, fp16, {chosen.name} {library.__version__}, {size}, {pairs}{replaced}")
 
 

@@ -36,7 +36,13 @@ def main_command(
         str | None,
         typer.Option(help=f"{' or '.join(FLAVOURS)}. Default: the first installed.", show_default=False),
     ] = None,
-    batch: Annotated[str, typer.Option(help="Smallest, best and largest number of pairs.")] = "1,1,8",
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            help="Smallest, best and largest number of pairs, of a model with dynamic batch. Default: 1,1,8.",
+            show_default=False,
+        ),
+    ] = None,
     target: Annotated[
         list[str] | None,
         typer.Option(
@@ -58,7 +64,7 @@ def main_command(
 ) -> None:
     """Build a TensorRT engine; TensorRT-RTX does so without a GPU too."""
     options = EngineOptions(
-        batch=_batch(batch),
+        batch=None if batch is None else _batch(batch),
         workspace_mb=workspace,
         optimisation=optimisation,
         tf32=tf32,

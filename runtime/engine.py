@@ -22,6 +22,7 @@ from cats.runtime.flavours import Flavour, find_flavour
 from cats.runtime.hardware import nvidia
 from cats.runtime.sidecar import sidecar_path, sidecar_text
 
+DEFAULT_BATCH = (1, 1, 8)
 RTX_TARGETS = ("sm80", "sm86", "sm89", "sm120", "sm121")
 
 
@@ -30,7 +31,8 @@ class EngineOptions:
     """How an engine is built.
 
     Attributes:
-        batch: smallest, best and largest number of pairs, for models with a dynamic batch.
+        batch: smallest, best and largest number of pairs, for models with a dynamic batch; None is
+            :data:`DEFAULT_BATCH`.
         workspace_mb: memory that TensorRT may use while it runs; None leaves its default.
         optimisation: 0 (quick build) to 5 (quick engine); None leaves the default.
         tf32: let float32 products use TensorFloat-32.
@@ -40,7 +42,7 @@ class EngineOptions:
         strip_weights, refittable: leave the weights out; allow replacing them.
     """
 
-    batch: tuple[int, int, int] = (1, 1, 8)
+    batch: tuple[int, int, int] | None = None
     workspace_mb: int | None = None
     optimisation: int | None = None
     tf32: bool = False
@@ -51,7 +53,7 @@ class EngineOptions:
     refittable: bool = False
 
     def __post_init__(self) -> None:
-        low, best, high = self.batch
+        low, best, high = self.batch or DEFAULT_BATCH
         if not 1 <= low <= best <= high:
             raise InputError(f"batch {low},{best},{high}: expected 1 <= smallest <= best <= largest")
         if self.optimisation is not None and not 0 <= self.optimisation <= 5:
@@ -249,6 +251,11 @@ def _add_profile(builder: Any, network: Any, config: Any, options: EngineOptions
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     shapes = {tensor.name: tuple(tensor.shape) for tensor in inputs}
     if not any(-1 in shape for shape in shapes.values()):
+        if options.batch is not None:
+            size = next(iter(shapes.values()))[0]
+            raise InputError(
+                f"the model has a fixed batch of {size}: leave out --batch, or export it with a dynamic one"
+            )
         return []
     profile = builder.create_optimization_profile()
     described: dict[str, Any] = {}
@@ -257,7 +264,7 @@ def _add_profile(builder: Any, network: Any, config: Any, options: EngineOptions
             raise ModelFileError(
                 f"input {name} {shape} has a dynamic side besides the batch: build the pair or split form"
             )
-        low, best, high = ((batch, *shape[1:]) for batch in options.batch)
+        low, best, high = ((batch, *shape[1:]) for batch in options.batch or DEFAULT_BATCH)
         profile.set_shape(name, low, best, high)
         described[name] = {"min": list(low), "opt": list(best), "max": list(high)}
     config.add_optimization_profile(profile)

@@ -6,7 +6,7 @@ import onnx
 import pytest
 from onnx.tools.update_model_dims import update_inputs_outputs_dims
 
-from cats.errors import ModelFileError
+from cats.errors import InputError, ModelFileError
 from cats.export.export import describe, write_model
 from cats.export.precision import to_fp16
 from cats.runtime.engine import EngineOptions, build_engine
@@ -54,7 +54,10 @@ def test_float16_with_a_fixed_batch(forms, save):
     sizes = {v.name: [d.dim_value or 2 for d in v.type.tensor_type.shape.dim] for v in graph.graph.input}
     results = {v.name: [d.dim_value or 2 for d in v.type.tensor_type.shape.dim] for v in graph.graph.output}
     graph = update_inputs_outputs_dims(graph, sizes, results)
-    plan = build_engine(save(to_fp16(onnx.shape_inference.infer_shapes(graph)), "pair", "fp16"))
+    path = save(to_fp16(onnx.shape_inference.infer_shapes(graph)), "pair", "fp16")
+    with pytest.raises(InputError, match="fixed batch of 2: leave out --batch"):
+        build_engine(path, options=EngineOptions(batch=(1, 2, 4)))
+    plan = build_engine(path)
     assert read_sidecar(plan).engine["profiles"] == []
 
 
