@@ -9,11 +9,13 @@ import onnx
 import pytest
 import torch
 from commands import runner
+from datasets import make_willow
 from PIL import Image
 from tiny_models import tiny_model
 
 import cats.export.verify
 from cats.checkpoints import save_checkpoint, weights_sha256
+from cats.data import open_dataset
 from cats.export import export_onnx
 from cats.export.cli import main
 from cats.export.forms import FORMS
@@ -113,6 +115,16 @@ def test_fp16_ends_with_a_typed_file_a_table_and_an_engine(export, checkpoint, t
     assert "replaces" in export("--ckpt", checkpoint, "--fp16").err
     with Matcher(tmp_path / "best.onnx") as matcher:
         assert matcher.match(*[Image.new("RGB", (80, 60))] * 2).flow.shape == (2, 8, 8)
+
+
+def test_fp16_stores_what_it_does_to_the_pck(export, checkpoint, tmp_path, prebuilt, lenient):
+    data = f"willow:{make_willow(tmp_path / 'willow')}"
+    done = export("--ckpt", checkpoint, "--fp16", "--no-engine", "--data", data)
+    assert done.code == 0, done.err
+    pck = read_onnx_metadata(tmp_path / "best.onnx").parity["pck"]
+    assert (pck["data"], pck["protocol"], pck["pairs"]) == (data, "corrected", len(open_dataset(data)))
+    assert pck["drift"] == pytest.approx(pck["exported"] - pck["pytorch"], abs=2e-3)
+    assert "the same, exported" in done.err
 
 
 def test_fp16_of_forms_without_an_engine(export, checkpoint, tmp_path, prebuilt, lenient):
