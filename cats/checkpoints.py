@@ -12,6 +12,7 @@ import collections
 import hashlib
 import json
 import pickle
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from cats.model import CATs, CATsConfig
 FORMAT = 1
 
 _MAX_ARGS_BYTES = 1 << 20
+_NOTHING_FREE = 1 << 16
 # numpy 2 made numpy.core private; files may name either.
 _NUMPY_SCALAR = (getattr(np, "_core", None) or np.core).multiarray.scalar
 # Training state that the authors' files hold beside the weights; plain data, read and ignored.
@@ -77,11 +79,22 @@ def save_checkpoint(
         "metrics": json.loads(json.dumps(metrics or {})),
         "training": json.loads(json.dumps(training or {})),
     }
+    save_document(path, document)
+
+
+def save_document(path: str | Path, document: dict[str, Any]) -> None:
+    """``torch.save``, atomically.
+
+    Raises:
+        InputError: the file cannot be written; of a full disk PyTorch itself says where in its archive it noticed.
+    """
     with atomic_path(path) as temporary:
         try:
             torch.save(document, temporary)
         except (OSError, RuntimeError) as error:
-            raise InputError(f"cannot write checkpoint {path}: {error}") from error
+            full = shutil.disk_usage(temporary.parent).free < _NOTHING_FREE
+            reason = "No space left on device" if full else getattr(error, "strerror", None) or error
+            raise InputError(f"cannot write {path}: {reason}; what was there before is intact") from error
 
 
 def _stored(value: Tensor, half: bool) -> Tensor:

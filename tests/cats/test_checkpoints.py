@@ -3,13 +3,15 @@
 import argparse
 import collections
 import pickle
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from reference import formula_weight, golden_images, golden_shapes, shared
 
-from cats.checkpoints import load_checkpoint, save_checkpoint, weights_sha256
+from cats.checkpoints import load_checkpoint, save_checkpoint, save_document, weights_sha256
 from cats.errors import CheckpointError, InputError
 from cats.model import CATs, CATsConfig
 
@@ -130,3 +132,20 @@ def test_unreadable_and_unwritable(tmp_path):
     with pytest.raises(InputError, match="cannot write"):
         save_checkpoint(tmp_path / "no" / "folder" / "x.pt", CATs(SMALL))
     assert {p.name for p in tmp_path.iterdir()} == {"x.pt"}
+
+
+def test_a_full_disk_is_called_so_and_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch raises a RuntimeError about positions in its archive."""
+    path = tmp_path / "state.pt"
+    save_document(path, {"step": 1})
+
+    def full(document: object, where: Path) -> None:
+        Path(where).write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 420736 vs 420624")
+
+    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 0}))
+    with pytest.raises(InputError, match=r"state\.pt: No space left on device; what was there before is intact"):
+        save_document(path, {"step": 2})
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,137 @@
+"""How a run goes: in two processes as in one that accumulates, to its end or until nothing improves, with its logs."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import make_image
+
+from cats.checkpoints import load_checkpoint
+from cats.configs import find_config
+from cats.data.folders import PhotoFolder
+from cats.data.warps import WarpPairs
+from cats.objectives import FlowObjective
+from cats.train import Trainer
+
+SCRIPT = """
+import sys
+import torch
+import torch.distributed as dist
+from cats import train_cli
+from cats.train import Trainer
+
+seen = []
+run = Trainer.run
+Trainer.run = lambda self, **options: seen.append(self) or run(self, **options)
+sys.argv[0] = "cats-train"
+try:
+    train_cli.main()
+except SystemExit as end:
+    assert not end.code, end.code
+trainer, = seen
+mine = {**trainer.model.state_dict(), **{f"mean.{k}": v for k, v in trainer.averaged.state_dict().items()}}
+everyone = [None] * dist.get_world_size()
+dist.all_gather_object(everyone, (mine, trainer.state.step))
+assert len(everyone) == 2 and everyone[0][1] == everyone[1][1]
+assert all(torch.equal(value, everyone[1][0][key]) for key, value in everyone[0][0].items())
+if dist.get_rank() == 0:
+    print("equal after", trainer.state.step)
+dist.destroy_process_group()
+"""
+SETTINGS = {
+    "model.image_size": 64,
+    "model.feature_size": 4,
+    "model.hyperpixels": "[2,3]",
+    "model.projection_dim": 16,
+    "model.num_heads": 4,
+    "backbone_weights": "none",
+    "batch_size": 2,
+    "amp": "off",
+    "validate_every": 2,
+    "steps": 4,
+    "lr": 1e-4,
+}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for number in range(4):
+        make_image(tmp_path / "photos" / f"{number}.jpg", (90, 80), seed=number)
+    return tmp_path / "photos"
+
+
+def arguments(photos: Path, output: Path, **changes: object) -> list[str]:
+    values = {**SETTINGS, **changes}
+    settings = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+    data = ["--data", f"warps:{photos}", "--config", "tiny", "--workers", "0", "-o", str(output)]
+    return [*data, *settings]
+
+
+def steps(folder: Path) -> list[int]:
+    return [int(row["step"]) for row in csv.DictReader((folder / "log.csv").open())]
+
+
+def trained(folder: Path) -> torch.Tensor:
+    state = torch.load(folder / "resume.pt", weights_only=True)["model"]
+    learnt = [value.flatten() for key, value in state.items() if key.startswith("decoder.") and "num" not in key]
+    return torch.cat(learnt).double()
+
+
+def test_two_processes_are_one_that_accumulates(photos: Path, tmp_path: Path) -> None:
+    if not torch.distributed.is_available():
+        pytest.skip("this PyTorch has no distributed package")
+    script = tmp_path / "both.py"
+    script.write_text(SCRIPT)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    both = subprocess.run(
+        [*launch, *arguments(photos, tmp_path / "two")], env=environment, capture_output=True, text=True, timeout=500
+    )
+    assert both.returncode == 0, both.stderr[-3000:]
+    assert "equal after 4\n" in both.stdout
+    assert steps(tmp_path / "two") == [1, 2, 3, 4]
+
+    alone = [sys.executable, "-m", "cats.train_cli", *arguments(photos, tmp_path / "one", accumulate=2)]
+    done = subprocess.run(alone, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert steps(tmp_path / "one") == [1, 2, 3, 4]
+    one, two = trained(tmp_path / "one"), trained(tmp_path / "two")
+    assert (one - two).norm() < 1e-4 * one.norm()
+    assert one.norm() > 0
+
+
+def trainer(folder: Path, photos: Path, scores: list[float], **changes: object) -> Trainer:
+    """A run whose validations give the scores one after the other."""
+    config = find_config("tiny").override([f"{key}={value}" for key, value in {**SETTINGS, **changes}.items()])
+    left = iter(scores)
+    dataset = WarpPairs(PhotoFolder.open(photos), size=64, grid=4)
+    return Trainer(
+        config, dataset, FlowObjective(), lambda model: {"score": next(left)}, folder, steps=config.steps, workers=0
+    )
+
+
+def test_a_run_stops_where_nothing_improves(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = trainer(tmp_path / "run", photos, [1, 3, 2, 3, 9], steps=10, patience=2)
+    run.run()
+    assert steps(tmp_path / "run") == list(range(1, 9))  # validated at 2, 4 (best), 6 and 8
+    assert load_checkpoint(tmp_path / "run" / "best.pt").training["step"] == 4
+    assert "stopped early at step 8: no gain in 2 validations" in capsys.readouterr().err
+
+
+def test_tensorboard_has_what_the_table_has(photos: Path, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = trainer(tmp_path / "run", photos, [1, 2])
+    run.run()
+    run._tensorboard().flush()
+    events = accumulator.EventAccumulator(str(tmp_path / "run")).Reload()
+    rows = list(csv.DictReader((tmp_path / "run" / "log.csv").open()))
+    for name in ("loss", "epe", "lr"):
+        scalars = events.Scalars(name)
+        assert [event.step for event in scalars] == [int(row["step"]) for row in rows]
+        assert [event.value for event in scalars] == pytest.approx([float(row[name]) for row in rows], rel=1e-6)
