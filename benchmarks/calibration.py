@@ -9,7 +9,8 @@ while and would disturb the next one; contestants alternate within a round, figu
 the central half as spread, ratios are medians of the ratios within a round. Nothing else may run beside it.
 
 Usage: python benchmarks/calibration.py make FOLDER         write the models into FOLDER, with their drift and PCK
-       python benchmarks/calibration.py time FOLDER         time them, alone on the machine
+       python benchmarks/calibration.py make-resnet101 FOLDER
+       python benchmarks/calibration.py time FOLDER [--resnet]   time them, alone on the machine
        python benchmarks/calibration.py report FOLDER       benchmarks/results/calibration.json and .md
 """
 
@@ -19,6 +20,7 @@ import datetime
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,12 +32,13 @@ import typer
 
 from cats.assets import asset
 from cats.calibration.calibrate import calibrate, load_float_model, measure_ranges
-from cats.calibration.inputs import PairSet, pairs_from_data
-from cats.calibration.ranges import Ranges
+from cats.calibration.inputs import pairs_from_data
 from cats.console import execute, new_app, note
 from cats.files import write_text
 
 app = new_app()
+
+sys.path.insert(0, str(Path(__file__).parent))  # for latency.py, also where Python adds no folder of its own
 
 RESULTS = Path(__file__).parent / "results"
 SHARED = Path(os.environ.get("CATS_SHARED", "../shared"))
@@ -76,21 +79,25 @@ def make(
             "verified": report.drift.passed,
         }
         note(f"{name}: p99 {report.drift.p99_px:.2f} px, {report.pck}")
-    figures["resnet101.int8"] = _resnet(folder, judged)
-    write_text(folder / "figures.json", json.dumps(figures, indent=1) + "\n")
+    write_text(folder / "figures-cats-tiny.json", json.dumps(figures, indent=1) + "\n")
 
 
-def _resnet(folder: Path, photos: PairSet) -> dict[str, Any]:
-    """The tamed ResNet-101 model of the latency benchmark, exported and quantized."""
+@app.command("make-resnet101")
+def make_resnet101(folder: Folder) -> None:
+    """Write the tamed ResNet-101 model of the latency benchmark, float and quantized; of random weights, speed only."""
     from latency import tamed_resnet101
 
     from cats.export.export import export_onnx
 
+    folder.mkdir(parents=True, exist_ok=True)
+    photos = pairs_from_data(f"categories:{SHARED / 'data' / 'Caltech-101'}").spread(2)
     export_onnx(tamed_resnet101(), folder / "resnet101.onnx", verified=False)
     source = load_float_model(folder / "resnet101.onnx")
-    ranges: Ranges = measure_ranges(source, photos.spread(2))
-    report = calibrate(source, ranges, folder / "resnet101.int8.onnx", target="cpu", pairs=photos.spread(1))
-    return {"bytes": report.path.stat().st_size, "calibration": report.metadata.calibration}
+    report = calibrate(
+        source, measure_ranges(source, photos), folder / "resnet101.int8.onnx", target="cpu", pairs=photos.spread(1)
+    )
+    figures = {report.path.stem: {"bytes": report.path.stat().st_size, "calibration": report.metadata.calibration}}
+    write_text(folder / "figures-resnet101.json", json.dumps(figures, indent=1) + "\n")
 
 
 @app.command("time")
@@ -167,7 +174,9 @@ def _summary(times: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
 @app.command()
 def report(folder: Folder) -> None:
     """Put the figures together into benchmarks/results/calibration.json and calibration.md."""
-    models = json.loads((folder / "figures.json").read_text())
+    models = {}
+    for file in sorted(folder.glob("figures-*.json")):
+        models |= json.loads(file.read_text())
     times = {
         name: json.loads((folder / f"times-{name}.json").read_text())
         for name in ("cats-tiny", "resnet101")
