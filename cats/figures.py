@@ -281,5 +281,7 @@ def _save(figure: Any, path: str | Path) -> None:
     with atomic_path(path) as temporary:
         try:
             figure.savefig(temporary)
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise InputError(f"cannot write figure {path}: {error.strerror or error}") from error
+        except ValueError as error:
             raise InputError(f"cannot write figure {path}: {error}; use .png, .pdf or .svg") from error
