@@ -25,6 +25,7 @@ from cats.checkpoints import load_checkpoint
 from cats.configs import find_config
 from cats.console import execute, new_app, note, print_json
 from cats.data import open_dataset
+from cats.data.samples import PairDataset, Sample
 from cats.errors import InputError
 from cats.evaluate import evaluate
 from cats.export.exported import ExportedModel, Floats
@@ -52,6 +53,25 @@ MODELS: dict[str, Callable[[], CATs]] = {
 }
 
 app = new_app()
+
+
+class EveryNth(PairDataset):
+    """Every n-th pair of a data set."""
+
+    def __init__(self, dataset: PairDataset, step: int) -> None:
+        self.root, self.kind, self.split = dataset.root, dataset.kind, dataset.split
+        self.description = dataset.description
+        self._dataset, self._chosen = dataset, range(0, len(dataset), step)
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def category_of(self, index: int) -> str:
+        """As of the data set's own pair."""
+        return self._dataset.category_of(self._chosen[index])
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._dataset[self._chosen[index]]
 
 
 class SplitMatcher:
@@ -87,7 +107,7 @@ def pixels(flows: list[Floats], expected: list[Floats]) -> dict[str, float]:
     return dict(zip(("median_px", "p99_px", "max_px"), (round(float(part), 4) for part in parts), strict=True))
 
 
-def accuracy(model: CATs, data: str) -> dict[str, Any]:
+def accuracy(model: CATs, data: str, every: int) -> dict[str, Any]:
     """Figures of one model."""
     built = build_form(model, "split")
     typed = {kind: to_fp16(exported) for kind, exported in built.items()}
@@ -98,7 +118,7 @@ def accuracy(model: CATs, data: str) -> dict[str, Any]:
         for a, b in images:
             matcher.match(a, b)
     found["demo photos"] = pixels(*(matchers[k].flows for k in ("fp16", "fp32")))
-    dataset, scores = open_dataset(data), {}
+    dataset, scores = EveryNth(open_dataset(data), every), {}
     for name, matcher in matchers.items():
         matcher.flows.clear()
         scores[name] = evaluate(matcher, dataset, ("corrected",), (0.1,)).pck(0.1)
@@ -116,6 +136,7 @@ def accuracy(model: CATs, data: str) -> dict[str, Any]:
 def main_command(
     data: Annotated[str, typer.Option(help="Annotated pairs, KIND:DIR.")] = f"willow:{SHARED / 'data' / 'PF-WILLOW'}",
     model: Annotated[list[str] | None, typer.Option(help="Beginning of a model's name. Default: all.")] = None,
+    every: Annotated[int, typer.Option(help="Take every n-th pair of the data.", min=1)] = 1,
     output: Annotated[Path | None, typer.Option(help="Default: benchmarks/results/fp16-accuracy-DATE.json.")] = None,
 ) -> None:
     """Measure and write a dated results file; models that it has already are kept."""
@@ -127,7 +148,7 @@ def main_command(
     found: dict[str, Any] = json.loads(path.read_text("utf-8"))["models"] if path.is_file() else {}
     for name in chosen:
         note(name)
-        found[name] = accuracy(MODELS[name](), data)
+        found[name] = accuracy(MODELS[name](), data, every)
         note(f"  {found[name]}")
         document = {"date": today, "frame": [256, 256], "protocol": "corrected", "models": found, **doctor()}
         write_text(path, json.dumps(document, indent=1) + "\n")

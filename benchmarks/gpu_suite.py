@@ -6,8 +6,8 @@ float32 file in ONNX Runtime on the CPU; and the tests marked gpu. Differences a
 input size. A step that fails, or that this machine does not allow, is recorded with its reason.
 
 Without a network, install the toolkit itself by ``pip install --no-build-isolation --no-deps -e .`` first, and bring
-the wheels of its base dependencies (all pure Python but numpy and Pillow) where they are missing. TensorRT-RTX then needs
-no more than its Python module and its two libraries on the module path.
+the wheels of its base dependencies (all pure Python but numpy and Pillow) where they are missing. TensorRT-RTX then
+needs no more than its Python module and its two libraries on the module path.
 
 Usage: python benchmarks/gpu_suite.py [--ckpt assets/cats-tiny.pt] [--output FILE.json]
 """
