@@ -59,14 +59,14 @@ class EveryNth(PairDataset):
     """Every n-th pair of a data set."""
 
     def __init__(self, dataset: PairDataset, step: int) -> None:
-        self.root, self.kind, self.split = dataset.root, dataset.kind, dataset.split
-        self.description = dataset.description
+        super().__init__(dataset.root, dataset.split, dataset.description)
+        self.kind = dataset.kind
         self._dataset, self._chosen = dataset, range(0, len(dataset), step)
 
     def __len__(self) -> int:
         return len(self._chosen)
 
-    def category_of(self, index: int) -> str:
+    def category_of(self, index: int) -> str | None:
         """As of the data set's own pair."""
         return self._dataset.category_of(self._chosen[index])
 
