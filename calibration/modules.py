@@ -13,6 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 QUANTIZABLE = ("Conv", "Gemm", "MatMul")
 """Operators whose weight and input are quantized; the weight is their second input."""
 
+_MANY_TOKENS = 64  # with fewer, as among the levels of a position, quantizing costs more than it saves
+
 
 def module_of(node: onnx.NodeProto) -> str:
     """Path of the PyTorch module that a node computes for, ``""`` for the graph's own plumbing.
@@ -83,6 +85,25 @@ class Graph:
     def quantizable(self) -> list[onnx.NodeProto]:
         """Nodes that can be quantized, in graph order."""
         return [node for node in self.model.graph.node if self._is_quantizable(node)]
+
+    def attention_scores(self) -> list[onnx.NodeProto]:
+        """Products of queries and keys over many tokens, in graph order: what a softmax alone reads.
+
+        Their module is the attention, whose ``q`` and ``k`` computed their inputs.
+        """
+        widths = {
+            value.name: value.type.tensor_type.shape.dim[-1].dim_value
+            for value in self.model.graph.value_info
+            if len(value.type.tensor_type.shape.dim)
+        }
+        return [
+            node
+            for node in self.model.graph.node
+            if node.op_type == "MatMul"
+            and all(name in self.producer and self.constant(name) is None for name in node.input)
+            and [reader.op_type for reader in self.consumers[node.output[0]]] == ["Softmax"]
+            and widths.get(node.output[0], 0) >= _MANY_TOKENS
+        ]
 
     def _is_quantizable(self, node: onnx.NodeProto) -> bool:
         if node.op_type not in QUANTIZABLE or node.domain not in ("", "ai.onnx") or len(node.input) < 2:

@@ -7,8 +7,8 @@ Weights are symmetric per output channel, activations per tensor. Two placements
     a residual sum reads one branch quantized. ONNX Runtime and OpenVINO run it too.
 ``cpu``
     asymmetric uint8 activations, also behind each convolution and residual sum, so that ONNX Runtime runs the backbone
-    in integers throughout: an activation that clips at zero then costs nothing. OpenVINO runs it; TensorRT, which has
-    no zero points, refuses it.
+    in integers throughout: an activation that clips at zero then costs nothing. Products of queries and keys are
+    integers too. OpenVINO runs it; TensorRT, which has no zero points, refuses it.
 
 Everything but convolutions and linear layers stays float32: L2 norm, mutual filter, softmax, soft-argmax, LayerNorm,
 residual stream of the aggregator.
@@ -84,6 +84,7 @@ def quantize(
     plan = _Plan(graph, {node.name for node in chosen}, choose)
     if target == "cpu":
         plan.everything_around()
+        plan.scores(keep)
     else:
         plan.inputs_only()
     _rewrite(result, graph, plan, _weights(graph, chosen, precision, plan))
@@ -109,14 +110,14 @@ def _check_options(model: onnx.ModelProto, precision: str, method: str, keep: Co
             raise InputError(f"there is no quantizable module {name!r} to keep; see the table of --sensitivity")
 
 
-def _chooser(ranges: Ranges, precision: str, method: str, target: str, percentile: float) -> Callable[[str], Point]:
-    """The function that gives the parameters of a value by its name."""
+def _chooser(ranges: Ranges, precision: str, method: str, target: str, percentile: float) -> Callable[..., Point]:
+    """The function that gives the parameters of a value by its name, without a zero point where asked so."""
 
-    def choose(name: str) -> Point:
+    def choose(name: str, symmetric: bool = False) -> Point:
         if name not in ranges.tensors:
             raise InputError(f"the ranges lack {name}: collect them with this ONNX file")
         measured = ranges.tensors[name]
-        if target == "cpu":
+        if target == "cpu" and not symmetric:
             low, high = measured.limits(method, levels=255, percentile=percentile)
             scale = max((high - low) / 255, 1e-30)
             return Point(scale, round(-low / scale), TensorProto.UINT8)
@@ -137,7 +138,7 @@ class _Plan:
         readers: by value, names of the nodes that read the dequantized value; None for all.
     """
 
-    def __init__(self, graph: Graph, chosen: set[str], choose: Callable[[str], Point]) -> None:
+    def __init__(self, graph: Graph, chosen: set[str], choose: Callable[..., Point]) -> None:
         self.graph, self.chosen, self.choose = graph, chosen, choose
         self.points: dict[str, Point] = {}
         self.readers: dict[str, set[str] | None] = {}
@@ -171,6 +172,17 @@ class _Plan:
                 for name in node.input:
                     self._add(name, node)
                 self._add(self._end(node.output[0]), None)
+
+    def scores(self, keep: Collection[str]) -> None:
+        """Products of queries and keys whose layers are quantized; the key takes the place of a weight."""
+        for node in self.graph.attention_scores():
+            module = module_of(node)
+            if is_kept(module, keep) or any(is_kept(f"{module}.{part}", keep) for part in "qk"):
+                continue
+            query, key = node.input
+            self._add(query, node)
+            self.points[key] = self.choose(key, symmetric=True)
+            self.readers[key] = {node.name}
 
     def _chosen(self) -> list[onnx.NodeProto]:
         return [node for node in self.graph.model.graph.node if node.name in self.chosen]

@@ -286,7 +286,7 @@ class Ranges:
 def observed_tensors(model: onnx.ModelProto) -> dict[str, bool]:
     """Values whose ranges quantization may need -> whether by channel too (inputs of linear layers).
 
-    Inputs and outputs of quantizable nodes, the activation behind them, and residual sums.
+    Inputs and outputs of quantizable nodes, the activation behind them, residual sums, and queries and keys.
     """
     graph = Graph(model)
     found: dict[str, bool] = {}
@@ -304,6 +304,8 @@ def observed_tensors(model: onnx.ModelProto) -> dict[str, bool]:
                 for reader in graph.consumers[name]
                 if reader.op_type in ("Relu", "Clip", "Add", "MaxPool") and reader.output[0] not in found
             ]
+    for node in graph.attention_scores():
+        found |= {name: found.get(name, False) for name in node.input}
     return found
 
 

@@ -134,6 +134,18 @@ def test_onnxruntime_computes_in_integers(quantized, tmp_path):
     assert kinds["QLinearAdd"] > 0
 
 
+def test_queries_times_keys_follow_their_layers(source, ranges, quantized):
+    def scores(model):
+        graph = Graph(model)
+        products = [n for n in model.graph.node if n.op_type == "MatMul" and module_of(n).endswith(".attn")]
+        reads = [[graph.producer[name].op_type == "DequantizeLinear" for name in n.input] for n in products]
+        return [any(flags) for flags in reads], [all(flags) for flags in reads]
+
+    assert scores(quantized["int8", "cpu"]) == ([True, False] * 2, [True, False] * 2)  # both passes; not by the values
+    assert scores(quantized["int8", "any"])[0] == [False] * 4
+    assert scores(quantize(source.model, ranges, target="cpu", keep=["decoder.blocks.0.attn.k"]))[0] == [False] * 4
+
+
 def modules_of_linears(model):
     graph = Graph(model)
     found = {}
