@@ -76,7 +76,7 @@ def test_what_is_in_which_type(typed, kind):
         halves = [found[node.input[1]] == HALF for node in convolutions]
         assert not halves[0]  # of half the image's size
         assert halves == sorted(halves)
-        assert sum(halves) > 0.8 * len(halves)
+        assert sum(halves) > 0.6 * len(halves)
 
 
 def test_refined_scores_are_float32(typed):
@@ -118,7 +118,7 @@ def test_results_are_near(forms, typed, model, kind):
             scale = np.abs(value).max()
             error = np.abs(actual[name] - value) / scale
             assert error.max() > 0, name  # the pass does something
-            assert np.quantile(error, 0.99) < 0.01, name
+            assert np.quantile(error, 0.99) < 0.02, name
 
 
 def test_end_to_end_is_near(forms, typed):
