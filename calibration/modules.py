@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -62,24 +63,23 @@ class Graph:
         self.consumers: Mapping[str, list[onnx.NodeProto]] = consumers
         self.outputs = {value.name for value in model.graph.output}
 
-    def constant(self, name: str) -> NDArray[np.generic] | None:
+    def constant(self, name: str) -> NDArray[Any] | None:
         """Value of an initializer, or of what is stored as float16 and cast (and multiplied by a factor) when the file
         is loaded (:func:`cats.export.storage.store_as_half`); None for what depends on the inputs."""
         if name in self.initializers:
-            value: NDArray[np.generic] = numpy_helper.to_array(self.initializers[name])
+            value: NDArray[Any] = numpy_helper.to_array(self.initializers[name])
             return value
         node = self.producer.get(name)
         if node is None or node.op_type not in ("Cast", "Mul", "Constant"):
             return None
         if node.op_type == "Constant":
             return next((numpy_helper.to_array(a.t) for a in node.attribute if a.name == "value"), None)
-        parts = [self.constant(part) for part in node.input]
-        if any(part is None for part in parts):
+        parts = [part for part in map(self.constant, node.input) if part is not None]
+        if len(parts) < len(node.input):
             return None
         if node.op_type == "Mul":
             return np.multiply(parts[0], parts[1])
         kind = next(attribute.i for attribute in node.attribute if attribute.name == "to")
-        assert parts[0] is not None
         return parts[0].astype(helper.tensor_dtype_to_np_dtype(kind))
 
     def quantizable(self) -> list[onnx.NodeProto]:

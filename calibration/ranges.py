@@ -101,7 +101,7 @@ class TensorRange:
     @property
     def centres(self) -> NDArray[np.float64]:
         """Middle of each bin."""
-        return (self.first + np.arange(len(self.counts)) + 0.5) * self.width
+        return np.asarray((self.first + np.arange(len(self.counts)) + 0.5) * self.width, np.float64)
 
     def limits(self, method: str, *, levels: int = 255, percentile: float = _PERCENTILE) -> tuple[float, float]:
         """The interval to be represented: ``low <= 0 <= high``.
