@@ -297,8 +297,12 @@ def _rewrite(model: onnx.ModelProto, graph: Graph, plan: _Plan, weights: dict[tu
     written: set[str] = set()
 
     def behind(name: str) -> None:
-        if name in plan.points:
-            new_nodes, new_initializers = _pair(name, plan.points[name], graph)
+        if name not in plan.points:
+            return
+        parts = [_pair(name, plan.points[name], graph)]
+        if any(_is_float_convolution(node, plan) for node in graph.consumers[name]):
+            parts.append(_by_channel(name, plan.points[name], graph))
+        for new_nodes, new_initializers in parts:
             nodes.extend(new_nodes)
             initializers.extend(new_initializers)
 
@@ -315,7 +319,9 @@ def _rewrite(model: onnx.ModelProto, graph: Graph, plan: _Plan, weights: dict[tu
                 node.input[index] = weight.name
             elif name in plan.points:
                 readers = plan.readers[name]
-                if readers is None or node.name in readers:
+                if readers is None and _is_float_convolution(node, plan):
+                    node.input[index] = f"{name}.by_channel"
+                elif readers is None or node.name in readers:
                     node.input[index] = f"{name}.dequantized"
         nodes.append(node)
         for name in node.output:
@@ -344,6 +350,35 @@ def _pair(name: str, point: Point, graph: Graph) -> tuple[list[onnx.NodeProto], 
             "DequantizeLinear", [quantized, scale.name, zero.name], [result], f"{module}/DequantizeLinear.{leaf}"
         ),
     ], [scale, zero]
+
+
+def _is_float_convolution(node: onnx.NodeProto, plan: _Plan) -> bool:
+    return node.op_type == "Conv" and node.name not in plan.chosen
+
+
+def _by_channel(name: str, point: Point, graph: Graph) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """A second DQ for convolutions that stay float, with the same parameters repeated for each channel.
+
+    ONNX Runtime quantizes the weights of a float convolution between a DQ and a Q by itself, with one scale for all of
+    them (its pass WeightBiasQuantization), unless that DQ has a scale for each channel.
+    """
+    node = next(reader for reader in graph.consumers[name] if reader.op_type == "Conv")
+    group = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+    weight = graph.constant(node.input[1])
+    assert weight is not None
+    count = weight.shape[1] * group
+    scales = helper.make_tensor(f"{name}.scales", TensorProto.FLOAT, [count], [point.scale] * count)
+    zeros = helper.make_tensor(f"{name}.zero_points", point.dtype, [count], [point.zero_point] * count)
+    producer = graph.producer.get(name)
+    module, leaf = module_of(producer) if producer is not None else "", name.rpartition("/")[2]
+    dequantize = helper.make_node(
+        "DequantizeLinear",
+        [f"{name}.quantized", scales.name, zeros.name],
+        [f"{name}.by_channel"],
+        f"{module}/DequantizeLinear.{leaf}.by_channel",
+        axis=1,
+    )
+    return [dequantize], [scales, zeros]
 
 
 def _without_unused(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:

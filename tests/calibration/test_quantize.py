@@ -146,6 +146,21 @@ def test_queries_times_keys_follow_their_layers(source, ranges, quantized):
     assert scores(quantize(source.model, ranges, target="cpu", keep=["decoder.blocks.0.attn.k"]))[0] == [False] * 4
 
 
+def test_onnxruntime_leaves_kept_convolutions_alone(source, ranges, tmp_path):
+    import onnxruntime as ort
+
+    kept = [name for name in modules(source.model) if name.startswith("feature_extraction")][1::2]
+    model = quantize(source.model, ranges, target="cpu", keep=kept)
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 4
+    ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    convolutions = [name for name in modules(source.model) if name.startswith("feature_extraction")]
+    assert kinds["QLinearConv"] == len(convolutions) - len(kept)
+    assert kinds["Conv"] + kinds["FusedConv"] == len(kept)
+
+
 def modules_of_linears(model):
     graph = Graph(model)
     found = {}
