@@ -190,8 +190,7 @@ class _MatchPairs(_Worker):
     """Appends flow or transferred points."""
 
     def __call__(self, table: Any) -> Any:
-        import pyarrow as pa
-
+        pa = _import("pyarrow")
         rows = self.read(table, ("a", "b", "points"))
         columns = _Columns(self.matcher.metadata.grid[0], has_points="points" in table.column_names)
         for row, match in zip(rows, self.match(rows), strict=True):
@@ -241,10 +240,9 @@ class _Columns:
             arrays["points_b"] = pa.array(list(first), pa.list_(pa.list_(pa.float64())))
             arrays["confidence"] = pa.array(list(second), pa.list_(pa.float64()))
         else:
-            from ray.data.extensions import ArrowTensorArray
-
-            arrays["flow"] = ArrowTensorArray.from_numpy(np.stack(first))
-            arrays["confidence"] = ArrowTensorArray.from_numpy(np.stack(second))
+            tensors = _import("ray.data.extensions").ArrowTensorArray
+            arrays["flow"] = tensors.from_numpy(np.stack(first))
+            arrays["confidence"] = tensors.from_numpy(np.stack(second))
         return {**arrays, "error": pa.array(self._errors, pa.string())}
 
 
@@ -256,8 +254,7 @@ class _ScorePairs(_Worker):
         self.protocol, self.alphas = protocol, alphas
 
     def __call__(self, table: Any) -> Any:
-        import pyarrow as pa
-
+        pa = _import("pyarrow")
         rows = self.read(table, ("a", "b", "points_a", "points_b", "box_a", "box_b", "category"))
         matches = self.match(rows, *self.protocol.direction.split("->"))
         scored = [self._score(row, match) for row, match in zip(rows, matches, strict=True)]
@@ -308,9 +305,13 @@ def _summarise(rows: Iterable[dict[str, Any]], protocol: Protocol, alphas: tuple
     return BulkEvaluation(protocol, percent(sum(totals.values())), by_category, pairs, failures, errors)
 
 
+def _import(module: str) -> Any:
+    return require(module, extra="ray", purpose="match in bulk with cats.runtime.ray")
+
+
 def _columns(dataset: Dataset, needed: tuple[str, ...] = ()) -> list[str]:
     """Names of the columns of a data set that is one of Ray's and has the needed ones."""
-    data = require("ray.data", extra="ray", purpose="match in bulk with cats.runtime.ray")
+    data = _import("ray.data")
     if not isinstance(dataset, data.Dataset):
         raise InputError(f"a data set of type {type(dataset).__name__}: give a ray.data.Dataset")
     names = list(dataset.columns() or [])
@@ -340,7 +341,7 @@ def _map(
     num_cpus: float,
     num_gpus: float,
 ) -> Dataset:
-    data = require("ray.data", extra="ray", purpose="match in bulk with cats.runtime.ray")
+    data = _import("ray.data")
     fewest, most = (concurrency, concurrency) if isinstance(concurrency, int) else concurrency
     if not 1 <= fewest <= most:
         raise InputError(f"concurrency {concurrency}: give the number of actors, or the fewest and the most")
