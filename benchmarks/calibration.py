@@ -191,7 +191,10 @@ def report(folder: Folder) -> None:
         "times": times,
     }
     RESULTS.mkdir(exist_ok=True)
-    write_text(RESULTS / "calibration.json", json.dumps(document, indent=1) + "\n")
+    text = json.dumps(document, indent=1).replace(
+        str(SHARED), "shared"
+    )  # where the data lie is this machine's business
+    write_text(RESULTS / "calibration.json", text + "\n")
     write_text(RESULTS / "calibration.md", _text(document))
     note(f"wrote {RESULTS / 'calibration.json'} and calibration.md")
 
