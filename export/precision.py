@@ -11,7 +11,8 @@ products, residual sums and norms of the aggregator. In float32:
 - the refined scores, soft-argmax, flow and confidence: the temperature of 0.02 multiplies a score's error by 50;
 - the backbone's first layers, down to half the image's size: they have few channels, and filters whose weights cancel,
   so that rounding does not average out, and all else depends on them. With them in float16 the flow of cats-tiny
-  differs by five times as much (99th percentile on PF-WILLOW 3.4 px, else 0.6 px); they are few operations;
+  differs by five times as much (99th percentile over 12 pairs of PF-WILLOW 3.4 px, else 0.65 px); they are few
+  operations;
 - pre-processing and keypoint transfer, which count in pixels.
 
 Inputs and outputs keep their types. Neither torch nor an inference library is used.
