@@ -1,0 +1,81 @@
+"""Exported files of a model for benchmarks, kept between runs where a folder is given."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import cats.export
+from cats.checkpoints import save_checkpoint, weights_sha256
+from cats.export.export import describe, write_model
+from cats.export.forms import build_form
+from cats.export.graph import DeploymentOptions
+from cats.export.onnx_writer import DEFAULT_OPSET
+from cats.model import CATs
+
+REWRITES = tuple(item.name for item in fields(DeploymentOptions) if item.name != "onnxruntime")
+"""Names of the rewrites that every runtime takes, in the order in which the graph computes."""
+
+NAIVE = DeploymentOptions(**dict.fromkeys(REWRITES, False))
+OURS = DeploymentOptions()
+FOR_ONNXRUNTIME = DeploymentOptions(onnxruntime=True)
+
+
+class Exports:
+    """Files of one model, written when first asked for.
+
+    Args:
+        model: is not changed.
+        folder: where files are; a file that an earlier run with the same weights and the same exporter left there is
+            used again.
+    """
+
+    def __init__(self, model: CATs, folder: Path) -> None:
+        self.model, self.folder = model, folder
+        self._stamp = hashlib.sha256(f"{weights_sha256(model)} {_exporter()}".encode()).hexdigest()[:12]
+
+    def checkpoint(self) -> Path:
+        """The model as a checkpoint."""
+        path = self._path("checkpoint", "pt")
+        if not path.exists():
+            save_checkpoint(path, self.model)
+        return path
+
+    def pair(self, options: DeploymentOptions = OURS) -> Path:
+        """Form ``pair`` with the given rewrites, unverified: a benchmark measures the drift itself."""
+        path = self._path(f"pair-{_key(options)}", "onnx")
+        if not path.exists():
+            self._write(build_form(self.model, "pair", options=options)["pair"], "pair", path, options)
+        return path
+
+    def split(self) -> tuple[Path, Path]:
+        """Encoder and matcher with all rewrites."""
+        encoder, matcher = self._path("encoder", "onnx"), self._path("matcher", "onnx")
+        if not (encoder.exists() and matcher.exists()):
+            models = build_form(self.model, "split")
+            self._write(models["encoder"], "encoder", encoder, OURS)
+            self._write(models["matcher"], "matcher", matcher, OURS)
+        return encoder, matcher
+
+    def _path(self, label: str, suffix: str) -> Path:
+        return self.folder / f"{self._stamp}-{label}.{suffix}"
+
+    def _write(self, exported: object, kind: str, path: Path, options: DeploymentOptions) -> None:
+        extra = {"runtime": "onnxruntime"} if options.onnxruntime else {}
+        metadata = describe(self.model, kind, precision="fp32", opset=DEFAULT_OPSET, extra=extra)
+        write_model(exported, metadata, path)
+
+
+def _key(options: DeploymentOptions) -> str:
+    """One letter a rewrite: short, and in the order of the fields."""
+    return "".join("y" if value else "n" for value in asdict(options).values())
+
+
+def _exporter() -> str:
+    """Fingerprint of the exporter's sources, so that its files are not used after it was changed."""
+    folder = Path(next(iter(cats.export.__path__)))
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
