@@ -1,0 +1,37 @@
+"""On an NVIDIA GPU: engines of quantized files against ONNX Runtime on the CPU, with every TensorRT that loads."""
+
+import numpy as np
+import pytest
+
+from cats.calibration.calibrate import write_quantized
+from cats.calibration.parity import flow_distance
+from cats.calibration.quantize import quantize
+from cats.calibration.sessions import Session
+from cats.errors import CatsError
+from cats.runtime import Matcher
+from cats.runtime.engine import EngineOptions, build_engine
+from cats.runtime.flavours import FLAVOURS, find_flavour
+from cats.runtime.hardware import nvidia
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(nvidia().problem is not None, reason=f"needs an NVIDIA GPU: {nvidia().problem}"),
+]
+
+
+@pytest.mark.parametrize("flavour", list(FLAVOURS))
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_engines_match_as_onnx_runtime_does(source, ranges, pairs, tmp_path, flavour, precision):
+    try:
+        find_flavour(flavour)
+    except CatsError as error:
+        pytest.skip(str(error))
+    model = quantize(source.model, ranges, precision=precision)
+    write_quantized(model, source.metadata.with_(precision=precision), tmp_path / "q.onnx")
+    plan = build_engine(tmp_path / "q.onnx", flavour=flavour, options=EngineOptions(batch=(1, 1, 2)))
+    session = Session(model)
+    distances = []
+    with Matcher(plan) as matcher:
+        for (a, b), feeds in zip(pairs.pairs, pairs.feeds(source.metadata.preprocessing), strict=True):
+            distances.append(flow_distance(session(feeds)["flow"], matcher.match(a, b).flow[None]))
+    assert np.median(distances) < 4  # fusions round at other places; a wrong scale gives far more
