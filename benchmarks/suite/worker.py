@@ -179,9 +179,7 @@ class Worker:
         if isinstance(self.contestant, SplitContestant):
             encoded = self.contestant.encode(np.concatenate([a, b]))
             clock.lap("encode")
-            flow = self.contestant.pair(
-                {k: v[:1] for k, v in encoded.items()}, {k: v[1:] for k, v in encoded.items()}
-            )
+            flow = self.contestant.pair({k: v[:1] for k, v in encoded.items()}, {k: v[1:] for k, v in encoded.items()})
             clock.lap("match")
         else:
             flow = self.contestant.run(a, b)
