@@ -135,6 +135,7 @@ def calibrate(
     method: str = "mse",
     target: str = "any",
     keep: Collection[str] = (),
+    weight_bits: int = 8,
     pairs: PairSet | None = None,
     data: str | None = None,
     label: str | None = None,
@@ -146,7 +147,7 @@ def calibrate(
         source: of :func:`load_float_model`.
         ranges: of :func:`measure_ranges`.
         output: file to write; it is complete, with its figures, even where the comparison fails.
-        precision, method, target, keep: see :func:`cats.calibration.quantize.quantize`.
+        precision, method, target, keep, weight_bits: see :func:`cats.calibration.quantize.quantize`.
         pairs: to compare on; the shipped photos by default.
         data: annotated pairs ``KIND:DIR`` on which to measure PCK before and after.
         label: precision for the metadata where it is not ``precision``, such as ``mixed``.
@@ -156,7 +157,9 @@ def calibrate(
         InputError: an option is out of range, an image cannot be read, or the file cannot be written.
     """
     check_ranges(source, ranges)
-    result = quantize(source.model, ranges, precision=precision, method=method, keep=keep, target=target)
+    result = quantize(
+        source.model, ranges, precision=precision, method=method, keep=keep, target=target, weight_bits=weight_bits
+    )
     pairs = pairs or demo_pairs()
     drift = measure_drift(source, result, pairs, threads=threads)
     pck = measure_pck(source, result, data, threads=threads) if data is not None else None
@@ -167,6 +170,7 @@ def calibrate(
         "precision": precision,
         "method": method if precision == "int8" else "minmax",
         "target": target,
+        "weight_bits": weight_bits,
         "pairs": ranges.pairs,
         "sources": list(ranges.sources),
         "balanced": sorted(ranges.balance),

@@ -65,6 +65,9 @@ def main_command(
             default=True,
         ),
     ] = "any",
+    weight_bits: Annotated[
+        int, _option(help="8, or 7 for x86 CPUs without VNNI, where sums would saturate.", panel=HOW, default=True)
+    ] = 8,
     balance: Annotated[
         bool,
         _option(
@@ -138,6 +141,7 @@ def main_command(
         method=method,
         target=target,
         keep=keep or (),
+        weight_bits=weight_bits,
         pairs=judged_on,
         data=check,
         threads=threads,

@@ -55,6 +55,7 @@ def quantize(
     keep: Collection[str] = (),
     target: str = "any",
     percentile: float = 99.99,
+    weight_bits: int = 8,
 ) -> onnx.ModelProto:
     """Insert Q/DQ nodes.
 
@@ -66,6 +67,7 @@ def quantize(
         keep: modules (:func:`cats.calibration.modules.modules`) that stay float, or prefixes of their paths.
         target: ``any`` or ``cpu``, see above.
         percentile: of method ``percentile``, in percent.
+        weight_bits: 8, or 7 for x86 CPUs without VNNI, whose sums of two products of 8 bits saturate.
 
     Returns:
         A checked model.
@@ -75,6 +77,8 @@ def quantize(
         ModelFileError: quantized already, or typed in float16.
     """
     _check_options(model, precision, method, keep, target)
+    if weight_bits not in (7, 8) or (weight_bits == 7 and precision != "int8"):
+        raise InputError(f"weights of {weight_bits} bits in {precision}: int8 has 8, or 7 for CPUs without VNNI")
     result = balanced(model, ranges.balance)
     graph = Graph(result)
     chosen = [node for node in graph.quantizable() if not is_kept(module_of(node), keep)]
@@ -87,7 +91,7 @@ def quantize(
         plan.scores(keep)
     else:
         plan.inputs_only()
-    _rewrite(result, graph, plan, _weights(graph, chosen, precision, plan))
+    _rewrite(result, graph, plan, _weights(graph, chosen, precision, plan, weight_bits))
     onnx.checker.check_model(result)
     return result
 
@@ -218,7 +222,9 @@ class _Weight:
     nodes: list[onnx.NodeProto]
 
 
-def _weights(graph: Graph, chosen: list[onnx.NodeProto], precision: str, plan: _Plan) -> dict[tuple[str, int], _Weight]:
+def _weights(
+    graph: Graph, chosen: list[onnx.NodeProto], precision: str, plan: _Plan, bits: int
+) -> dict[tuple[str, int], _Weight]:
     """By node name and input index, the quantized weight (shared by the nodes of a module), and the bias of a
     convolution as a plain initializer or, with zero points, as integers."""
     by_name: dict[str, _Weight] = {}
@@ -227,7 +233,7 @@ def _weights(graph: Graph, chosen: list[onnx.NodeProto], precision: str, plan: _
         module, name = module_of(node), node.input[1]
         axis = _channel_axis(node)
         values = np.asarray(graph.constant(name), np.float32)
-        scale = _weight_scale(values, axis, 127 if precision == "int8" else _FP8_MAX)
+        scale = _weight_scale(values, axis, 2 ** (bits - 1) - 1 if precision == "int8" else _FP8_MAX)
         if name not in by_name:
             by_name[name] = _quantized_weight(module, name, values, scale, axis, precision)
         found[node.name, 1] = by_name[name]

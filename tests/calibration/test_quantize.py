@@ -107,6 +107,16 @@ def test_weights_are_symmetric_per_channel_and_shared(source, ranges, quantized)
     ]
 
 
+def test_weights_of_seven_bits(source, ranges, feeds):
+    model = quantize(source.model, ranges, target="cpu", weight_bits=7)
+    graph = Graph(model)
+    largest = [
+        np.abs(numpy_helper.to_array(graph.initializers[f"{m}.weight.int8"])).max() for m in modules(source.model)
+    ]
+    assert set(largest) == {63}
+    assert np.median(drift(source, model, feeds)) < 12
+
+
 def test_integer_bias_has_the_scale_of_its_products(quantized):
     graph = Graph(quantized["int8", "cpu"])
     for node in graph.model.graph.node:
@@ -250,6 +260,8 @@ def test_openvino_computes_the_same(quantized, feeds, target):
         ({"precision": "int4"}, "int4"),
         ({"method": "magic"}, "magic"),
         ({"target": "tpu"}, "tpu"),
+        ({"weight_bits": 4}, "4 bits"),
+        ({"weight_bits": 7, "precision": "fp8"}, "7 bits"),
         ({"precision": "fp8", "target": "cpu"}, "float8"),
         ({"keep": ["decoder.nothing"]}, "decoder.nothing"),
         ({"keep": ["feature_extraction", "proj", "decoder"]}, "nothing is left"),
