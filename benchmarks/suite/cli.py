@@ -62,7 +62,7 @@ def main_command(
         typer.Option(help="Compare two result files, OLD NEW, instead of measuring.", show_default=False),
     ] = None,
 ) -> None:
-    """Measure latency, memory, size and accuracy of all backends in interleaved runs. Nothing else should run beside."""
+    """Measure latency, memory, size and accuracy of all backends in interleaved runs. Nothing else may run beside."""
     if compare is not None:
         return _compare(*compare)
     from cats.benchmarks.bench import Plan, bench
@@ -124,7 +124,7 @@ def show(results: dict[str, Any]) -> None:
     cost = results["roofline"]
     stdout.print(
         f"graph: {cost['gflop']:.1f} GFLOP, {cost['weights_mb']:.0f} MB of weights; machine: "
-        f"{cost['fp32_gflops']:.0f} GFLOP/s fp32, {cost['bf16_gflops'] or 0:.0f} bf16, {cost['copy_gbs']:.0f} GB/s copied"
+        f"{cost['fp32_gflops']:.0f} GFLOP/s fp32, {cost['bf16_gflops'] or 0:.0f} bf16, {cost['copy_gbs']:.0f} GB/s"
     )
     many = results["one_to_many"]
     if many:

@@ -84,7 +84,7 @@ class SplitContestant(Contestant):
         return np.asarray(self.matcher.run(feeds)["flow"], np.float32)
 
     def one_to_many(self, image: Floats, count: int, batch: int = 4) -> dict[str, float]:
-        """Milliseconds of matching one image with ``count``: of encoding the gallery, and of encoding a and matching."""
+        """Milliseconds of one image against ``count``: of encoding the gallery, and of encoding a and matching."""
         start = time.perf_counter()
         gallery = [self.encode(image[None]) for _ in range(min(count, 8))]
         encode_ms = _since(start) / len(gallery) * count
