@@ -94,6 +94,8 @@ def build_engine(
     if not force and (plan.exists() or sidecar_path(plan).exists()):
         raise InputError(f"{plan} exists already: give --force to replace it, or another -o")
     metadata = read_onnx_metadata(source)
+    if (metadata.calibration or {}).get("target") == "cpu":
+        raise ModelFileError(f"{source} was calibrated for CPUs, TensorRT has no zero points: cats-calibrate --for any")
     chosen, trt = find_flavour(flavour)
     messages = _messages(trt)
     builder = trt.Builder(messages)

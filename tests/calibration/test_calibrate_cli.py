@@ -105,6 +105,16 @@ def test_an_engine_is_built_from_it(calibrate, float_file, ranges, tmp_path, pre
     assert metadata.calibration == read_onnx_metadata("q.onnx").calibration
 
 
+def test_no_engine_of_a_file_for_cpus(calibrate, float_file, ranges, tmp_path):
+    from cats.errors import ModelFileError
+    from cats.runtime.engine import build_engine
+
+    ranges.save("r.json")
+    calibrate(float_file, "--from-ranges", "r.json", "--for", "cpu")
+    with pytest.raises(ModelFileError, match="--for any"):
+        build_engine(tmp_path / "small.int8.onnx")
+
+
 def test_wrong_inputs(calibrate, float_file, photos, ranges, tmp_path):
     ranges.save("r.json")
     empty = tmp_path / "empty"
