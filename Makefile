@@ -27,10 +27,11 @@ cats-tiny: .venv/done  ## repeat the training of the shipped model (hours on 2 c
 	  --val willow:$(CATS_SHARED)/data/PF-WILLOW --output runs/cats-tiny
 	.venv/bin/python benchmarks/ship_tiny.py runs/cats-tiny/best.pt
 
-bench: .venv/done  ## latency of the backends side by side; nothing else may run beside it
-	.venv/bin/python benchmarks/latency.py
+bench: .venv/done  ## every backend side by side, into benchmarks/results/; nothing else may run beside it
+	for model in cats-tiny resnet101; do .venv/bin/cats-bench $$model -o benchmarks/results/bench-$$model.json \
+	  --html benchmarks/results/bench-$$model.html || exit; done
 
-SOURCES := $(shell git ls-files --cached --others --exclude-standard -- cats export runtime calibration assets pyproject.toml setup.py)
+SOURCES := $(shell git ls-files --cached --others --exclude-standard -- cats export runtime calibration assets benchmarks/suite pyproject.toml setup.py)
 
 .venv-demo/done: $(SOURCES)
 	test -d .venv-demo || $(PYTHON) -m venv .venv-demo

@@ -2,7 +2,8 @@
 
 All contestants run in turn within each round, so that whatever disturbs the machine disturbs them alike; figures are
 medians over the rounds with the central half as spread, ratios are medians of the ratios within a round. Nothing else
-may run beside it. Pre-processing is left out: inputs are normalised tensors.
+may run beside it. Pre-processing is left out: inputs are normalised tensors. ``cats-bench`` compares more, each in a
+process of its own.
 
 Usage: python benchmarks/latency.py [--rounds 30] [--threads 2] [--output benchmarks/results/NAME.json]
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,42 +22,18 @@ import numpy as np
 import onnxruntime
 import torch
 import typer
-from torch import Tensor
 
-from cats.backbones import HyperpixelBackbone
+from cats.benchmarks.authors import AuthorsWay
+from cats.benchmarks.models import tamed_resnet101
 from cats.console import execute, new_app, progress, stdout, table
 from cats.export.export import export_onnx
 from cats.files import write_text
-from cats.model import CATs, CATsConfig
+from cats.model import CATs
 from cats.runtime.backends.ort import OnnxRuntimeBackend
+from cats.runtime.hardware import cpu_name
 
 app = new_app()
 BASELINE = "PyTorch eager, as the authors compute"
-
-
-class AuthorsWay(CATs):
-    """The published computation: the whole ResNet-101, once for each image, in evaluation mode."""
-
-    def __init__(self, model: CATs) -> None:
-        super().__init__(model.config)
-        self.load_state_dict(model.state_dict())
-        full = HyperpixelBackbone("resnet101", (*model.config.hyperpixels, 33), model.config.image_size)
-        full.load_state_dict(model.feature_extraction.state_dict(), strict=False)
-        self.feature_extraction = full
-
-    def features(self, image: Tensor) -> list[Tensor]:
-        """As the model's, computed through to the last block, whose map is not used."""
-        return super().features(image)[:-1]
-
-
-def tamed_resnet101() -> CATs:
-    """The published structure with random weights whose activations stay in range (each last norm scaled to 0.2)."""
-    torch.manual_seed(0)
-    model = CATs(CATsConfig()).eval()
-    for name, parameter in model.feature_extraction.named_parameters():
-        if name.endswith("bn3.weight"):
-            torch.nn.init.constant_(parameter, 0.2)
-    return model
 
 
 def measure(contestants: dict[str, Callable[[], object]], rounds: int, warm_up: int = 3) -> dict[str, np.ndarray]:
@@ -94,7 +70,7 @@ def contestants(model: CATs, folder: Path, threads: int) -> dict[str, Callable[[
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal((1, 3, 256, 256)).astype(np.float32) for _ in range(2))
     target, source = torch.from_numpy(a), torch.from_numpy(b)
-    authors = AuthorsWay(model).eval()
+    authors = AuthorsWay(model)
     path = folder / "resnet101.onnx"
     export_onnx(model, path, verified=False)
     session = OnnxRuntimeBackend(path, threads=threads)
@@ -125,19 +101,12 @@ def latency(
     if output:
         document = {
             "date": datetime.date.today().isoformat(),
-            "machine": f"{_processor()}, {threads} threads, no GPU",
+            "machine": f"{cpu_name()}, {threads} threads, no GPU",
             "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
             "rounds": rounds,
             "figures": figures,
         }
         write_text(output, json.dumps(document, indent=2) + "\n")
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ COMMANDS = {
     "export": Room("cats.export.cli", "Write a checkpoint as ONNX, verified against PyTorch.", "export"),
     "calibrate": Room("cats.calibration.cli", "Quantize an ONNX file to int8 or fp8 with photos.", "calibrate"),
     "build": Room("cats.runtime.build_cli", "Build a TensorRT engine from an ONNX file.", "tensorrt-rtx"),
+    "bench": Room("cats.benchmarks.cli", "Measure every backend side by side: speed, memory, accuracy.", "bench"),
     "c-sdk": Room("cats.runtime.c.sdk", "Write the C library as a folder for C and C++ projects.", "cpu"),
     "inspect": Room("cats.runtime.inspect", "Show what is in a checkpoint, ONNX file or engine.", "cpu"),
     "doctor": Room("cats.runtime.doctor", "Show what works on this machine, and how to fix the rest.", "cpu"),

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cats.console import execute, new_app, note, print_json, stdout, table
-from cats.errors import InputError, VerificationError
+from cats.errors import InputError, VerificationError, require
 from cats.files import write_text
 
 app = new_app()
@@ -73,6 +73,8 @@ def main_command(
     for path in (output, html):
         if path is not None and not path.parent.is_dir():
             raise InputError(f"cannot write {path}: there is no folder {path.parent}")
+    if html is not None:
+        require("matplotlib", extra="bench", purpose="draw the report's plots")
     plan = Plan(
         rounds=5 if quick else rounds,
         warm_up=1 if quick else 3,

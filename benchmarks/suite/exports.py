@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import asdict, fields
 from pathlib import Path
 
-import cats.export
+import cats
 from cats.checkpoints import save_checkpoint, weights_sha256
 from cats.export.export import describe, write_model
 from cats.export.forms import build_form
@@ -29,13 +29,13 @@ class Exports:
 
     Args:
         model: is not changed.
-        folder: where files are; a file that an earlier run with the same weights and the same exporter left there is
-            used again.
+        folder: where files are; a file that an earlier run with the same weights and version of the toolkit left there
+            is used again. Empty it after a change of the exporter itself.
     """
 
     def __init__(self, model: CATs, folder: Path) -> None:
         self.model, self.folder = model, folder
-        self._stamp = hashlib.sha256(f"{weights_sha256(model)} {_exporter()}".encode()).hexdigest()[:12]
+        self._stamp = hashlib.sha256(f"{weights_sha256(model)} {cats.__version__}".encode()).hexdigest()[:12]
 
     def checkpoint(self) -> Path:
         """The model as a checkpoint."""
@@ -72,12 +72,3 @@ class Exports:
 def _key(options: DeploymentOptions) -> str:
     """One letter a rewrite: short, and in the order of the fields."""
     return "".join("y" if value else "n" for value in asdict(options).values())
-
-
-def _exporter() -> str:
-    """Fingerprint of the exporter's sources, so that its files are not used after it was changed."""
-    folder = Path(next(iter(cats.export.__path__)))
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

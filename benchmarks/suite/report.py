@@ -41,8 +41,8 @@ def html_report(results: dict[str, Any]) -> str:
         "within a round.</figcaption></figure>",
         "<h2>Speed, memory and accuracy</h2>",
         f"<div class='scroll'>{_main_table(results)}</div>",
-        "<p class='note'>Ready: from the start of a fresh process to the end of its first match. Drift: distance of the "
-        "flow from PyTorch in float32, in pixels at 256 x 256, over the verification pairs."
+        "<p class='note'>Ready: from the start of a fresh process to the end of its first match. Drift: distance of "
+        "the flow from PyTorch in float32, in pixels at 256 x 256, over the verification pairs."
         + (f" PCK on {_text(results['data'])}, protocol corrected." if results.get("data") else "")
         + _argmax_note(results)
         + "</p>",
