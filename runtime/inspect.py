@@ -158,7 +158,7 @@ def _add(table: Table, name: str, value: Any) -> None:
         shown = list(value.items())[:_OPERATORS_SHOWN]
         more = f", {len(value) - len(shown)} more kinds" if len(value) > len(shown) else ""
         table.add_row(name, ", ".join(f"{count} {kind}" for kind, count in shown) + more)
-    elif name == "weights":
+    elif name == "weights" and isinstance(value, dict):  # in metadata it says how they are stored
         parts = [f"{part['tensors']} {kind} ({_size(part['bytes'])})" for kind, part in value.items()]
         table.add_row(name, ", ".join(parts) or "none")
     elif name == "parameters":

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from tiny_onnx import tiny_metadata
 
+from cats.assets import asset
 from cats.errors import CatsError, ModelFileError
 from cats.files import sha256_file
 from cats.runtime.inspect import inspect, main
@@ -101,6 +102,12 @@ def test_inspect_onnx(cats_inspect: Command, make_model: Callable[..., Path]) ->
     shown = cats_inspect(path).out
     for text in ("fp16", "p99_px: 0.01", "image_b: float32 (N, 3, 256, 256)", "a->b", "MatMul", "ai.onnx: 18"):
         assert text in shown, shown
+
+
+def test_inspect_the_shipped_model(cats_inspect: Command) -> None:
+    done = cats_inspect(asset("cats-tiny.onnx"))  # whose metadata says how the weights are stored
+    assert done.code == 0
+    assert "fp16-storage" in done.out
 
 
 def test_inspect_a_foreign_onnx_file(cats_inspect: Command, make_model: Callable[..., Path]) -> None:
