@@ -15,7 +15,7 @@ app = new_app()
 EXAMPLES = """
 Examples:
 
-- `cats-calibrate cats.onnx --images photos/` writes cats.int8.onnx here, for TensorRT and every other library
+- `cats-calibrate cats.onnx --images photos/` writes cats.int8.onnx here; runs everywhere, made for TensorRT
 
 - `cats-calibrate cats.onnx --images photos/ --for cpu` the fastest form for ONNX Runtime and OpenVINO on a CPU
 
@@ -151,6 +151,8 @@ def main_command(
         f"{destination}: {report.metadata.precision} for {target}, {destination.stat().st_size / 1e6:.1f} MB, "
         f"{len(report.quantized)} modules quantized, {len(report.kept)} kept in float32"
     )
+    if target == "any" and precision == "int8":
+        note("this form is for GPUs, and runs on CPUs too; to be fast there, --for cpu")
     if as_json:
         print_json(report.metadata.to_dict())
     if not report.drift.passed:

@@ -35,6 +35,7 @@ def test_photos_to_a_quantized_file(calibrate, float_file, photos, tmp_path):
     source = read_onnx_metadata(float_file)
     assert (metadata.config, metadata.weights_sha256) == (source.config, source.weights_sha256)
     assert "a small set, pairs to measure: 5" in done.err
+    assert "--for cpu" in done.err
     assert Ranges.load(tmp_path / "r.json").pairs == part["pairs"] == 5
     match = Matcher(output, threads=1).match(*sorted(photos.iterdir())[:2])
     assert np.isfinite(match.flow).all()
