@@ -55,7 +55,7 @@ def graph_cost(path: str | Path) -> dict[str, float]:
     return {"gflop": flop / 1e9, "weights_mb": weights / 1e6, "unfused_mb": traffic / 1e6}
 
 
-def machine_peaks(threads: int, size: int = 2048, repeats: int = 5) -> dict[str, Any]:
+def machine_peaks(threads: int, size: int = 2048, repeats: int = 15) -> dict[str, Any]:
     """Measured GFLOP/s of a matrix product, best of a few, in float32 and bfloat16, and memory GB/s of a copy.
 
     By PyTorch where it is installed, else float32 by numpy with the threads that its library takes.
