@@ -70,9 +70,9 @@ def report(name: str, files: dict[str, Path], times: dict[str, Any], threads: in
     lines = [
         f"# Gain of each rewrite: {name} in ONNX Runtime",
         "",
-        f"{cpu_name()}, {threads} threads, ONNX Runtime {onnxruntime.__version__}, {datetime.date.today()}; medians of "
-        f"{rounds} interleaved rounds with 95 % bootstrap intervals, written by `benchmarks/rewrites.py`. Batch norm is "
-        "folded in every file. Each row has all rewrites of the rows above it.",
+        f"{cpu_name()}, {threads} threads, ONNX Runtime {onnxruntime.__version__}, {datetime.date.today()}; medians "
+        f"of {rounds} interleaved rounds with 95 % bootstrap intervals, written by `benchmarks/rewrites.py`. Batch "
+        "norm is folded in every file. Each row has all rewrites of the rows above it.",
         "",
         "| rewrite | ms | to the row above | to naive | file, MB |",
         "|---|---:|---:|---:|---:|",
