@@ -11,14 +11,14 @@ STAGES = ("read", "decode", "resize", "encode", "match", "model", "post")
 _INK, _ACCENT, _MUTED = "#1f2933", "#2563a8", "#9aa5b1"
 _COLOURS = ("#2563a8", "#e07b39", "#3d9970", "#8e5ea2", "#c0392b", "#7f8c8d", "#d4ac0d")
 _STYLE = """
-body { font: 15px/1.5 system-ui, "Segoe UI", Roboto, sans-serif; color: #1f2933; max-width: 1080px; margin: 2.5rem auto;
+body { font: 15px/1.5 system-ui, "Segoe UI", Roboto, sans-serif; color: #1f2933; max-width: 1160px; margin: 2.5rem auto;
   padding: 0 1.25rem; }
 h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
 p.sub, figcaption, .note { color: #616e7c; } figure { margin: 0; } svg { max-width: 100%; height: auto; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .38rem .6rem; text-align: right; border-bottom: 1px solid #e4e7eb; white-space: nowrap; }
+th, td { padding: .38rem .5rem; text-align: right; border-bottom: 1px solid #e4e7eb; white-space: nowrap; }
 th { font-weight: 600; color: #52606d; font-size: .85rem; border-bottom: 2px solid #cbd2d9; }
-th:first-child, td:first-child { text-align: left; } tr.base td { background: #f5f7fa; }
+th:first-child, td:first-child, table.text th { text-align: left; } tr.base td { background: #f5f7fa; }
 td.text { text-align: left; white-space: normal; color: #52606d; font-size: .9rem; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(400px, 1fr)); gap: 1.5rem; }
 """
@@ -48,6 +48,7 @@ def html_report(results: dict[str, Any]) -> str:
         + "</p>",
         "<h2>Where the time goes</h2>",
         f"<figure>{_stage_plot(results)}<figcaption>Two photos from files to transferred points.</figcaption></figure>",
+        _stage_table(results),
     ]
     curves = [_batch_plot(results), _many_plot(results)]
     if any(curves):
@@ -75,7 +76,7 @@ def html_report(results: dict[str, Any]) -> str:
 
 
 def _main_table(results: dict[str, Any]) -> str:
-    columns = ["", "ms", "interval", "ratio", "interval", "load ms", "ready s", "peak MB", "file MB", "p99 px"]
+    columns = ["", "ms", "95 %", "ratio", "95 %", "load ms", "ready s", "peak MB", "file MB", "p99 px"]
     columns += [*(["PCK@0.1"] if results.get("data") else []), "of peak"]
     rows = []
     for row in results["contestants"]:
@@ -116,7 +117,7 @@ def _table(columns: list[str], rows: list[list[Any]], *, text: bool = False, bas
         cells = [f"<td>{_text(row[0])}</td>"]
         cells += [f"<td{' class=text' if text else ''}>{_text(cell)}</td>" for cell in row[1:]]
         body.append(f"<tr{' class=base' if row[0] == base else ''}>{''.join(cells)}</tr>")
-    return f"<table>{f'<thead><tr>{head}</tr></thead>' if head else ''}<tbody>{''.join(body)}</tbody></table>"
+    return f"<table{' class=text' if text else ''}>{f'<thead><tr>{head}</tr></thead>' if head else ''}<tbody>{''.join(body)}</tbody></table>"
 
 
 def _text(value: Any) -> str:
@@ -164,11 +165,22 @@ def _latency_plot(results: dict[str, Any]) -> str:
     return _svg(figure)
 
 
-def _stage_plot(results: dict[str, Any]) -> str:
+def _stage_rows(results: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
     rows = [(row["name"], row["stages_ms"]) for row in results["contestants"]]
     if results.get("stages_split"):
         rows.append(("ONNX Runtime, encoder + matcher", results["stages_split"]))
-    rows = rows[::-1]
+    return rows
+
+
+def _stage_table(results: dict[str, Any]) -> str:
+    rows = _stage_rows(results)
+    stages = [stage for stage in STAGES if any(stage in laps for _, laps in rows)]
+    cells = [[name, *("-" if s not in laps else f"{laps[s]:.2f}" for s in stages)] for name, laps in rows]
+    return f"<div class='scroll'>{_table(['milliseconds', *stages], cells)}</div>"
+
+
+def _stage_plot(results: dict[str, Any]) -> str:
+    rows = _stage_rows(results)[::-1]
     figure, axes = _figure(9.6, 1.2 + 0.42 * len(rows))
     left = [0.0] * len(rows)
     for stage, colour in zip(STAGES, _COLOURS, strict=True):
