@@ -117,7 +117,8 @@ def _table(columns: list[str], rows: list[list[Any]], *, text: bool = False, bas
         cells = [f"<td>{_text(row[0])}</td>"]
         cells += [f"<td{' class=text' if text else ''}>{_text(cell)}</td>" for cell in row[1:]]
         body.append(f"<tr{' class=base' if row[0] == base else ''}>{''.join(cells)}</tr>")
-    return f"<table{' class=text' if text else ''}>{f'<thead><tr>{head}</tr></thead>' if head else ''}<tbody>{''.join(body)}</tbody></table>"
+    top = f"<thead><tr>{head}</tr></thead>" if head else ""
+    return f"<table{' class=text' if text else ''}>{top}<tbody>{''.join(body)}</tbody></table>"
 
 
 def _text(value: Any) -> str:
