@@ -25,6 +25,7 @@ import typer
 
 from cats.benchmarks.authors import AuthorsWay
 from cats.benchmarks.models import tamed_resnet101
+from cats.benchmarks.statistics import PAUSE
 from cats.console import execute, new_app, progress, stdout, table
 from cats.export.export import export_onnx
 from cats.files import write_text
@@ -43,6 +44,7 @@ def measure(contestants: dict[str, Callable[[], object]], rounds: int, warm_up: 
         task = bar.add_task("rounds", total=rounds)
         for number in range(warm_up + rounds):
             for name, call in contestants.items():
+                time.sleep(PAUSE)  # until the previous one's threads no longer spin
                 start = time.perf_counter()
                 call()
                 if number >= warm_up:

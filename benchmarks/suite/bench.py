@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from cats.benchmarks.exports import FOR_ONNXRUNTIME, NAIVE, OURS, Exports
 from cats.benchmarks.models import load_model
 from cats.benchmarks.process import Process
 from cats.benchmarks.roofline import graph_cost, machine_peaks
-from cats.benchmarks.statistics import CONFIDENCE, interleave, median_interval, ratio_interval
+from cats.benchmarks.statistics import CONFIDENCE, PAUSE, interleave, median_interval, ratio_interval
 from cats.console import note
 from cats.errors import BackendError, CatsError
 from cats.export.pairs import demo_pairs
@@ -227,6 +228,7 @@ def _measure(
     laps: dict[str, list[dict[str, float]]] = {name: [] for name in running}
     for _round in range(_STAGE_ROUNDS):
         for name, (process, _) in running.items():
+            time.sleep(PAUSE)
             laps[name].append(process.ask("stages"))
     inputs, expected = _expected(model, folder)
     rows = []
@@ -320,7 +322,9 @@ def _one_to_many(
         laps: list[dict[str, float]] = []
         for number in range(plan.curve_rounds + 1):
             for count in plan.many:
+                time.sleep(PAUSE)
                 alone = float(pair.ask("run")["ms"])
+                time.sleep(PAUSE)
                 parts = process.ask("many", count=count)
                 if number:
                     single.append(alone)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 CONFIDENCE = 0.95
+PAUSE = 0.2
 _RESAMPLES = 2000
 
 
@@ -28,7 +30,7 @@ def ratio_interval(values: ArrayLike, baseline: ArrayLike) -> dict[str, float]:
 
 
 def interleave(
-    calls: Mapping[str, Callable[[], float]], rounds: int, warm_up: int, on_round: Callable[[], None] = lambda: None
+    calls: Mapping[str, Callable[[], float]], rounds: int, warm_up: int, pause: float = PAUSE
 ) -> dict[str, NDArray[np.float64]]:
     """Run all calls once in every round, each round beginning with another one, and keep what they return.
 
@@ -37,6 +39,8 @@ def interleave(
     Args:
         calls: each returns its own duration.
         warm_up: rounds before those that are kept.
+        pause: seconds of rest before each call. Thread pools spin for a while after a run, waiting for the next one:
+            without a rest, ONNX Runtime takes a core from whatever follows it.
 
     Returns:
         (rounds,) for each call.
@@ -46,10 +50,10 @@ def interleave(
     for number in range(warm_up + rounds):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
+            time.sleep(pause)
             value = calls[name]()
             if number >= warm_up:
                 times[name].append(value)
-        on_round()
     return {name: np.array(values) for name, values in times.items()}
 
 

@@ -51,7 +51,7 @@ def test_interleaved_calls_take_turns_and_warm_up_is_dropped():
 
         return run
 
-    times = interleave({name: call(name) for name in "abc"}, rounds=2, warm_up=1)
+    times = interleave({name: call(name) for name in "abc"}, rounds=2, warm_up=1, pause=0)
     assert "".join(order) == "abcbcacab"
     assert times["a"].tolist() == [6.0, 8.0]
     assert times["b"].tolist() == [4.0, 9.0]
