@@ -120,7 +120,16 @@ def main_command(
             metavar="NAME",
         ),
     ] = None,
-    device: Annotated[int | None, _number(help="Index of the GPU.", panel=ENGINE, default="0", min=0)] = None,
+    device: Annotated[
+        str | None,
+        _path(help="Index of the GPU, default 0; of openvino a name: CPU (default), GPU.", panel=ENGINE, metavar="N"),
+    ] = None,
+    precision: Annotated[
+        str | None, _path(help="With openvino: fp32 (default) or bf16.", panel=ENGINE, metavar="NAME")
+    ] = None,
+    hint: Annotated[
+        str | None, _path(help="With openvino: latency (default) or throughput.", panel=ENGINE, metavar="NAME")
+    ] = None,
     threads: Annotated[int | None, _number(help="CPU threads.", panel=ENGINE, default="one per core", min=1)] = None,
     cache: Annotated[
         Path | None,
@@ -144,7 +153,15 @@ def main_command(
     if pairs is None:
         outputs.check()
     matcher = open_matcher(
-        model, backend, max_megapixels, provider=provider, device=device, threads=threads, cache_dir=cache
+        model,
+        backend,
+        max_megapixels,
+        provider=provider,
+        device=_device(device, backend),
+        precision=precision,
+        hint=hint,
+        threads=threads,
+        cache_dir=cache,
     )
     with matcher:
         note(f"{model}: {matcher.backend.describe()}")
@@ -159,6 +176,15 @@ def main_command(
                 matcher.match(a, b)
             document = run(matcher, a, b, outputs, points=chosen, selection=selection)
             _report_pair(document, outputs, as_json, {"load": matcher.load_ms} if time else None)
+
+
+def _device(text: str | None, backend: str | None) -> str | int | None:
+    """A GPU's index, or for OpenVINO the name of a device."""
+    if text is None or backend == "openvino":
+        return text
+    if not text.isdecimal():
+        raise InputError(f"--device {text}: give the index of a GPU (names are for --backend openvino)")
+    return int(text)
 
 
 def open_matcher(model: Path, backend: str | None, max_megapixels: float, **options: Any) -> Matcher:

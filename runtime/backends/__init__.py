@@ -36,6 +36,7 @@ ENGINE_SUFFIXES = (".plan", ".engine")
 
 BACKENDS: dict[str, Entry] = {
     "onnxruntime": Entry("cats.runtime.backends.ort", "OnnxRuntimeBackend", (".onnx",), "onnxruntime", "cpu"),
+    "openvino": Entry("cats.runtime.backends.openvino", "OpenVinoBackend", (".onnx",), "openvino", "openvino"),
     "tensorrt": Entry(
         "cats.runtime.backends.tensorrt", "TensorRTBackend", ENGINE_SUFFIXES, "tensorrt", "tensorrt", needs_gpu=True
     ),
