@@ -176,6 +176,7 @@ class Matcher:
                 },
                 image_a=a.source,
                 image_b=b.source,
+                calibration=self.metadata.calibration,
             )
             for index, (a, b) in enumerate(pairs)
         ]

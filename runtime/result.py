@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,6 +36,7 @@ class Match:
         backward_flow: the same as ``flow`` for b -> a, where it was asked for.
         times: milliseconds by stage: ``read``, ``preprocess``, ``model``; of a batch, this pair's share.
         image_a, image_b: the images as they were given; read again where pixels are needed.
+        calibration: ``calibration`` part of the model's metadata, for :attr:`calibrated_confidence`.
     """
 
     flow: NDArray[np.float32]
@@ -45,6 +47,7 @@ class Match:
     times: dict[str, float] = field(default_factory=dict)
     image_a: ImageSource | None = field(default=None, repr=False)
     image_b: ImageSource | None = field(default=None, repr=False)
+    calibration: dict[str, Any] | None = field(default=None, repr=False)
 
     @property
     def grid(self) -> int:
@@ -64,6 +67,19 @@ class Match:
             InputError: not (N, 2) finite numbers, or a point lies outside a.
         """
         return transfer_points(self._inside(points), self.flow, self.size_a, self.size_b)
+
+    @property
+    def calibrated_confidence(self) -> NDArray[np.float32]:
+        """Probability (G, G) in [0, 1] that each cell's match is within a tenth of the image's side of the truth.
+
+        Raises:
+            InputError: the model has no fitted mapping.
+        """
+        fit = (self.calibration or {}).get("confidence")
+        if not fit:
+            raise InputError("the confidence of this model is not calibrated: see cats-calibrate --fit-confidence")
+        mapping = fit["mapping"]
+        return np.interp(self.confidence, mapping["confidence"], mapping["probability"]).astype(np.float32)
 
     def confidence_at(self, points: ArrayLike) -> Floats:
         """Confidence (N,) in [0, 1] at points of a (pixels), bilinear between cells; raises as :meth:`transfer`."""
