@@ -10,8 +10,9 @@
     match.warp().save("b-as-a.png")
 """
 
+from cats.runtime.features import Features
 from cats.runtime.images import preprocess, read_image
 from cats.runtime.matcher import Matcher
 from cats.runtime.result import Match, grid_points
 
-__all__ = ["Match", "Matcher", "grid_points", "preprocess", "read_image"]
+__all__ = ["Features", "Match", "Matcher", "grid_points", "preprocess", "read_image"]

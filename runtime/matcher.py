@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,27 +17,31 @@ from numpy.typing import NDArray
 from cats.errors import BackendError, CatsError, InputError, ModelFileError
 from cats.geometry import Size
 from cats.runtime.backends import open_backend
-from cats.runtime.backends.base import Array, TensorSpec
+from cats.runtime.backends.base import Array, Backend, TensorSpec
 from cats.runtime.device import match_on_device, wants_device
+from cats.runtime.features import Features, check_weights
 from cats.runtime.images import MAX_PIXELS, ImageSource, preprocess, read_image
 from cats.runtime.result import Match
+from cats.runtime.split import encode_tensors, find_split, fixed_batch, matcher_feeds, open_split
 
 INPUTS = ("image_a", "image_b")
 FLOW, CONFIDENCE = "flow", "confidence"
 
-Pair = tuple[ImageSource, ImageSource]
+Source = ImageSource | Features
+Pair = tuple[Source, Source]
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """One image, ready for the model."""
+    """One image, ready for the model: its input, or what the encoder already made of it."""
 
-    source: ImageSource
+    source: ImageSource | None
     size: Size
-    tensor: NDArray[np.float32]
-    read_ms: float
-    preprocess_ms: float
+    tensor: NDArray[np.float32] | None
+    read_ms: float = 0.0
+    preprocess_ms: float = 0.0
+    features: dict[str, Array] | None = None
 
 
 class Matcher:
@@ -47,14 +51,16 @@ class Matcher:
     used from several threads at once. It is a context manager; :meth:`close` releases device memory.
 
     Args:
-        model: ONNX file of ``cats-export``, or engine of ``cats-build`` with its sidecar beside it.
+        model: ONNX file of ``cats-export``, or engine of ``cats-build`` with its sidecar beside it. Of a split model
+            either of ``X.encoder.onnx`` and ``X.matcher.onnx``, or ``X``; only that can :meth:`encode`.
         backend: ``onnxruntime``, ``tensorrt``, ...; ``None`` chooses by the file.
         max_pixels: larger images are refused, see :func:`cats.runtime.images.read_image`.
         options: settings of the backend, see its class. ONNX Runtime: ``provider``, ``device``, ``threads``,
-            ``cache_dir``.
+            ``cache_dir``; OpenVINO: ``precision``, ``hint``, ``threads``, ``device``.
 
     Attributes:
         backend: the loaded backend; ``backend.describe()`` says what was chosen and why.
+        encoder: the loaded encoder of a split model, whose matcher is ``backend``; else None.
         metadata: :class:`cats.metadata.Metadata` of the file.
         load_ms: time that loading took, in milliseconds.
 
@@ -70,20 +76,27 @@ class Matcher:
         start = time.perf_counter()
         self.path = Path(model)
         self.max_pixels = max_pixels
-        self.backend = open_backend(model, backend, **options)
+        self.encoder: Backend | None = None
+        split = find_split(model)
+        if split is not None:
+            self.path = split[1]
+            self.encoder, self.backend = open_split(split, backend, **options)
+        else:
+            self.backend = open_backend(model, backend, **options)
         self.metadata = self.backend.metadata
         try:
             self._batch = _check_interface(self)
         except CatsError:
-            self.backend.close()
+            self.close()
             raise
         self.load_ms = _since(start)
 
-    def match(self, a: ImageSource, b: ImageSource, *, forward_backward: bool = False, stream: Any = None) -> Match:
+    def match(self, a: Source, b: Source, *, forward_backward: bool = False, stream: Any = None) -> Match:
         """Match one pair of images.
 
         Args:
-            a, b: paths, Pillow images or uint8 arrays of any size, see :func:`cats.runtime.images.read_image`. Or model
+            a, b: paths, Pillow images or uint8 arrays of any size, see :func:`cats.runtime.images.read_image`, or, with
+                a split model, :class:`Features`. Or model
                 inputs on the GPU: then the result is a :class:`cats.runtime.device.DeviceMatch`, still being computed.
             forward_backward: also match b -> a, for :meth:`Match.forward_backward_error`; costs a second run.
             stream: for inputs on the GPU, the caller's stream.
@@ -92,7 +105,7 @@ class Matcher:
             InputError: an image cannot be read.
             BackendError: the device failed.
         """
-        if wants_device([(a, b)], stream):
+        if self.encoder is None and wants_device([(a, b)], stream):
             return match_on_device(self, a, b, forward_backward=forward_backward, stream=stream)
         return self._infer([(self._prepare(a), self._prepare(b))], forward_backward)[0]
 
@@ -101,9 +114,54 @@ class Matcher:
 
         Pairs of inputs on the GPU are one run each: what is to be one run there lies in one array.
         """
-        if wants_device(pairs, stream):
+        if self.encoder is None and wants_device(pairs, stream):
             return [match_on_device(self, *pair, forward_backward=forward_backward, stream=stream) for pair in pairs]
         return self._infer([(self._prepare(a), self._prepare(b)) for a, b in pairs], forward_backward)
+
+    def encode(self, image: ImageSource) -> Features:
+        """What the encoder of a split model says about one image, to be matched any number of times.
+
+        Raises:
+            ModelFileError: the model is not split.
+            InputError: the image cannot be read.
+        """
+        return self.encode_batch([image])[0]
+
+    def encode_batch(self, images: Sequence[ImageSource]) -> list[Features]:
+        """Encode images in one run of the encoder, or a few where the file's batch is smaller; see :meth:`encode`."""
+        if self.encoder is None:
+            raise ModelFileError(f"{self.path} is one model for pairs: export it with cats-export --split to encode")
+        prepared = [self._prepare(image) for image in images]
+        arrays = encode_tensors(self.encoder, [item.tensor for item in prepared if item.tensor is not None])
+        return [
+            Features(
+                found, item.size, self.metadata.weights_sha256, str(image) if isinstance(image, (str, Path)) else None
+            )
+            for image, item, found in zip(images, prepared, arrays, strict=True)
+        ]
+
+    def match_gallery(
+        self, a: Source, gallery: Sequence[Source], *, batch_size: int = 8, forward_backward: bool = False
+    ) -> list[Match]:
+        """Match one image against many: with a split model, ``a`` is encoded once and features cost no encoding.
+
+        Args:
+            gallery: images or :class:`Features`.
+            batch_size: pairs of one run of the model, which bounds the memory.
+
+        Returns:
+            One match a -> b for each of the gallery, in its order.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch_size {batch_size} must be at least 1")
+        first = self._prepare(a)
+        if self.encoder is not None and first.tensor is not None:
+            first = replace(first, features=encode_tensors(self.encoder, [first.tensor])[0])
+        return [
+            match
+            for part in _chunks(gallery, batch_size)
+            for match in self._infer([(first, self._prepare(b)) for b in part], forward_backward)
+        ]
 
     def match_many(
         self,
@@ -144,6 +202,8 @@ class Matcher:
     def close(self) -> None:
         """Release the backend; the matcher cannot be used afterwards."""
         self.backend.close()
+        if self.encoder is not None:
+            self.encoder.close()
 
     def __enter__(self) -> Matcher:
         return self
@@ -151,7 +211,9 @@ class Matcher:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _prepare(self, source: ImageSource) -> _Prepared:
+    def _prepare(self, source: Source) -> _Prepared:
+        if isinstance(source, Features):
+            return self._accept(source)
         start = time.perf_counter()
         image = read_image(source, max_pixels=self.max_pixels)
         read_ms = _since(start)
@@ -159,9 +221,20 @@ class Matcher:
         tensor = preprocess(image, self.metadata.preprocessing)
         return _Prepared(source, image.size, tensor, read_ms, _since(start))
 
+    def _accept(self, features: Features) -> _Prepared:
+        """Features of an earlier :meth:`encode`, refused where they are not of this model."""
+        name = features.source or "these features"
+        if self.encoder is None:
+            raise InputError(f"{self.path} is one model for pairs and takes no features: cats-export --split")
+        check_weights(features, self.metadata.weights_sha256, name)
+        expected = {spec.name: spec.shape[1:] for spec in self.encoder.outputs}
+        if {key: value.shape for key, value in features.arrays.items()} != expected:
+            raise InputError(f"{name}: not the arrays that the encoder of {self.path} gives; encode the image again")
+        return _Prepared(features.source, features.size, None, features=features.arrays)
+
     def _infer(self, pairs: Sequence[tuple[_Prepared, _Prepared]], forward_backward: bool) -> list[Match]:
         both_ways = [*pairs, *((b, a) for a, b in pairs)] if forward_backward else pairs
-        flows, confidences, elapsed = self._run([(a.tensor, b.tensor) for a, b in both_ways])
+        flows, confidences, elapsed = self._run(both_ways)
         return [
             Match(
                 flow=flows[index],
@@ -182,21 +255,19 @@ class Matcher:
         ]
 
     def _run(
-        self, pairs: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]]
+        self, pairs: Sequence[tuple[_Prepared, _Prepared]]
     ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]], float]:
         """Flows, confidences and milliseconds of prepared pairs, in runs that the file's batch size allows."""
         flows: list[NDArray[np.float32]] = []
         confidences: list[NDArray[np.float32]] = []
         start = time.perf_counter()
         step = self._batch or self.backend.max_batch or len(pairs) or 1
+        encoded = self._encoded(pairs)
         for first in range(0, len(pairs), step):
-            part = list(pairs[first : first + step])
+            part = list(encoded[first : first + step])
             wanted = len(part)
             part += [part[-1]] * (self._batch - wanted if self._batch else 0)  # a file of fixed batch takes no less
-            feeds: dict[str, Array] = {
-                name: np.stack([pair[side] for pair in part]) for side, name in enumerate(INPUTS)
-            }
-            outputs = self.backend.run(feeds)
+            outputs = self.backend.run(self._feeds(part))
             flow, confidence = outputs[FLOW], outputs[CONFIDENCE]
             grid = self.metadata.grid
             if flow.shape != (len(part), 2, *grid) or confidence.shape != (len(part), *grid):
@@ -213,10 +284,29 @@ class Matcher:
             confidences += list(confidence[:wanted].astype(np.float32, copy=False))
         return flows, confidences, _since(start)
 
+    def _encoded(self, pairs: Sequence[tuple[_Prepared, _Prepared]]) -> list[tuple[dict[str, Array], ...]]:
+        """Arrays of each pair: model inputs, or for a split model features, each image encoded once."""
+        if self.encoder is None:
+            return [tuple({"image": item.tensor} for item in pair if item.tensor is not None) for pair in pairs]
+        fresh = {id(item): item for pair in pairs for item in pair if item.features is None}
+        tensors = [item.tensor for item in fresh.values() if item.tensor is not None]
+        found = dict(zip(fresh, encode_tensors(self.encoder, tensors), strict=True))
+        return [tuple(found[id(item)] if item.features is None else item.features for item in pair) for pair in pairs]
+
+    def _feeds(self, part: Sequence[tuple[dict[str, Array], ...]]) -> dict[str, Array]:
+        """Batched inputs of the model; ``image_a`` of a pair file, ``features_0_a``, ... of a split one."""
+        items = [matcher_feeds(a, b) for a, b in part]
+        dtypes = {spec.name: spec.dtype for spec in self.backend.inputs}
+        return {name: np.stack([item[name] for item in items]).astype(dtypes[name], copy=False) for name in items[0]}
+
 
 def _check_interface(matcher: Matcher) -> int | None:
     """Compare a loaded model with the contract; returns its fixed batch size, None where the batch is dynamic."""
     path, metadata, backend = matcher.path, matcher.metadata, matcher.backend
+    if matcher.encoder is not None:
+        _check_tensor(path, "output", FLOW, backend.outputs, (2, *metadata.grid))
+        _check_tensor(path, "output", CONFIDENCE, backend.outputs, metadata.grid)
+        return fixed_batch(backend)
     if metadata.kind != "pair":
         raise ModelFileError(f"{path} is a model of kind {metadata.kind}, not one that matches a pair of images")
     rows, columns = metadata.grid

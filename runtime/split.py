@@ -1,0 +1,119 @@
+"""The two files of a split model: finding them, loading them, and running one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cats.errors import BackendError, CatsError, ModelFileError
+from cats.runtime.backends import BACKENDS, open_backend
+from cats.runtime.backends.base import Array, Backend
+
+KINDS = ("encoder", "matcher")
+
+
+def find_split(model: str | Path) -> tuple[Path, Path] | None:
+    """Files ``X.encoder.onnx`` and ``X.matcher.onnx`` (or ``.plan``), given one of them, ``X`` or ``X.onnx``.
+
+    Returns:
+        (encoder, matcher), or None where ``model`` is a file of its own or nothing fits.
+
+    Raises:
+        ModelFileError: one of the two is missing.
+    """
+    path = Path(model)
+    for kind in KINDS:
+        if path.stem.endswith(f".{kind}"):
+            base, suffixes = path.with_name(path.stem[: -len(kind) - 1]), [path.suffix]
+            break
+    else:
+        if path.exists():
+            return None
+        known = list(dict.fromkeys(suffix for entry in BACKENDS.values() for suffix in entry.suffixes))
+        given = path.suffix.lower() in known
+        base, suffixes = (path.with_suffix(""), [path.suffix]) if given else (path, known)
+    for suffix in suffixes:
+        pair = [base.with_name(f"{base.name}.{kind}{suffix}") for kind in KINDS]
+        there = [file.is_file() for file in pair]
+        if all(there):
+            return pair[0], pair[1]
+        if any(there):
+            missing, found = (pair[0], pair[1]) if there[1] else (pair[1], pair[0])
+            raise ModelFileError(f"{found} is half of a split model and {missing} is missing: cats-export --split")
+    return None
+
+
+def open_split(files: tuple[Path, Path], backend: str | None, **options: Any) -> tuple[Backend, Backend]:
+    """Load encoder and matcher.
+
+    Raises:
+        ModelFileError: the two are not of one export, or not an encoder and a matcher.
+        BackendError, InputError: as :func:`cats.runtime.backends.open_backend`.
+    """
+    encoder = open_backend(files[0], backend, **options)
+    try:
+        matcher = open_backend(files[1], backend, **options)
+    except CatsError:
+        encoder.close()
+        raise
+    try:
+        _check(encoder, matcher, files)
+    except CatsError:
+        encoder.close()
+        matcher.close()
+        raise
+    return encoder, matcher
+
+
+def fixed_batch(backend: Backend) -> int | None:
+    """Batch size of a file that takes no other; None where it is free."""
+    return backend.inputs[0].shape[0]
+
+
+def run_batches(backend: Backend, feeds: Sequence[dict[str, Array]]) -> list[dict[str, Array]]:
+    """Run items without batch axis in batches as large as the file allows; the results without batch axis, in order."""
+    fixed = fixed_batch(backend)
+    step = fixed or backend.max_batch or len(feeds) or 1
+    results: list[dict[str, Array]] = []
+    for first in range(0, len(feeds), step):
+        part = list(feeds[first : first + step])
+        wanted = len(part)
+        part += [part[-1]] * (fixed - wanted if fixed else 0)
+        dtypes = {spec.name: spec.dtype for spec in backend.inputs}
+        stacked = {name: np.stack([item[name] for item in part]).astype(dtypes[name], copy=False) for name in part[0]}
+        outputs = backend.run(stacked)
+        results += [{name: value[index] for name, value in outputs.items()} for index in range(wanted)]
+    return results
+
+
+def encode_tensors(encoder: Backend, tensors: Sequence[NDArray[np.float32]]) -> list[dict[str, Array]]:
+    """Features of prepared images; raises :class:`BackendError` where they are not numbers."""
+    results = run_batches(encoder, [{"image": tensor} for tensor in tensors])
+    for result in results:
+        if not all(np.isfinite(value).all() for value in result.values()):
+            raise BackendError(f"the encoder ({encoder.describe()}) gave no numbers: export it in fp32")
+    return [{name: value.copy() for name, value in result.items()} for result in results]
+
+
+def matcher_feeds(a: dict[str, Array], b: dict[str, Array]) -> dict[str, Array]:
+    """Inputs of the matcher for features of a and b."""
+    return {f"{name}_{side}": value for side, features in (("a", a), ("b", b)) for name, value in features.items()}
+
+
+def _check(encoder: Backend, matcher: Backend, files: tuple[Path, Path]) -> None:
+    for backend, file, kind in zip((encoder, matcher), files, KINDS, strict=True):
+        if backend.metadata.kind != kind:
+            raise ModelFileError(f"{file} is a model of kind {backend.metadata.kind}, not {kind}: export it again")
+    if encoder.metadata.weights_sha256 != matcher.metadata.weights_sha256:
+        raise ModelFileError(f"{files[0]} and {files[1]} differ in weights: export both with cats-export --split")
+    width, height = encoder.metadata.preprocessing.size
+    images = [spec for spec in encoder.inputs if spec.name == "image" and spec.shape[1:] == (3, height, width)]
+    if len(encoder.inputs) != 1 or not images or images[0].dtype != np.float32:
+        raise ModelFileError(f"{files[0]} does not take float32 image (batch, 3, {height}, {width}): export it again")
+    wanted = {f"{spec.name}_{side}": spec.shape[1:] for spec in encoder.outputs for side in "ab"}
+    if {spec.name: spec.shape[1:] for spec in matcher.inputs} != wanted:
+        raise ModelFileError(f"{files[1]} takes other features than {files[0]} gives: export both together")
