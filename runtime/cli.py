@@ -8,14 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from cats.console import execute, new_app, note, print_json, progress, stderr, table
+from cats.console import execute, new_app, note, print_json, progress, stderr, stdout, table
 from cats.errors import InputError
 from cats.runtime.backends import BACKENDS
 from cats.runtime.backends.ort_providers import PROVIDERS
+from cats.runtime.gallery import rank_gallery
 from cats.runtime.images import MAX_PIXELS, quiet_pillow
 from cats.runtime.matcher import Matcher
 from cats.runtime.run import Outputs, Report, Selection, run, run_pairs
-from cats.runtime.tables import read_points
+from cats.runtime.tables import matches_document, model_document, read_points
 
 app = new_app()
 
@@ -27,6 +28,8 @@ Examples:
 - `cats-run cats.onnx a.jpg b.jpg --points nose.csv --json` prints where the points lie in b
 
 - `cats-run cats.onnx a.jpg b.jpg -o match.png --warp b-as-a.png --flow flow.npy --min-confidence 0.5`
+
+- `cats-run cats.encoder.onnx a.jpg --gallery photos/ --features photos.npz -o best.png` ranks a folder
 
 - `cats-run cats.plan --pairs pairs.csv --json > matches.jsonl` one line a pair, on a TensorRT engine
 """
@@ -103,6 +106,17 @@ def main_command(
             panel=TABLE,
         ),
     ] = None,
+    gallery: Annotated[
+        Path | None,
+        _path(help="Rank the photos of a folder by how well A matches them; no B.", panel=TABLE, metavar="DIR"),
+    ] = None,
+    top: Annotated[int, _number(help="With --gallery: how many to list.", panel=TABLE, min=1)] = 5,
+    score: Annotated[
+        str, _path(help="With --gallery: confidence (mean over A, default) or forward-backward.", panel=TABLE)
+    ] = "confidence",
+    features: Annotated[
+        Path | None, _path(help="With --gallery and a split model: .npz that keeps the features.", panel=TABLE)
+    ] = None,
     batch: Annotated[int, _number(help="Pairs of one run of the model.", panel=TABLE, min=1)] = 1,
     workers: Annotated[int, _number(help="Threads that read images.", panel=TABLE, min=1)] = 2,
     time: Annotated[
@@ -141,13 +155,19 @@ def main_command(
 ) -> None:
     """Match image A to image B (a -> b): a picture, points, a warp, the flow."""
     quiet_pillow()
-    if pairs is None and (a is None or b is None):
+    if gallery is not None and (a is None or b is not None or pairs is not None or points is not None):
+        raise InputError("--gallery takes the image A alone: leave out B, --pairs and --points")
+    if gallery is not None and (warp or overlay or flow or max_forward_backward is not None):
+        raise InputError("--gallery writes a picture of the best match (-o): leave out other outputs and limits")
+    if gallery is None and features is not None:
+        raise InputError("--features keeps the features of a gallery: give --gallery DIR")
+    if pairs is None and gallery is None and (a is None or b is None):
         raise InputError("give two images, A and B, or a table of pairs: --pairs pairs.csv")
     if pairs is not None and (a is not None or points is not None):
         raise InputError("--pairs takes images and points from the CSV: leave out A, B and --points")
     selection = Selection(grid, min_confidence, max_forward_backward)
     outputs = Outputs(output, warp, overlay, flow)
-    if not as_json and not outputs.written():
+    if gallery is None and not as_json and not outputs.written():
         outputs = Outputs(picture=Path(pairs.stem if pairs is not None else f"{_stem(a)}-{_stem(b)}.png"))
     chosen = read_points(points) if points is not None else None
     if pairs is None:
@@ -167,7 +187,10 @@ def main_command(
         note(f"{model}: {matcher.backend.describe()}")
         if matcher.metadata.verified is False:
             note(f"warning: {model} says that it was not verified, or failed; see cats inspect {model}")
-        if pairs is not None:
+        if gallery is not None:
+            assert a is not None  # checked above
+            _run_gallery(matcher, a, gallery, output, features, score, top, max(batch, 8), selection, as_json)
+        elif pairs is not None:
             _run_table(matcher, pairs, outputs, selection, batch, workers, as_json, time)
         else:
             assert a is not None  # checked above
@@ -196,6 +219,45 @@ def open_matcher(model: Path, backend: str | None, max_megapixels: float, **opti
         Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own limit, of this process
     given = {name: value for name, value in options.items() if value is not None}
     return Matcher(model, backend, max_pixels=max_pixels, **given)
+
+
+def _run_gallery(
+    matcher: Matcher,
+    a: Path,
+    folder: Path,
+    picture: Path | None,
+    cache: Path | None,
+    score: str,
+    top: int,
+    batch: int,
+    selection: Selection,
+    as_json: bool,
+) -> None:
+    with progress() as bar:
+        task = bar.add_task("matching", total=None)
+        found = rank_gallery(
+            matcher, a, folder, score=score, cache=cache, batch_size=batch, on_photo=lambda: bar.advance(task)
+        )
+    for _, reason in found.failures:
+        note(reason)
+    best = found.ranked[:top]
+    if as_json:
+        for value, photo, match in best:
+            kept = selection.choose(match, None)
+            document = matches_document(match, kept, a=a, b=photo, model=model_document(matcher))
+            print_json({**document, "score": round(value, 6)})
+    else:
+        rows = [[str(rank), f"{value:.4f}", str(photo)] for rank, (value, photo, _) in enumerate(best, 1)]
+        stdout.print(table(f"best matches of {a.name}", ["rank", score, "photo"], rows))
+    if picture is not None and best:
+        run(matcher, a, best[0][1], Outputs(picture=picture), selection=selection)
+        note(f"wrote {picture}")
+    note(
+        f"{len(found.ranked)} photos matched ({found.cached} from the cache), "
+        f"{found.skipped} other files skipped, {len(found.failures)} unreadable"
+    )
+    if found.failures:
+        raise InputError(f"{len(found.failures)} photos below {folder} could not be read, see above")
 
 
 def _run_table(

@@ -1,0 +1,125 @@
+"""Ranking the photos of a folder by how well they match one photo, with features kept between runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cats.errors import InputError
+from cats.runtime.features import Features, load_features, save_features
+from cats.runtime.matcher import Matcher
+from cats.runtime.result import Match, grid_points
+
+SCORES = ("confidence", "forward-backward")
+
+
+@dataclass
+class Ranking:
+    """A ranked gallery.
+
+    Attributes:
+        ranked: (score, photo, match a -> photo), best first.
+        skipped: files that are no images by their name.
+        failures: photos that could not be read, with the reason.
+        cached: photos whose features came from the cache.
+    """
+
+    ranked: list[tuple[float, Path, Match]] = field(default_factory=list)
+    skipped: int = 0
+    failures: list[tuple[Path, str]] = field(default_factory=list)
+    cached: int = 0
+
+
+def rank_gallery(
+    matcher: Matcher,
+    a: Path,
+    folder: Path,
+    *,
+    score: str = "confidence",
+    cache: Path | None = None,
+    batch_size: int = 8,
+    on_photo: Callable[[], None] | None = None,
+) -> Ranking:
+    """Match ``a`` to every photo below ``folder`` and rank them.
+
+    Args:
+        score: ``confidence``, its mean over a; or ``forward-backward``, minus the median distance that a -> b -> a
+            moves a point, in the longer side of a, which runs the matcher twice.
+        cache: ``.npz`` in which the photos' features are kept; those of changed photos are made again.
+
+    Raises:
+        InputError: no photo there, an unknown score, ``a`` unreadable, or a cache of another model.
+    """
+    if score not in SCORES:
+        raise InputError(f"unknown score {score!r}: choose {', '.join(SCORES)}")
+    if not folder.is_dir():
+        raise InputError(f"gallery {folder} is not a folder")
+    if cache is not None and (cache.suffix != ".npz" or matcher.encoder is None):
+        why = (
+            "its name must end in .npz"
+            if cache.suffix != ".npz"
+            else "only a split model has them: cats-export --split"
+        )
+        raise InputError(f"cannot keep features in {cache}: {why}")
+    result = Ranking()
+    photos, result.skipped = list_photos(folder)
+    if not photos:
+        raise InputError(f"no photo below {folder} ({result.skipped} other files)")
+    sha = matcher.metadata.weights_sha256
+    stored = load_features(cache, sha) if cache is not None and cache.exists() else {}
+    kept: dict[str, Features] = {}
+    first = matcher.encode(a) if matcher.encoder is not None else a
+    for begin in range(0, len(photos), batch_size):
+        items = []
+        for photo in photos[begin : begin + batch_size]:
+            try:
+                if matcher.encoder is None:
+                    items.append((photo, matcher.match(a, photo, forward_backward=score != "confidence")))
+                    continue
+                key = _key(photo)
+                if key in stored:
+                    result.cached += 1
+                kept[key] = stored[key] if key in stored else matcher.encode(photo)
+                items.append((photo, replace(kept[key], source=str(photo))))
+            except InputError as error:
+                result.failures.append((photo, str(error)))
+        if matcher.encoder is not None and items:
+            gallery = [features for _, features in items]
+            matches = matcher.match_gallery(
+                first, gallery, batch_size=batch_size, forward_backward=score != "confidence"
+            )
+            items = [(photo, match) for (photo, _), match in zip(items, matches, strict=True)]
+        result.ranked += [(match_score(match, score), photo, match) for photo, match in items]
+        for _ in photos[begin : begin + batch_size]:
+            if on_photo is not None:
+                on_photo()
+    if cache is not None and len(kept) > 0 and result.cached < len(kept):
+        save_features(cache, {**stored, **kept})
+    result.ranked.sort(key=lambda item: -item[0])
+    return result
+
+
+def match_score(match: Match, score: str) -> float:
+    """How well a match holds, larger is better; see :func:`rank_gallery`."""
+    if score == "confidence":
+        return float(match.confidence.mean())
+    moved = match.forward_backward_error(grid_points(match.size_a, match.grid))
+    return -float(np.median(moved)) / max(match.size_a)
+
+
+def list_photos(folder: Path) -> tuple[list[Path], int]:
+    """Files below a folder that are images by their suffix, sorted, and the number of others."""
+    known = set(Image.registered_extensions())
+    files = sorted(Path(root) / name for root, _, names in os.walk(folder) for name in names)
+    photos = [file for file in files if file.suffix.lower() in known]
+    return photos, len(files) - len(photos)
+
+
+def _key(photo: Path) -> str:
+    status = photo.stat()
+    return f"{photo.resolve()}:{status.st_size}:{status.st_mtime_ns}"
