@@ -25,11 +25,20 @@ Examples:
 
 - `cats-calibrate cats.onnx --from-ranges mine.json --from-ranges more.json --keep decoder.proj` quantizes again
 
+- `cats-calibrate cats.onnx --images photos/ --sensitivity --plot modules.png` ranks the modules
+
+- `cats-calibrate cats.onnx --images photos/ --max-drift 0.5px --state search.json` mixed precision within a bound
+
+- `cats-calibrate --find-divergence cats.onnx cats.fp16.onnx` names the first node where two precisions part
+
+- `cats-calibrate cats.onnx --fit-confidence --data categories:photos -o calibrated.onnx` fits the confidence
+
 Exit status: 0 done; 1 the file is written, but its flow differs from the float model's by more than 2 px (99th
-percentile, at 256 x 256); 2 bad input.
+percentile, at 256 x 256), two files part, or a bound cannot be met; 2 bad input.
 """
 
 WHAT, HOW, OUTPUTS = "Photos to measure ranges on (one of these)", "How it is quantized", "Outputs"
+STUDY = "Instead of quantizing as told"
 
 
 def _option(*names: str, help: str, panel: str, default: bool | str = False, **more: Any) -> Any:
@@ -39,6 +48,10 @@ def _option(*names: str, help: str, panel: str, default: bool | str = False, **m
 @app.command(epilog=EXAMPLES)
 def main_command(
     model: Annotated[Path, typer.Argument(help="Float32 ONNX file of cats-export.", metavar="MODEL.onnx")],
+    other: Annotated[
+        Path | None,
+        typer.Argument(help="Second file, of --find-divergence.", metavar="[OTHER.onnx]", show_default=False),
+    ] = None,
     images: Annotated[
         Path | None, _option(help="Folder, searched recursively: photos of one sub-folder pair.", panel=WHAT)
     ] = None,
@@ -51,7 +64,9 @@ def main_command(
         list[Path] | None, _option(help="Ranges of an earlier run instead of photos; several are merged.", panel=WHAT)
     ] = None,
     limit: Annotated[int, _option(help="Largest number of pairs.", panel=WHAT, default=True, min=1)] = 64,
-    precision: Annotated[str, _option(help="int8 or fp8.", panel=HOW, default=True)] = "int8",
+    precision: Annotated[
+        str, _option(help="int8 or fp8; fp16 with --sensitivity and the search.", panel=HOW, default=True)
+    ] = "int8",
     method: Annotated[
         str,
         _option(help="Interval of each int8 activation: minmax, percentile, entropy, mse.", panel=HOW, default=True),
@@ -94,23 +109,96 @@ def main_command(
         str | None,
         _option(help="Annotated pairs: also compare PCK of both models.", panel=OUTPUTS, metavar="KIND:DIR"),
     ] = None,
-    as_json: Annotated[bool, _option("--json", help="Print the file's metadata as JSON.", panel=OUTPUTS)] = False,
+    as_json: Annotated[
+        bool, _option("--json", help="Print the file's metadata, or the study's figures, as JSON.", panel=OUTPUTS)
+    ] = False,
+    find_divergence: Annotated[
+        bool, _option("--find-divergence", help="Name the first node where MODEL and OTHER part.", panel=STUDY)
+    ] = False,
+    threshold: Annotated[
+        float | None,
+        _option(help="Relative error at which they part.", panel=STUDY, default="0.3 quantized, 0.03 else"),
+    ] = None,
+    sensitivity: Annotated[
+        bool, _option("--sensitivity", help="Rank the modules by what lower precision does.", panel=STUDY)
+    ] = False,
+    max_drift: Annotated[
+        str | None, _option(help="Keep the fewest modules so that p99 drifts by at most this, 0.5px.", panel=STUDY)
+    ] = None,
+    max_pck_drop: Annotated[
+        float | None, _option(help="The same for points of PCK@0.1 on --check.", panel=STUDY)
+    ] = None,
+    by: Annotated[str, _option(help="Vary each module, or each block at once.", panel=STUDY, default=True)] = "module",
+    state: Annotated[
+        Path | None, _option(help="JSON file with which a killed search or ranking goes on.", panel=STUDY)
+    ] = None,
+    fit_confidence: Annotated[
+        bool, _option("--fit-confidence", help="Fit soft-argmax temperature and confidence on --data.", panel=STUDY)
+    ] = False,
+    plot: Annotated[Path | None, _option(help="Picture of --sensitivity, or reliability diagram.", panel=STUDY)] = None,
 ) -> None:
     """Quantize a CATs model with the ranges of its activations on photos, and compare it with the float model."""
+    from cats.calibration import commands
     from cats.calibration.calibrate import HELD_OUT, calibrate, check_ranges, load_float_model, measure_ranges
     from cats.calibration.inputs import SMALL
     from cats.calibration.parity import print_drift
     from cats.calibration.ranges import Ranges
+    from cats.calibration.search import search
+    from cats.calibration.sensitivity import measure_sensitivity, plot_sensitivity
     from cats.data import open_dataset
     from cats.runtime.images import quiet_pillow
 
     quiet_pillow()
-    destination = output or Path(f"{model.name.removesuffix('.onnx')}.{precision}.onnx")
-    for path in (destination, ranges):
+    searching = max_drift is not None or max_pck_drop is not None
+    if sum((find_divergence, sensitivity, searching, fit_confidence)) > 1:
+        raise InputError("give one of --find-divergence, --sensitivity, --max-drift/--max-pck-drop, --fit-confidence")
+    if find_divergence != (other is not None):
+        raise InputError("--find-divergence compares two files: cats-calibrate --find-divergence A.onnx B.onnx")
+    if plot is not None and not (sensitivity or fit_confidence):
+        raise InputError("--plot belongs to --sensitivity or --fit-confidence: leave it out")
+    if precision == "fp16" and not (sensitivity or searching):
+        raise InputError("fp16 is typed by cats-export --fp16; here it goes with --sensitivity or --max-drift")
+    if keep and (find_divergence or sensitivity or searching or fit_confidence):
+        raise InputError("--keep belongs to quantizing: leave it out here")
+    kind = "confidence" if fit_confidence else precision
+    destination = output or Path(f"{model.name.removesuffix('.onnx')}.{kind}.onnx")
+    for path in (destination, ranges, state, plot):
         if path is not None and not path.parent.is_dir():
             raise InputError(f"cannot write {path}: there is no folder {path.parent}")
     if destination.exists() and model.exists() and destination.samefile(model):
         raise InputError(f"{destination} is the model itself: give another -o")
+    if find_divergence:
+        assert other is not None
+        on = _photos(images, pairs, data, split, None).spread(limit) if images or pairs or data else None
+        commands.show_divergence(model, other, on, threshold=threshold, threads=threads, as_json=as_json)
+        return
+    if fit_confidence:
+        commands.fit_and_write(model, data, destination, limit=limit, plot=plot, threads=threads, as_json=as_json)
+        return
+    if sensitivity or searching:
+        bound = commands.bound_of(max_drift, max_pck_drop) if searching else None
+        variants = commands.make_variants(
+            load_float_model(model),
+            _photos(images, pairs, data, split, from_ranges),
+            from_ranges or [],
+            precision=precision,
+            balance=balance,
+            options={"method": method, "target": target, "weight_bits": weight_bits},
+            check=check,
+            limit=limit,
+            threads=threads,
+            state=state,
+        )
+        if bound is None:
+            ranking = measure_sensitivity(variants, by=by)
+            if plot is not None:
+                plot_sensitivity(ranking, plot)
+            commands.show_sensitivity(ranking, as_json=as_json)
+        else:
+            answer = search(variants, bound, by=by)
+            commands.write_answer(variants, answer, destination)
+            commands.show_search(answer, as_json=as_json)
+        return
     photos = _photos(images, pairs, data, split, from_ranges)
     source = load_float_model(model)
     if check is not None:
