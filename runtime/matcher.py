@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from cats.runtime.result import Match
 from cats.runtime.split import encode_tensors, find_split, fixed_batch, matcher_feeds, open_split
 
 INPUTS = ("image_a", "image_b")
+_RECENT_IMAGES = 32  # of 0.8 MB each
 FLOW, CONFIDENCE = "flow", "confidence"
 
 Source = ImageSource | Features
@@ -186,9 +188,11 @@ class Matcher:
         if batch_size < 1 or workers < 1:
             raise InputError(f"batch_size {batch_size} and workers {workers} must be at least 1")
 
+        recent = _Recent(_RECENT_IMAGES)
+
         def prepare(pair: Pair) -> tuple[_Prepared, _Prepared] | CatsError:
             try:
-                return self._prepare(pair[0]), self._prepare(pair[1])
+                return recent.get(pair[0], self._prepare), recent.get(pair[1], self._prepare)
             except CatsError as error:
                 if not return_errors:
                     raise
@@ -298,6 +302,30 @@ class Matcher:
         items = [matcher_feeds(a, b) for a, b in part]
         dtypes = {spec.name: spec.dtype for spec in self.backend.inputs}
         return {name: np.stack([item[name] for item in items]).astype(dtypes[name], copy=False) for name in items[0]}
+
+
+class _Recent:
+    """The images prepared last, since tables of pairs often name one photo in many rows; for several threads."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._lock = size, threading.Lock()
+        self._items: OrderedDict[str, _Prepared] = OrderedDict()
+
+    def get(self, source: Source, prepare: Callable[[Source], _Prepared]) -> _Prepared:
+        """A prepared image; only files are kept. One from here took no time to read."""
+        if not isinstance(source, (str, Path)):
+            return prepare(source)
+        key = str(source)
+        with self._lock:
+            if key in self._items:
+                self._items.move_to_end(key)
+                return replace(self._items[key], read_ms=0.0, preprocess_ms=0.0)
+        item = prepare(source)
+        with self._lock:
+            self._items[key] = item
+            while len(self._items) > self._size:
+                self._items.popitem(last=False)
+        return item
 
 
 def _check_interface(matcher: Matcher) -> int | None:
