@@ -1,0 +1,226 @@
+"""Divergence, sensitivity, search and confidence: a planted bad layer is found, bounds hold, runs resume."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from commands import runner
+from onnx import numpy_helper
+
+from cats.calibration.calibrate import FloatModel, measure_ranges, write_quantized
+from cats.calibration.cli import main
+from cats.calibration.confidence import (
+    Predictions,
+    expected_calibration_error,
+    fit_mapping,
+    temperature_of,
+    with_temperature,
+)
+from cats.calibration.divergence import find_divergence
+from cats.calibration.modules import modules
+from cats.calibration.quantize import quantize
+from cats.calibration.search import Bound, search
+from cats.calibration.sensitivity import measure_sensitivity
+from cats.calibration.sessions import Session
+from cats.calibration.variants import Variants, groups
+from cats.errors import InputError
+from cats.export.precision import to_fp16
+from cats.metadata import read_onnx_metadata
+from cats.runtime import Matcher
+
+BAD = "feature_extraction.backbone.blocks.2.0.conv_pwl"
+BEFORE = "feature_extraction.backbone.blocks.2.0.conv_dw"
+
+
+@pytest.fixture
+def calibrate(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    return runner(main, "cats-calibrate", monkeypatch, capsys)
+
+
+@pytest.fixture(scope="session")
+def planted(source, tmp_path_factory):
+    """The model with one channel made tiny and its weights in the next layer huge: exact in float, lost in INT8."""
+    model = onnx.ModelProto()
+    model.CopyFrom(source.model)
+    names = {item.name for item in model.graph.initializer}
+    assert {f"{BEFORE}.weight", f"{BEFORE}.bias", f"{BAD}.weight"} <= names, sorted(names)
+    for item in model.graph.initializer:
+        values = numpy_helper.to_array(item).copy()
+        if item.name in (f"{BEFORE}.weight", f"{BEFORE}.bias"):
+            values[0] *= 1e-4
+        elif item.name == f"{BAD}.weight":
+            values[:, 0] *= 1e4
+        else:
+            continue
+        item.CopyFrom(numpy_helper.from_array(values, item.name))
+    path = tmp_path_factory.mktemp("planted") / "planted.onnx"
+    write_quantized(model, source.metadata, path)
+    return FloatModel(path, model, source.metadata)
+
+
+@pytest.fixture(scope="session")
+def halves(pairs):
+    return pairs.split(2)
+
+
+@pytest.fixture(scope="session")
+def planted_ranges(planted, halves):
+    return measure_ranges(planted, halves[0], balance=False)
+
+
+@pytest.fixture
+def variants(planted, planted_ranges, halves):
+    return Variants(planted, planted_ranges, halves[1], threads=2)
+
+
+def test_sensitivity_finds_the_planted_layer_first(variants):
+    result = measure_sensitivity(variants, by="block", cumulative=False)
+    assert BAD in result.ranked[0].modules
+    assert result.ranked[0].alone.median_px > 2 * result.ranked[1].alone.median_px
+    assert f"{BAD}/Conv" in result.ranked[0].nodes
+
+
+def test_divergence_finds_the_planted_layer_first(planted, planted_ranges, halves, tmp_path):
+    path = tmp_path / "q.onnx"
+    write_quantized(quantize(planted.model, planted_ranges), planted.metadata.with_(precision="int8"), path)
+    found = find_divergence(planted.path, path, halves[1])
+    assert found.first is not None
+    assert found.first.module == BAD
+    assert found.largest_step.module == BAD
+
+
+def test_equal_files_do_not_part(float_file, halves):
+    found = find_divergence(float_file, float_file, halves[1])
+    assert found.first is None
+    assert max(item.relative for item in found.nodes) == 0
+
+
+def test_overflow_of_float16_is_named(source, halves, copy, tmp_path):
+    model = copy(source.model)
+    name = f"{BAD}.weight"
+    for item in model.graph.initializer:
+        if item.name == name:
+            item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item) * np.float32(9e4), name))
+    write_quantized(model, source.metadata, tmp_path / "a.onnx")
+    write_quantized(to_fp16(model), source.metadata.with_(precision="fp16"), tmp_path / "b.onnx")
+    found = find_divergence(tmp_path / "a.onnx", tmp_path / "b.onnx", halves[1])
+    assert name in {item.name for item in model.graph.initializer}
+    assert found.first is not None
+    # Its weights are beyond float16 too and stay float32: the cast in front of the next layer overflows.
+    assert found.first.module == "feature_extraction.backbone.blocks.2.1.conv_pw"
+    assert BAD in {item.module for item in found.overflowing}
+    assert found.first.not_finite_b > 0
+    assert found.overflowing[0].largest_a > 65504
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_search_meets_its_bound_and_resumes(planted, planted_ranges, halves, tmp_path):
+    state = tmp_path / "state.json"
+    first = Variants(planted, planted_ranges, halves[1], threads=2, state=state)
+    everything = first.measure(()).p99_px
+    bound = Bound(max_drift=everything / 4)
+    answer = search(first, bound, by="block")
+    assert not set(halves[0].pairs) & set(halves[1].pairs)
+    assert answer.effect.p99_px <= bound.max_drift
+    assert BAD in answer.keep
+    assert len(answer.keep) < len(modules(planted.model))
+    flow = [Session(m)(first.feeds()[0])["flow"] for m in (planted.model, first.build(answer.keep))]
+    size = 256 / flow[0].shape[-1]
+    assert np.quantile(np.linalg.norm(flow[0] - flow[1], axis=1), 0.5) * size <= bound.max_drift
+    document = json.loads(state.read_text())
+    document["variants"] = document["variants"][: len(document["variants"]) // 2]
+    state.write_text(json.dumps(document))
+    resumed = Variants(planted, planted_ranges, halves[1], threads=2, state=state)
+    assert len(resumed.measured) == len(document["variants"])
+    assert search(resumed, bound, by="block").keep == answer.keep
+
+
+def test_state_of_another_search_is_refused(planted, planted_ranges, halves, tmp_path):
+    state = tmp_path / "state.json"
+    Variants(planted, planted_ranges, halves[1], state=state).measure(modules(planted.model))
+    with pytest.raises(InputError, match="another model"):
+        Variants(planted, planted_ranges, halves[0], state=state)
+
+
+def test_float16_is_searched_too(source, halves):
+    variants = Variants(source, None, halves[1], precision="fp16", threads=2)
+    everything = variants.measure(())
+    assert everything.p99_px > 0
+    answer = search(variants, Bound(max_drift=everything.p99_px * 2), by="block")
+    assert answer.keep == ()
+
+
+def test_blocks():
+    names = ["a.0.x", "a.0.y", "a.p", "b.0", "b.1", "c"]
+    assert groups(names, "block") == {"a.0": ["a.0.x", "a.0.y"], "a.p": ["a.p"], "b": ["b.0", "b.1"], "c": ["c"]}
+    assert groups(names) == {name: [name] for name in names}
+
+
+def test_another_temperature_changes_the_flow(source, feeds):
+    old = temperature_of(source.model)
+    assert old == pytest.approx(source.metadata.config["temperature"])
+    changed = with_temperature(source.model, old / 4)
+    assert temperature_of(changed) == pytest.approx(old / 4)
+    before, after = (Session(model)(feeds) for model in (source.model, changed))
+    assert np.abs(before["flow"] - after["flow"]).max() > 0.1
+    assert after["confidence"].mean() > before["confidence"].mean()
+    same = Session(with_temperature(source.model, old))(feeds)
+    np.testing.assert_allclose(same["flow"], before["flow"], atol=1e-5)
+
+
+def test_the_mapping_lowers_the_calibration_error_on_held_out_matches():
+    rng = np.random.default_rng(0)
+
+    def draw():
+        confidence = rng.random(4000)
+        right = rng.random(4000) < 0.3 + 0.5 * confidence**2
+        return Predictions(np.where(right, 5.0, 60.0), confidence)
+
+    mapping, held_out = fit_mapping(draw()), draw()
+    assert np.all(np.diff(mapping["probability"]) >= 0)
+    assert np.all(np.diff(mapping["error_px"]) <= 0)
+    mapped = np.interp(held_out.confidence, mapping["confidence"], mapping["probability"])
+    before = expected_calibration_error(held_out.confidence, held_out.right)
+    assert expected_calibration_error(mapped, held_out.right) < before / 3
+
+
+def test_commands(calibrate, float_file, photos, tmp_path):
+    done = calibrate(
+        float_file, "--fit-confidence", "--data", f"categories:{photos}", "-o", "c.onnx", "--plot", "c.png", "--json"
+    )
+    assert done.code == 0, done.err
+    fit = json.loads(done.out)
+    assert (tmp_path / "c.png").read_bytes()[:4] == b"\x89PNG"
+    metadata = read_onnx_metadata("c.onnx")
+    assert metadata.calibration["confidence"] == fit
+    assert temperature_of(onnx.load("c.onnx")) == pytest.approx(fit["temperature"])
+    match = Matcher("c.onnx", threads=1).match(*sorted(photos.iterdir())[:2])
+    low, high = fit["mapping"]["probability"][0], fit["mapping"]["probability"][-1]
+    assert low <= match.calibrated_confidence.min() <= match.calibrated_confidence.max() <= high
+    with pytest.raises(InputError, match="--fit-confidence"):
+        _ = Matcher(float_file, threads=1).match(*sorted(photos.iterdir())[:2]).calibrated_confidence
+    assert calibrate("--find-divergence", float_file, float_file).code == 0
+    done = calibrate("--find-divergence", float_file, "c.onnx", "--json", "--threshold", "1e-9")
+    assert done.code == (1 if fit["temperature"] != fit["old_temperature"] else 0)
+    done = calibrate(float_file, "--images", photos, "--max-drift", "1000px", "--by", "block", "--json", "-o", "m.onnx")
+    assert done.code in (0, 1), done.err
+    assert json.loads(done.out)["keep"] == []
+
+
+def test_wrong_inputs_of_studies(calibrate, float_file, photos, tmp_path):
+    images = ("--images", photos)
+    assert "two files" in calibrate(float_file, "--find-divergence").error
+    assert "two files" in calibrate(float_file, float_file, *images).error
+    assert "needs pairs with known flow" in calibrate(float_file, "--fit-confidence").error
+    assert "0.5px" in calibrate(float_file, *images, "--max-drift", "much").error
+    assert "zero or more" in calibrate(float_file, *images, "--max-drift=-1").error
+    assert "--check" in calibrate(float_file, *images, "--max-pck-drop", "1").error
+    assert "give one of" in calibrate(float_file, *images, "--sensitivity", "--max-drift", "1").error
+    assert "module or block" in calibrate(float_file, *images, "--sensitivity", "--by", "layer").error
+    assert "cats-export --fp16" in calibrate(float_file, *images, "--precision", "fp16").error
+    (tmp_path / "s.json").write_text("[]")
+    assert "s.json" in calibrate(float_file, *images, "--sensitivity", "--state", "s.json").error
+    (tmp_path / "text.onnx").write_text("no model")
+    assert "text.onnx" in calibrate("--find-divergence", float_file, "text.onnx").error
