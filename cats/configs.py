@@ -14,6 +14,7 @@ from typing import Any
 from cats.data.warps import WarpConfig
 from cats.errors import InputError
 from cats.model import CATsConfig
+from cats.starts import STARTS
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,9 @@ class TrainConfig:
     """Everything a training run depends on besides its data.
 
     Attributes:
-        model: structure; ``backbone_weights`` and ``zero_start`` as in :class:`cats.model.CATs`.
+        model: structure; ``backbone_weights`` as in :class:`cats.model.CATs`.
+        start: of the aggregator: ``random`` (the paper's), ``zero`` (``zero_start`` of :class:`cats.model.CATs`) or
+            ``consensus`` (:func:`cats.starts.start_as_consensus`).
         freeze: ``all`` (no gradients, statistics fixed), ``authors`` (no gradients, batch-norm statistics as in
             the authors' frozen backbone), ``none``.
         lr, lr_backbone, weight_decay: of AdamW; vectors (biases, norms) are not decayed.
@@ -33,7 +36,8 @@ class TrainConfig:
         amp: ``off``, ``bf16`` or ``fp16`` autocast; correlation, softmax and losses stay float32.
         augment, crop: the paper's Table 1, and the box-preserving random crop, each for supervised data.
         direct, composed, unmatched: weights of the terms of probabilistic warp consistency (categories); ``keep``:
-            share of cells of the composed term; ``direct_share``: share of a batch that computes the direct term too;
+            share of cells of the composed term; ``direct_share``: share of a batch that computes the direct terms too;
+            ``direct_epe``: weight of the direct flow's end-point error in cells, which places matches between cells;
             ``sigma``: of the targets in cells.
         shrink: the aggregator's learnt correction is scaled by this in the saved model (its output projection), which
             interpolates between the backbone's own matches (0) and the trained ones (1).
@@ -44,7 +48,7 @@ class TrainConfig:
 
     model: CATsConfig = field(default_factory=CATsConfig)
     backbone_weights: str = "auto"
-    zero_start: bool = False
+    start: str = "random"
     freeze: str = "none"
     lr: float = 3e-5
     lr_backbone: float = 3e-6
@@ -63,6 +67,7 @@ class TrainConfig:
     crop: bool = True
     direct: float = 0.25
     direct_share: float = 0.25
+    direct_epe: float = 0.0
     composed: float = 1.0
     unmatched: float = 0.0
     keep: float = 0.6
@@ -75,6 +80,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         choices = {
+            "start": STARTS,
             "freeze": ("all", "authors", "none"),
             "schedule": ("multistep", "cosine"),
             "amp": ("off", "bf16", "fp16"),
@@ -142,7 +148,13 @@ def _assign(values: dict[str, Any], path: list[str], value: Any, assignment: str
 
 _PFPASCAL = (2, 17, 21, 22, 25, 26, 28)
 _TINY = CATsConfig(
-    backbone="tf_efficientnet_lite0", hyperpixels=(11, 12, 15), projection_dim=64, num_heads=5, mlp_ratio=2.0
+    backbone="tf_efficientnet_lite0",
+    hyperpixels=(11, 12, 15),
+    projection_dim=64,
+    depth=2,
+    num_heads=4,
+    mlp_ratio=1.0,
+    temperature=0.15,  # of the start, whose correlation is a sum over neighbours
 )
 
 CONFIGS: dict[str, TrainConfig] = {
@@ -155,18 +167,20 @@ CONFIGS: dict[str, TrainConfig] = {
     "pfpascal-frozen": TrainConfig(model=CATsConfig(hyperpixels=_PFPASCAL), freeze="authors"),
     "tiny": TrainConfig(
         model=_TINY,
-        zero_start=True,
+        start="consensus",
         freeze="all",
         lr=1e-3,
         batch_size=4,
-        steps=1000,
+        steps=1500,
         schedule="cosine",
         warmup=50,
         clip=1.0,
         ema=0.99,
         amp="bf16",
-        shrink=0.75,
-        validate_every=250,
+        direct=0.15,
+        direct_share=1.0,
+        direct_epe=2.0,
+        validate_every=500,
     ),
 }
 

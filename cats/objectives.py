@@ -59,7 +59,8 @@ class WarpConsistencyObjective:
     """Probabilistic warp consistency (Truong et al., CVPR 2022) on :class:`cats.data.warps.CategoryTriplets`.
 
     The composition P(W -> J) then P(J -> I) and the direct P(W -> I) are compared with the known warp W -> I; with
-    ``config.unmatched`` a state without partner is learnt from pairs of different categories.
+    ``config.direct_epe`` so is the direct flow, which places matches between cells, and with ``config.unmatched`` a
+    state without partner is learnt from pairs of different categories.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -76,7 +77,8 @@ class WarpConsistencyObjective:
         features = dict(zip(names, _split(maps, len(names)), strict=True))
         passes = [("w", "j"), ("j", "i")]
         counts = [len(flow)] * len(passes)
-        if config.direct:
+        direct = bool(config.direct or config.direct_epe)
+        if direct:
             passes.append(("w", "i"))
             counts.append(math.ceil(config.direct_share * len(flow)))
         if config.unmatched:
@@ -101,11 +103,16 @@ class WarpConsistencyObjective:
                 probability["j", "i"] @ probability["w", "j"], flow, visible, sigma=config.sigma, keep=config.keep
             )
         }
-        if config.direct:
+        if direct:
             n = len(probability["w", "i"])
-            terms["direct"] = config.direct * probabilistic_cross_entropy(
-                probability["w", "i"], flow[:n], visible[:n], sigma=config.sigma
-            )
+            known, seen = flow[:n], visible[:n]
+            if config.direct:
+                terms["direct"] = config.direct * probabilistic_cross_entropy(
+                    probability["w", "i"], known, seen, sigma=config.sigma
+                )
+            if config.direct_epe:
+                estimated, _ = model.soft_argmax(scores["w", "i"])
+                terms["epe"] = config.direct_epe * endpoint_error(estimated, known, seen)
         if unmatched is not None:
             terms["unmatched"] = config.unmatched * unmatched_loss(unmatched)
         return sum(terms.values()), {name: value.item() for name, value in terms.items()}

@@ -26,13 +26,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from cats import __version__
-from cats.checkpoints import save_checkpoint
+from cats.checkpoints import save_checkpoint, save_document
 from cats.configs import TrainConfig
 from cats.console import note, progress
 from cats.errors import CatsError, CheckpointError, InputError
-from cats.files import atomic_path, write_text
+from cats.files import write_text
 from cats.model import CATs
 from cats.objectives import Batch, Objective
+from cats.starts import start_as_consensus
 
 Validation = Callable[[CATs], dict[str, float]]
 
@@ -88,7 +89,9 @@ class Trainer:
         self.rank, self.world = _join_process_group(device)
         self.device = torch.device(f"cuda:{_local_rank()}" if self.world > 1 and device == "cuda" else device)
         torch.manual_seed(config.seed)
-        self.model = CATs(config.model, backbone_weights=_weights(config), zero_start=config.zero_start)
+        self.model = CATs(config.model, backbone_weights=_weights(config), zero_start=config.start == "zero")
+        if config.start == "consensus":
+            start_as_consensus(self.model)
         self.model.to(self.device)
         if config.freeze != "none":
             self.model.feature_extraction.freeze(statistics=config.freeze == "all")
@@ -134,6 +137,8 @@ class Trainer:
                             f"stopped early at step {self.state.step}: no gain in {self.config.patience} validations"
                         )
                         break
+        if self.rank == 0 and self._tensorboard() is not None:
+            self._tensorboard().flush()
         self._say(f"best score {self.state.best_score:.2f} at step {self.state.best_step}: {self.output / 'best.pt'}")
         return self.output / "best.pt"
 
@@ -154,11 +159,14 @@ class Trainer:
             prefetch_factor=4 if self.workers else None,
         )
         pending: list[Batch] = []
-        for batch in loader:
-            pending.append({key: value.to(self.device, non_blocking=True) for key, value in batch.items()})
-            if len(pending) == config.accumulate:
-                yield pending
-                pending = []
+        try:
+            for batch in loader:
+                pending.append({key: value.to(self.device, non_blocking=True) for key, value in batch.items()})
+                if len(pending) == config.accumulate:
+                    yield pending
+                    pending = []
+        except CatsError as error:  # of a worker, whose traceback PyTorch puts before the message
+            raise type(error)(str(error).rstrip().rpartition(f"{type(error).__name__}: ")[2]) from error
 
     def _update(self, batches: list[Batch]) -> dict[str, float]:
         config = self.config
@@ -169,9 +177,11 @@ class Trainer:
                 loss, parts = self.forward(self.model, batch)
             value = loss.item()
             if not math.isfinite(value):
+                best = self.output / "best.pt"
+                kept = f"{best} holds the best weights before that" if best.is_file() else "nothing was saved yet"
                 raise TrainingError(
-                    f"the loss is {value} at step {self.state.step + 1}; {self.output / 'best.pt'} holds the best "
-                    "weights before that. Lower lr, set clip=1, or use amp=bf16 instead of fp16"
+                    f"the loss is {value} at step {self.state.step + 1}; {kept}. Lower lr, set clip=1, or use amp=bf16 "
+                    "instead of fp16"
                 )
             self.scaler.scale(loss / len(batches)).backward()
             for key, part in {"loss": value, **parts}.items():
@@ -195,6 +205,7 @@ class Trainer:
             model = self._saved_model()
             with torch.no_grad():
                 state.metrics = self.validate(model)
+            self._plot({f"validation/{key}": value for key, value in state.metrics.items()})
             score = state.metrics["score"]
             improved = score > state.best_score
             if improved:
@@ -260,11 +271,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "rng": torch.get_rng_state(),
         }
-        with atomic_path(self.resume_file) as temporary:
-            try:
-                torch.save(document, temporary)
-            except (OSError, RuntimeError) as error:
-                raise InputError(f"cannot write {self.resume_file}: {error}") from error
+        save_document(self.resume_file, document)
 
     def _load_resume(self) -> None:
         if not self.resume_file.is_file():
@@ -297,18 +304,25 @@ class Trainer:
     def _log(self, logs: dict[str, float]) -> None:
         path = self.output / "log.csv"
         new = not path.is_file() or path.stat().st_size == 0
-        with open(path, "a", newline="") as handle:
-            writer = csv.writer(handle)
-            if new:
-                writer.writerow(["step", *logs])
-            writer.writerow([self.state.step, *(repr(value) for value in logs.values())])
+        try:
+            with open(path, "a", newline="") as handle:
+                writer = csv.writer(handle)
+                if new:
+                    writer.writerow(["step", *logs])
+                writer.writerow([self.state.step, *(repr(value) for value in logs.values())])
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror}; go on with --resume") from error
+        self._plot(logs)
+
+    def _plot(self, values: dict[str, float]) -> None:
+        """Add values of this step to the TensorBoard events."""
         board = self._tensorboard()
         if board is not None:
-            for key, value in logs.items():
-                board.add_scalar(key, value, self.state.step)
-            if self.state.step % self.config.validate_every == 1:
-                for key, value in self.state.metrics.items():
-                    board.add_scalar(f"validation/{key}", value, self.state.step - 1)
+            try:
+                for key, value in values.items():
+                    board.add_scalar(key, value, self.state.step)
+            except OSError as error:  # its thread could not write what came before
+                raise InputError(f"cannot write TensorBoard events in {self.output}: {error.strerror}") from error
 
     def _tensorboard(self) -> Any:
         if not hasattr(self, "_board"):

@@ -117,7 +117,7 @@ def test_one_pair_can_be_learnt_by_heart(tmp_path):
         "tf_efficientnet_lite0", (3, 5), image_size=128, feature_size=8, projection_dim=32, num_heads=4, temperature=0.1
     )
     config = TrainConfig(
-        model=model, freeze="all", zero_start=True, schedule="cosine", lr=2e-3, batch_size=1, clip=1, validate_every=50
+        model=model, freeze="all", start="zero", schedule="cosine", lr=2e-3, batch_size=1, clip=1, validate_every=50
     )
     dataset = SupervisedPairs(pair, size=128, grid=8, augment=False, crop=False)
     trainer = Trainer(

@@ -17,14 +17,14 @@ from cats.configs import find_config
 from cats.data.folders import PhotoFolder
 from cats.data.warps import WarpPairs
 from cats.objectives import FlowObjective
-from cats.train import Trainer
+from cats.train import Trainer, TrainingError
 
 SCRIPT = """
 import sys
 import torch
 import torch.distributed as dist
 from cats import train_cli
-from cats.train import Trainer
+from cats.train import Trainer, TrainingError
 
 seen = []
 run = Trainer.run
@@ -135,3 +135,24 @@ def test_tensorboard_has_what_the_table_has(photos: Path, tmp_path: Path) -> Non
         scalars = events.Scalars(name)
         assert [event.step for event in scalars] == [int(row["step"]) for row in rows]
         assert [event.value for event in scalars] == pytest.approx([float(row[name]) for row in rows], rel=1e-6)
+
+
+def test_an_unreadable_photo_in_a_worker_is_one_line(tmp_path: Path, photos: Path) -> None:
+    held_out = tmp_path / "held-out"
+    photos.rename(held_out)
+    make_image(photos / "good.jpg", (90, 80))
+    (photos / "broken.jpg").write_bytes(b"junk")
+    words = [sys.executable, "-m", "cats.train_cli", *arguments(photos, tmp_path / "run"), "--val", f"warps:{held_out}"]
+    words[words.index("--workers") + 1] = "1"
+    done = subprocess.run(words, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert line.startswith("error: cannot read the photo ")
+    assert "broken.jpg" in line
+    assert "Traceback" not in done.stderr
+
+
+def test_what_a_run_without_a_checkpoint_says(photos: Path, tmp_path: Path) -> None:
+    run = trainer(tmp_path / "run", photos, [1, 2], lr=1e20, clip=0.0)
+    with pytest.raises(TrainingError, match="nothing was saved yet"):
+        run.run()

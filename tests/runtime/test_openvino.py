@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-pytest.importorskip("openvino")
-onnx = pytest.importorskip("onnx")
-
 from cats.assets import asset
 from cats.errors import BackendError, InputError, ModelFileError
 from cats.runtime import Matcher
+
+pytest.importorskip("openvino")
+onnx = pytest.importorskip("onnx")
 
 MODEL, PAIR = asset("cats-tiny.onnx"), (asset("astronaut.jpg"), asset("grace_hopper.jpg"))
 
