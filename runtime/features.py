@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,10 +65,12 @@ def save_features(path: str | Path, features: Mapping[str, Features]) -> None:
         {"key": key, "size": list(item.size), "weights_sha256": item.weights_sha256, "source": item.source}
         for key, item in features.items()
     ]
-    arrays = {f"{n}/{name}": value for n, item in enumerate(features.values()) for name, value in item.arrays.items()}
-    buffer = io.BytesIO()
     text = json.dumps({"format": FORMAT, "images": head}).encode()
-    np.savez(buffer, **{_HEAD: np.frombuffer(text, np.uint8)}, **arrays)
+    arrays: dict[str, Any] = {_HEAD: np.frombuffer(text, np.uint8)}
+    for n, item in enumerate(features.values()):
+        arrays |= {f"{n}/{name}": value for name, value in item.arrays.items()}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
     write_bytes(Path(path), buffer.getvalue())
 
 

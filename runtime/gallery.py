@@ -75,26 +75,27 @@ def rank_gallery(
     kept: dict[str, Features] = {}
     first = matcher.encode(a) if matcher.encoder is not None else a
     for begin in range(0, len(photos), batch_size):
-        items = []
+        found: list[tuple[Path, Match]] = []
+        encoded: list[tuple[Path, Features]] = []
         for photo in photos[begin : begin + batch_size]:
             try:
                 if matcher.encoder is None:
-                    items.append((photo, matcher.match(a, photo, forward_backward=score != "confidence")))
+                    found.append((photo, matcher.match(a, photo, forward_backward=score != "confidence")))
                     continue
                 key = _key(photo)
                 if key in stored:
                     result.cached += 1
                 kept[key] = stored[key] if key in stored else matcher.encode(photo)
-                items.append((photo, replace(kept[key], source=str(photo))))
+                encoded.append((photo, replace(kept[key], source=str(photo))))
             except InputError as error:
                 result.failures.append((photo, str(error)))
-        if matcher.encoder is not None and items:
-            gallery = [features for _, features in items]
+        if encoded:
+            gallery = [features for _, features in encoded]
             matches = matcher.match_gallery(
                 first, gallery, batch_size=batch_size, forward_backward=score != "confidence"
             )
-            items = [(photo, match) for (photo, _), match in zip(items, matches, strict=True)]
-        result.ranked += [(match_score(match, score), photo, match) for photo, match in items]
+            found += [(photo, match) for (photo, _), match in zip(encoded, matches, strict=True)]
+        result.ranked += [(match_score(match, score), photo, match) for photo, match in found]
         for _ in photos[begin : begin + batch_size]:
             if on_photo is not None:
                 on_photo()

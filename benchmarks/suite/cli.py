@@ -70,9 +70,9 @@ def main_command(
     for path in file or ():
         if not path.is_file():
             raise InputError(f"model {path} does not exist")
-    for path in (output, html):
-        if path is not None and not path.parent.is_dir():
-            raise InputError(f"cannot write {path}: there is no folder {path.parent}")
+    for written in (output, html):
+        if written is not None and not written.parent.is_dir():
+            raise InputError(f"cannot write {written}: there is no folder {written.parent}")
     if html is not None:
         require("matplotlib", extra="bench", purpose="draw the report's plots")
     plan = Plan(
