@@ -16,7 +16,7 @@ from cats.data.folders import PhotoFolder
 from cats.errors import InputError
 from cats.metadata import Preprocessing
 from cats.runtime.images import preprocess, read_image
-from cats.runtime.tables import read_pairs
+from cats.tables import read_pairs
 
 SMALL = 16
 """Fewer pairs than this say little about the ranges of other photos."""
@@ -101,7 +101,7 @@ def pairs_from_images(folder: str | Path) -> PairSet:
 
 
 def pairs_from_csv(path: str | Path) -> PairSet:
-    """Pairs of a CSV with columns a, b; raises :class:`InputError` as :func:`cats.runtime.tables.read_pairs` does."""
+    """Pairs of a CSV with columns a, b; raises :class:`InputError` as :func:`cats.tables.read_pairs` does."""
     return PairSet(str(path), tuple((row.a, row.b) for row in read_pairs(path)))
 
 

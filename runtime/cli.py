@@ -12,11 +12,12 @@ from cats.console import execute, new_app, note, print_json, progress, stderr, s
 from cats.errors import InputError
 from cats.runtime.backends import BACKENDS
 from cats.runtime.backends.ort_providers import PROVIDERS
+from cats.runtime.document import matches_document, model_document
 from cats.runtime.gallery import rank_gallery
 from cats.runtime.images import MAX_PIXELS, quiet_pillow
 from cats.runtime.matcher import Matcher
 from cats.runtime.run import Outputs, Report, Selection, run, run_pairs
-from cats.runtime.tables import matches_document, model_document, read_points
+from cats.tables import read_points
 
 app = new_app()
 
@@ -112,7 +113,10 @@ def main_command(
     ] = None,
     top: Annotated[int, _number(help="With --gallery: how many to list.", panel=TABLE, min=1)] = 5,
     score: Annotated[
-        str, _path(help="With --gallery: confidence (mean over A, default) or forward-backward.", panel=TABLE)
+        str,
+        _path(
+            help="With --gallery: confidence (mean over A, default) or forward-backward.", panel=TABLE, metavar="NAME"
+        ),
     ] = "confidence",
     features: Annotated[
         Path | None, _path(help="With --gallery and a split model: .npz that keeps the features.", panel=TABLE)
@@ -169,7 +173,7 @@ def main_command(
     outputs = Outputs(output, warp, overlay, flow)
     if gallery is None and not as_json and not outputs.written():
         outputs = Outputs(picture=Path(pairs.stem if pairs is not None else f"{_stem(a)}-{_stem(b)}.png"))
-    chosen = read_points(points) if points is not None else None
+    chosen = read_points(points)[:, :2] if points is not None else None
     if pairs is None:
         outputs.check()
     matcher = open_matcher(

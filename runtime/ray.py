@@ -29,7 +29,7 @@ from cats.pck import DEFAULT_ALPHAS, PairKeypoints, Protocol, preset, score_flow
 from cats.runtime.backends import choose_backend
 from cats.runtime.matcher import Matcher
 from cats.runtime.result import Match
-from cats.runtime.tables import parse_points
+from cats.tables import parse_points
 
 Dataset = Any
 """``ray.data.Dataset``; Ray is imported when it is used."""
@@ -178,8 +178,7 @@ class _Worker:
     def points(self, value: Any) -> Floats:
         """Points of a row, from numbers or text; none are (0, 2)."""
         if isinstance(value, str):
-            found = parse_points(value, self.folder)
-            return np.zeros((0, 2)) if found is None else found
+            return parse_points(value, self.folder)[:, :2] if value.strip() else np.zeros((0, 2))
         return as_points([] if value is None else value)
 
     def _source(self, value: Any) -> Any:

@@ -16,12 +16,13 @@ from PIL import Image
 from cats.errors import CatsError, InputError
 from cats.files import atomic_path, write_bytes
 from cats.geometry import Floats
+from cats.runtime.document import matches_document, model_document
 from cats.runtime.draw import draw_matches
 from cats.runtime.images import read_image
 from cats.runtime.matcher import Matcher
 from cats.runtime.overlay import overlay
 from cats.runtime.result import Match, grid_points
-from cats.runtime.tables import PairRow, matches_document, model_document, read_pairs
+from cats.tables import PairRow, read_pairs
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -101,7 +102,7 @@ def run(
         points: (N, 2) in pixels of a; ``None`` takes an even grid.
 
     Returns:
-        The matches document of design.md, see :func:`cats.runtime.tables.matches_document`.
+        The matches document of design.md, see :func:`cats.runtime.document.matches_document`.
 
     Raises:
         InputError: an image, a point or a destination is at fault; no file is left half-written.
@@ -126,7 +127,7 @@ def run_pairs(
     """Match every pair of a CSV, in order; one that fails is reported and the rest go on.
 
     Args:
-        pairs: columns ``a,b`` and optionally ``points``, see :func:`cats.runtime.tables.read_pairs`.
+        pairs: columns ``a,b`` and optionally ``points``, see :func:`cats.tables.read_pairs`.
         folders: here the folders that receive the files of each pair; made if missing.
         batch_size, workers: see :meth:`cats.runtime.matcher.Matcher.match_many`.
         report: filled while the pairs go by.
@@ -156,7 +157,7 @@ def run_pairs(
             if isinstance(result, CatsError):
                 raise result
             outputs = _pair_outputs(folders, row, number, len(rows))
-            document = _finish(matcher, result, row.a, row.b, outputs, row.read_points(), selection)
+            document = _finish(matcher, result, row.a, row.b, outputs, row.points_of_a(), selection)
             report.times.append(document["time_ms"])
         except InputError as error:
             report.failures.append((row.line, str(error)))

@@ -335,14 +335,12 @@ def test_pairs_csv(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("left,right\n1,2\n", "has the columns left, right; the first line must name"),
-        ("a,b\n", "lists no pairs"),
-        ("a,b\none.png\n", "a or b is empty"),
+        ("left,right\n1,2\n", "has no column a and b"),
         ("a,b\nnone.png,one.png\n", "missing: none.png"),
-        ("a,b,points\none.png,one.png,1,2\n", "put points in quotes"),
-        ('a,b,points\none.png,one.png,"1,2,3;4,5,6"\n', "two numbers .* or four"),
+        ('a,b,points\none.png,one.png,"1,2,3;4,5,6"\n', "pairs.csv, line 2: points '1,2,3;4,5,6' are not"),
         ('a,b,points\none.png,one.png,"1,x"\n', "line 2: points '1,x'"),
-        ("a,b,points\none.png,one.png,none.json\n", "cannot read points"),
+        ("a,b,points\none.png,one.png,none.json\n", "cannot read .*none.json"),
+        ('a,b,points,points_b\none.png,one.png,"1,2,3,4","1,2"\n', "points_b is given too"),
         ('a,b,points,points_b\none.png,one.png,"1,2","1,2;3,4"\n', "1 points and 2 points_b"),
         ('a,b,box_b\none.png,one.png,"1,2"\n', "2 numbers instead of four"),
     ],

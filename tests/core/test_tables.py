@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cats.errors import InputError
-from cats.runtime import Match
-from cats.runtime.tables import matches_document, read_pairs, read_points
+from cats.tables import read_pairs, read_points
 
 
 @pytest.mark.parametrize(
@@ -33,13 +31,16 @@ def test_points_in_both_forms(tmp_path: Path, name: str, text: str) -> None:
         ("p.json", b"[[1, 2], [3", r"p\.json is not JSON"),
         ("p.json", b"[[1, 2, 3]]", r"p\.json: points have shape \(1, 3\)"),
         ("p.json", b"[[1, 2], [3]]", r"p\.json: points must be numbers"),
-        ("p.json", b'{"x": 1}', r"p\.json: points must be numbers"),
+        ("p.json", b'{"x": 1}', r"p\.json: an object without the matches"),
+        ("p.json", b'{"matches": [{"a": [1, 2]}]}', r"p\.json: an object without the matches"),
         ("p.json", b"[[1, NaN]]", r"p\.json: point 0 is .*finite"),
         ("p.json", b"[]", "holds no points"),
         ("p.json", b"[" * 100_000, r"p\.json is not JSON"),
-        ("p.csv", b"1,2\n3;4\n", r"p\.csv, line 2: '3;4' is not x,y"),
-        ("p.csv", b"1,2\nx,y\n", r"p\.csv, line 2"),
-        ("p.csv", b"1,2,3\n", r"p\.csv, line 1"),
+        ("p.csv", b"1,2\n3;4\n", r"p\.csv: line 2: '3;4' is not x,y"),
+        ("p.csv", b"1,2\nx,y\n", r"p\.csv: line 2"),
+        ("p.csv", b"x,y\nu,v\n1,2\n", r"p\.csv: line 2"),
+        ("p.csv", b"1,2,3\n", r"p\.csv: line 1"),
+        ("p.csv", b"1,2\n1,2,3,4\n", r"p\.csv: line 2"),
         ("p.csv", b"1,inf\n", r"p\.csv: point 0 is .*finite"),
         ("p.csv", b"x,y\n", "holds no points"),
         ("p.csv", b"\xff\xfe\x00\x00", "not a text file"),
@@ -49,6 +50,24 @@ def test_bad_points(tmp_path: Path, name: str, content: bytes, text: str) -> Non
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=text):
         read_points(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.json", "[[1, 2, 5, 6], [3, 4, 7, 8]]"),
+        (
+            "p.json",
+            '{"a": "a.jpg", "matches": [{"a": [1, 2], "b": [5, 6]}, {"a": [3, 4], "b": [7, 8], "confidence": 1}]}',
+        ),
+        ("p.csv", "xa,ya,xb,yb\n1,2,5,6\n3,4,7,8\n"),
+    ],
+)
+def test_correspondences_in_every_form(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    np.testing.assert_array_equal(read_points(tmp_path / name), [[1, 2, 5, 6], [3, 4, 7, 8]])
+    (tmp_path / "pairs.csv").write_text(f"a,b,points\nx.jpg,y.jpg,{name}\n")
+    np.testing.assert_array_equal(read_pairs(tmp_path / "pairs.csv")[0].points_of_a(), [[1, 2], [3, 4]])
 
 
 def test_pairs_are_relative_to_the_file(tmp_path: Path) -> None:
@@ -61,9 +80,9 @@ def test_pairs_are_relative_to_the_file(tmp_path: Path) -> None:
     rows = read_pairs(folder / "pairs.csv")
     assert [row.a for row in rows] == [folder / "sub" / "a1.jpg", folder / "a2.jpg", folder / "a3.jpg"]
     assert [row.b for row in rows] == [folder / "b1.jpg", Path("/abs/b2.jpg"), folder / "b3.jpg"]
-    assert rows[0].read_points() is None
-    np.testing.assert_array_equal(rows[1].read_points(), [[1, 2], [3, 4]])
-    np.testing.assert_array_equal(rows[2].read_points(), [[7, 8]])
+    assert rows[0].points_of_a() is None
+    np.testing.assert_array_equal(rows[1].points_of_a(), [[1, 2], [3, 4]])
+    np.testing.assert_array_equal(rows[2].points_of_a(), [[7, 8]])
     assert [row.line for row in rows] == [2, 3, 4]
 
 
@@ -75,6 +94,8 @@ def test_pairs_are_relative_to_the_file(tmp_path: Path) -> None:
         ("", "no column a and b"),
         ("a,b\nx.jpg\n", "line 2: a row needs both a and b"),
         ("a,b\nx.jpg,\n", "line 2: a row needs both a and b"),
+        ("a,b,points\nx.jpg,y.jpg,1,2\n", "line 2 has more fields than the header; put points in quotes"),
+        ('a,b\nx.jpg,"y.jpg\n', "not a CSV file"),
     ],
 )
 def test_bad_tables(tmp_path: Path, text: str, message: str) -> None:
@@ -86,33 +107,12 @@ def test_bad_tables(tmp_path: Path, text: str, message: str) -> None:
 def test_points_of_a_are_taken_from_correspondences(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text('a,b,points\nx.jpg,y.jpg,"1,2,10,20;3,4,30,40"\nx.jpg,y.jpg,"1,2,3,4;5,6"\n')
     rows = read_pairs(tmp_path / "pairs.csv")
-    np.testing.assert_array_equal(rows[0].read_points(), [[1, 2], [3, 4]])
+    np.testing.assert_array_equal(rows[0].points_of_a(), [[1, 2], [3, 4]])
     with pytest.raises(InputError, match="line 3"):
-        rows[1].read_points()
+        rows[1].points_of_a()
 
 
 def test_bad_points_of_a_row_name_the_line(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text('a,b,points\nx.jpg,y.jpg,"1,2;3"\n')
     with pytest.raises(InputError, match="line 2"):
-        read_pairs(tmp_path / "pairs.csv")[0].read_points()
-
-
-def test_the_document_is_as_designed() -> None:
-    match = Match(
-        flow=np.full((2, 16, 16), 1.0, np.float32),
-        confidence=np.full((16, 16), 0.25, np.float32),
-        size_a=(160, 80),
-        size_b=(320, 80),
-        times={"model": 1.23456},
-    )
-    document = matches_document(match, [[9.5, 4.5]], a="a.jpg", b=Path("b.jpg"), model={"file": "m.onnx"})
-    assert json.loads(json.dumps(document)) == {
-        "a": "a.jpg",
-        "b": "b.jpg",
-        "size_a": [160, 80],
-        "size_b": [320, 80],
-        "model": {"file": "m.onnx"},
-        # (9.5 + 0.5) / 10 - 0.5 = cell 0.5, plus 1; in b a cell is 20 wide: (1.5 + 0.5) * 20 - 0.5
-        "matches": [{"a": [9.5, 4.5], "b": [39.5, 9.5], "confidence": 0.25}],
-        "time_ms": {"model": 1.235},
-    }
+        read_pairs(tmp_path / "pairs.csv")[0].points_of_a()
