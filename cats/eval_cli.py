@@ -15,7 +15,7 @@ from cats.data.folders import PhotoFolder
 from cats.data.samples import PairDataset
 from cats.errors import InputError, require
 from cats.evaluate import count_matches, evaluate, evaluate_warps, resolve_protocols
-from cats.evaluation import Evaluation
+from cats.evaluation_results import Evaluation
 from cats.files import write_text
 from cats.pck import DEFAULT_ALPHAS, PRESET_NAMES, Protocol
 from cats.runtime.backends import BACKENDS

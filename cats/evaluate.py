@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 
 from cats.data.samples import PairDataset, Sample
 from cats.errors import InputError, ModelFileError
-from cats.evaluation import DenseResult, DenseScore, Evaluation, PairResult, summarise_dense, summarise_keypoints
+from cats.evaluation_results import (
+    DenseResult,
+    DenseScore,
+    Evaluation,
+    PairResult,
+    summarise_dense,
+    summarise_keypoints,
+)
 from cats.geometry import dense_flow
 from cats.pck import DEFAULT_ALPHAS, Direction, Protocol, preset, score_flow
 
