@@ -168,7 +168,7 @@ BAD = {
     "20000x20000 PNG": (["huge.png", "b.png"], "huge.png is too large"),
     "over the chosen limit": (["a.png", "b.png", "--max-megapixels", "0.05"], "over the limit of 0.05:"),
     "points outside": (["a.png", "b.png", "--points", "outside.csv"], "point 1 at (400, 5) lies outside image a"),
-    "points no numbers": (["a.png", "b.png", "--points", "text.jpg"], "text.jpg, line 1"),
+    "points no numbers": (["a.png", "b.png", "--points", "text.jpg"], "text.jpg: line 1"),
     "points missing": (["a.png", "b.png", "--points", "none.json"], "none.json"),
     "folder is missing": (["a.png", "b.png", "-o", "no/where.png"], "no/where.png"),
     "output is a folder": (["a.png", "b.png", "-o", "in"], "cannot write in"),
