@@ -146,20 +146,29 @@ def read_onnx_metadata(path: str | Path) -> Metadata:
     Raises:
         ModelFileError: unreadable, not a protobuf, or without CATs metadata.
     """
-    try:
-        with open(path, "rb") as handle:
-            text = _find_metadata_entry(handle, Path(path).stat().st_size)
-    except OSError as error:
-        raise ModelFileError(f"cannot read {path}: {error.strerror}") from error
-    except (EOFError, ValueError) as error:
-        raise ModelFileError(f"{path}: not an ONNX file ({error})") from error
+    text = read_onnx_entry(path, KEY)
     if text is None:
         raise ModelFileError(f"{path}: an ONNX file without CATs metadata; write it with cats-export")
     return Metadata.from_json(text, path)
 
 
-def _find_metadata_entry(handle: Any, size: int) -> bytes | None:
-    """Walk the top-level fields of a ModelProto; returns the value of the ``cats`` entry of field 14."""
+def read_onnx_entry(path: str | Path, key: str) -> bytes | None:
+    """Value of one entry of an ONNX file's ``metadata_props``; None where it has no such entry.
+
+    Raises:
+        ModelFileError: unreadable, or not a protobuf.
+    """
+    try:
+        with open(path, "rb") as handle:
+            return _find_metadata_entry(handle, Path(path).stat().st_size, key.encode())
+    except OSError as error:
+        raise ModelFileError(f"cannot read {path}: {error.strerror}") from error
+    except (EOFError, ValueError) as error:
+        raise ModelFileError(f"{path}: not an ONNX file ({error})") from error
+
+
+def _find_metadata_entry(handle: Any, size: int, wanted: bytes) -> bytes | None:
+    """Walk the top-level fields of a ModelProto; returns the value of one entry of field 14."""
     while handle.tell() < size:
         number, wire = divmod(_read_varint(handle), 8)
         if wire == 0:
@@ -170,7 +179,7 @@ def _find_metadata_entry(handle: Any, size: int) -> bytes | None:
                 raise ValueError(f"field {number} ends beyond the end of the file")
             if number == _METADATA_PROPS_FIELD and length <= _MAX_ENTRY_BYTES:
                 key, value = _string_entry(handle.read(length))
-                if key == KEY.encode():
+                if key == wanted:
                     return value
             else:
                 handle.seek(length, 1)

@@ -84,7 +84,12 @@ def main_command(
         bool, typer.Option("--inline", help="Plain operators in place of the function cats::Correlation.")
     ] = False,
     target: Annotated[
-        str, typer.Option("--for", help="any, or onnxruntime: with operators that only it has, faster there on a CPU.")
+        str,
+        typer.Option(
+            "--for",
+            help="any; onnxruntime: with operators that only it has, faster there on a CPU; tensorrt: with our CUDA "
+            "kernels for the correlation, which other libraries do without.",
+        ),
     ] = "any",
     opset: Annotated[int, typer.Option(help="ONNX operator set, 18 to 23.")] = 20,
     batch: Annotated[str, typer.Option(help="dynamic, or a fixed number of pairs.")] = "dynamic",
@@ -117,8 +122,8 @@ def main_command(
         raise InputError("give --pairs or --images, not both")
     if split and end_to_end:
         raise InputError("--split and --end-to-end are different forms: give one")
-    if target not in ("any", "onnxruntime"):
-        raise InputError(f"--for {target!r}: give any or onnxruntime")
+    if target not in ("any", "onnxruntime", "tensorrt"):
+        raise InputError(f"--for {target!r}: give any, onnxruntime or tensorrt")
     source = pairs_from_csv(pairs) if pairs else pairs_from_folder(images) if images else None
     model, name = _model(ckpt, backbone, backbone_weights, _ids(hyperpixels))
     report = export_onnx(
@@ -132,6 +137,7 @@ def main_command(
         float32=tuple(name.strip() for text in float32 or () for name in text.split(",")),
         weights=weights,
         inline=inline,
+        plugins=target == "tensorrt",
         pairs=source,
         data=data,
     )
@@ -171,7 +177,7 @@ def _model(
 
 def _build_engines(files: dict[str, Path], batch: int | None) -> None:
     """Build an engine of each file with the first TensorRT that loads; says which, or that there is none."""
-    from cats.runtime.engine import DEFAULT_BATCH, build_engine
+    from cats.runtime.engine import DEFAULT_BATCH, DEFAULT_SIDES, build_engine
     from cats.runtime.flavours import FLAVOURS, find_flavour
     from cats.runtime.sidecar import sidecar_path
 
@@ -189,14 +195,13 @@ def _build_engines(files: dict[str, Path], batch: int | None) -> None:
             note(f"no engine was built: no TensorRT is installed ({extras})")
         return
     for kind, path in files.items():
-        if kind == "end-to-end":
-            note(f"no engine of {path}: engines take images of one size; export the pair form for one")
-            continue
         plan = path.with_suffix(".plan")
         replaced = ", replaces the one that was there" if plan.exists() or sidecar_path(plan).exists() else ""
         build_engine(path, flavour=chosen.name, force=True)
         size = f"{plan.stat().st_size / 1e6:.1f} MB"
         pairs = f"batch {batch}" if batch else "batch {},{},{}".format(*DEFAULT_BATCH)
+        if kind == "end-to-end":
+            pairs = f"a batch of {batch or 1}, sides of {DEFAULT_SIDES[0]} to {DEFAULT_SIDES[2]} pixels"
         note(f"{plan}: engine, fp16, {chosen.name} {library.__version__}, {size}, {pairs}{replaced}")
 
 

@@ -2,11 +2,15 @@
 
 One operator in three forms that compute the same: :func:`correlation`, a torch custom op with its eager definition;
 a node of that name in exported graphs; and :func:`correlation_function`, the model-local ONNX function that defines
-the node for every runtime. A TensorRT plugin or an ONNX Runtime custom operator of the same name may replace it.
+the node for every runtime. A TensorRT plugin or an ONNX Runtime custom operator of the same name may replace it. On
+NVIDIA GPUs PyTorch runs the operator as the kernels of :mod:`cats.export.correlation_kernel`.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
+from types import ModuleType
 from typing import Any
 
 import onnx
@@ -33,20 +37,46 @@ def correlation(a: list[Tensor], b: list[Tensor]) -> Tensor:
     ``c * (c / max over b) * (c / max over a)``, where a maximum of exactly 0 counts as 1e-30.
 
     Args:
-        a, b: one (B, C_l, N) float32 per level.
+        a, b: one (B, C_l, N) per level, float32 or float16.
 
     Returns:
-        (B, L, N, N) float32, rows a, columns b.
+        (B, L, N, N) float32, rows a, columns b; sums and norms are float32 for either type.
     """
-    corr = torch.stack([x.transpose(1, 2) @ y for x, y in zip(a, b, strict=True)], dim=1)
-    corr = corr * _inverse_norms(a)[..., :, None] * _inverse_norms(b)[..., None, :]
-    return corr * (corr * _inverse_maximum(corr, -1)) * (corr * _inverse_maximum(corr, -2))
+    return _definition(a, b)
 
 
 @correlation.register_fake
 def _(a: list[Tensor], b: list[Tensor]) -> Tensor:
     batch, _, cells = a[0].shape
-    return a[0].new_empty(batch, len(a), cells, cells)
+    return a[0].new_empty((batch, len(a), cells, cells), dtype=torch.float32)
+
+
+@correlation.register_kernel("cuda")
+def _(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    kernel = _kernel()
+    types = {x.dtype for x in (*a, *b)}
+    if kernel is None or types not in ({torch.float32}, {torch.float16}):
+        return _definition(a, b)
+    result: Tensor = kernel.launch(a, b)
+    return result
+
+
+@functools.cache
+def _kernel() -> ModuleType | None:
+    """The Triton kernels; None where triton is not installed, and the definition runs in PyTorch's own operators."""
+    try:
+        return importlib.import_module("cats.export.correlation_kernel")
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        return None
+
+
+def _definition(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    a, b = [x.float() for x in a], [x.float() for x in b]
+    corr = torch.stack([x.transpose(1, 2) @ y for x, y in zip(a, b, strict=True)], dim=1)
+    corr = corr * _inverse_norms(a)[..., :, None] * _inverse_norms(b)[..., None, :]
+    return corr * (corr * _inverse_maximum(corr, -1)) * (corr * _inverse_maximum(corr, -2))
 
 
 def _inverse_norms(features: list[Tensor]) -> Tensor:

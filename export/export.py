@@ -18,6 +18,7 @@ from cats.export.forms import FORMS, build_form
 from cats.export.graph import DeploymentOptions
 from cats.export.onnx_writer import DEFAULT_OPSET
 from cats.export.pairs import PairSource, demo_pairs
+from cats.export.plugin_nodes import has_correlation, use_plugins
 from cats.export.precision import modules_in, to_fp16
 from cats.export.storage import inline_functions, store_as_half, weight_factors
 from cats.export.verify import Parity, verify
@@ -58,6 +59,7 @@ def export_onnx(
     float32: Collection[str] = (),
     weights: str = "fp32",
     inline: bool = False,
+    plugins: bool = False,
     pairs: PairSource | None = None,
     data: str | None = None,
     verified: bool = True,
@@ -76,13 +78,18 @@ def export_onnx(
         float32: with ``fp16``, modules to leave in float32, such as ``decoder.blocks.0.mlp``.
         weights: one of :data:`WEIGHTS`.
         inline: write ``cats::Correlation`` as plain operators instead of a function.
+        plugins: split it into two nodes that TensorRT runs as our kernels, which the file then holds; every other
+            library expands their functions.
         pairs: images to verify with; the shipped photos and views of them by default.
         data: annotated pairs ``KIND:DIR`` on which to measure PCK before and after.
         verified: compare with PyTorch.
 
     Raises:
         InputError: a file cannot be written, or an option is out of range.
+        BackendError: the kernels of ``plugins`` cannot be compiled here.
     """
+    if plugins and inline:
+        raise InputError("kernels for TensorRT take the place of cats::Correlation, which --inline removes: choose one")
     if weights not in WEIGHTS:
         raise InputError(f"weights {weights!r}: choose {', '.join(WEIGHTS)}")
     if float32 and not fp16:
@@ -102,6 +109,8 @@ def export_onnx(
             exported = to_fp16(exported, modules_in(exported, float32))
         if inline:
             exported = inline_functions(exported)
+        if plugins and has_correlation(exported):
+            exported = use_plugins(exported)
         models[kind] = exported
     judged = precision
     if weights == "fp16-storage":

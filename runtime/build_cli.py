@@ -20,6 +20,8 @@ Examples:
 
 - `cats-build cats.onnx` writes cats.plan and cats.plan.json beside it
 
+- `cats-build cats.end-to-end.onnx --sides 256,1080,1920 --points 1,20,500` takes photos of these sizes
+
 - `cats-build cats.fp16.onnx -o engine.plan --target sm89 --batch 1,4,16` for one kind of GPU, built anywhere
 
 The precision of the engine is that of the ONNX file. A plan holds compiled code: load only plans that you trust.
@@ -39,9 +41,22 @@ def main_command(
     batch: Annotated[
         str | None,
         typer.Option(
-            help="Smallest, best and largest number of pairs, of a model with dynamic batch. Default: 1,1,8.",
+            help="Smallest, best and largest number of pairs, of a model with dynamic batch. Default: 1,1,8; "
+            "1,1,1 with pixels as input.",
             show_default=False,
         ),
+    ] = None,
+    sides: Annotated[
+        str | None,
+        typer.Option(
+            help="Smallest, best and largest side of an image in pixels, of a model with pixels as input. Default: "
+            "32,640,2048.",
+            show_default=False,
+        ),
+    ] = None,
+    points: Annotated[
+        str | None,
+        typer.Option(help="Fewest, best and most points, of such a model. Default: 1,32,1024.", show_default=False),
     ] = None,
     target: Annotated[
         list[str] | None,
@@ -64,7 +79,9 @@ def main_command(
 ) -> None:
     """Build a TensorRT engine; TensorRT-RTX does so without a GPU too."""
     options = EngineOptions(
-        batch=None if batch is None else _batch(batch),
+        batch=_range("--batch", batch),
+        sides=_range("--sides", sides),
+        points=_range("--points", points),
         workspace_mb=workspace,
         optimisation=optimisation,
         tf32=tf32,
@@ -83,11 +100,13 @@ def main_command(
         print_json(metadata.to_dict())
 
 
-def _batch(text: str) -> tuple[int, int, int]:
+def _range(option: str, text: str | None) -> tuple[int, int, int] | None:
+    if text is None:
+        return None
     try:
         low, best, high = (int(part) for part in text.split(","))
     except ValueError:
-        raise InputError(f"--batch {text!r}: three numbers such as 1,1,8") from None
+        raise InputError(f"{option} {text!r}: three numbers such as 1,1,8") from None
     return low, best, high
 
 

@@ -20,9 +20,12 @@ from cats.metadata import Metadata, read_onnx_metadata
 from cats.runtime.backends import CHECKPOINT_SUFFIXES, ENGINE_SUFFIXES
 from cats.runtime.flavours import Flavour, find_flavour
 from cats.runtime.hardware import nvidia
+from cats.runtime.plugins import creation_flags, register_plugins
 from cats.runtime.sidecar import sidecar_path, sidecar_text
 
 DEFAULT_BATCH = (1, 1, 8)
+DEFAULT_SIDES = (32, 640, 2048)
+DEFAULT_POINTS = (1, 32, 1024)
 RTX_TARGETS = ("sm80", "sm86", "sm89", "sm120", "sm121")
 
 
@@ -32,7 +35,10 @@ class EngineOptions:
 
     Attributes:
         batch: smallest, best and largest number of pairs, for models with a dynamic batch; None is
-            :data:`DEFAULT_BATCH`.
+            :data:`DEFAULT_BATCH`, and one pair for models that take images of any size.
+        sides: smallest, best and largest height and width in pixels, and
+        points: of points, for models that take images of any size; None is :data:`DEFAULT_SIDES`,
+            :data:`DEFAULT_POINTS`.
         workspace_mb: memory that TensorRT may use while it runs; None leaves its default.
         optimisation: 0 (quick build) to 5 (quick engine); None leaves the default.
         tf32: let float32 products use TensorFloat-32.
@@ -43,6 +49,8 @@ class EngineOptions:
     """
 
     batch: tuple[int, int, int] | None = None
+    sides: tuple[int, int, int] | None = None
+    points: tuple[int, int, int] | None = None
     workspace_mb: int | None = None
     optimisation: int | None = None
     tf32: bool = False
@@ -53,9 +61,10 @@ class EngineOptions:
     refittable: bool = False
 
     def __post_init__(self) -> None:
-        low, best, high = self.batch or DEFAULT_BATCH
-        if not 1 <= low <= best <= high:
-            raise InputError(f"batch {low},{best},{high}: expected 1 <= smallest <= best <= largest")
+        for name, values in (("batch", self.batch), ("sides", self.sides), ("points", self.points)):
+            low, best, high = values or (1, 1, 1)
+            if not 1 <= low <= best <= high:
+                raise InputError(f"{name} {low},{best},{high}: expected 1 <= smallest <= best <= largest")
         if self.optimisation is not None and not 0 <= self.optimisation <= 5:
             raise InputError(f"optimisation level {self.optimisation}: 0 to 5")
 
@@ -102,17 +111,20 @@ def build_engine(
     flags = 0
     if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):  # its bit moved in 11: always from the enum
         flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    plugins = register_plugins(trt, chosen, source)
+    if plugins:
+        flags |= creation_flags(trt)
     network = builder.create_network(flags)
     _parse(trt, network, messages, source)
     network.name = f"cats-{metadata.weights_sha256[:16]}-{metadata.precision}"
     config = builder.create_builder_config()
     _configure(trt, chosen, config, options)
-    profiles = _add_profile(builder, network, config, options)
+    profiles = _add_profile(builder, network, config, options, metadata)
     cache = _load_timing_cache(chosen, config, timing_cache)
     data = _build(trt, builder, network, config, messages)
     if cache is not None and timing_cache is not None:
         write_bytes(timing_cache, bytes(config.get_timing_cache().serialize()))
-    _write(plan, data, metadata, chosen, trt, source, network.name, profiles, options)
+    _write(plan, data, metadata, chosen, trt, source, network.name, profiles, plugins, options)
     return plan
 
 
@@ -136,6 +148,7 @@ def _write(
     source: Path,
     network: str,
     profiles: list[dict[str, Any]],
+    plugins: list[str],
     options: EngineOptions,
 ) -> None:
     write_bytes(plan, data)
@@ -148,6 +161,7 @@ def _write(
         "stripped": options.strip_weights,
         "network": network,
         "profiles": profiles,
+        "plugins": plugins,
         "sha256": sha256_file(plan),
         "source": source.name,
     }
@@ -248,27 +262,37 @@ def _set_targets(trt: ModuleType, flavour: Flavour, config: Any, targets: tuple[
         config.set_compute_capability(capability, index)
 
 
-def _add_profile(builder: Any, network: Any, config: Any, options: EngineOptions) -> list[dict[str, Any]]:
-    """One optimisation profile over the batch; models of a fixed batch need none."""
+def _add_profile(
+    builder: Any, network: Any, config: Any, options: EngineOptions, metadata: Metadata
+) -> list[dict[str, Any]]:
+    """One optimisation profile over what the model leaves free; models of fixed shapes need none."""
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     shapes = {tensor.name: tuple(tensor.shape) for tensor in inputs}
+    any_size = metadata.kind == "end-to-end"
+    if not any_size and (options.sides or options.points):
+        raise InputError(
+            f"a model of kind {metadata.kind} takes images of one size and no points: leave out their ranges"
+        )
+    if options.batch is not None and all(shape[0] != -1 for shape in shapes.values()):
+        size = next(iter(shapes.values()))[0]
+        raise InputError(f"the model has a fixed batch of {size}: leave out --batch, or export it with a dynamic one")
     if not any(-1 in shape for shape in shapes.values()):
-        if options.batch is not None:
-            size = next(iter(shapes.values()))[0]
-            raise InputError(
-                f"the model has a fixed batch of {size}: leave out --batch, or export it with a dynamic one"
-            )
         return []
+    batch = options.batch or ((1, 1, 1) if any_size else DEFAULT_BATCH)
     profile = builder.create_optimization_profile()
     described: dict[str, Any] = {}
     for name, shape in shapes.items():
-        if -1 in shape[1:]:
-            raise ModelFileError(
-                f"input {name} {shape} has a dynamic side besides the batch: build the pair or split form"
-            )
-        low, best, high = ((batch, *shape[1:]) for batch in options.batch or DEFAULT_BATCH)
+        ranges = {0: batch}
+        if any_size:
+            sides, points = options.sides or DEFAULT_SIDES, options.points or DEFAULT_POINTS
+            ranges |= {1: points} if name == "points_a" else {1: sides, 2: sides}
+        free = {axis for axis, side in enumerate(shape) if side == -1}
+        if not free <= ranges.keys():
+            raise ModelFileError(f"input {name} {shape} has a dynamic side besides the batch: export the model again")
+        chosen = [[ranges[axis][k] if axis in free else side for axis, side in enumerate(shape)] for k in range(3)]
+        low, best, high = chosen
         profile.set_shape(name, low, best, high)
-        described[name] = {"min": list(low), "opt": list(best), "max": list(high)}
+        described[name] = {"min": low, "opt": best, "max": high}
     config.add_optimization_profile(profile)
     return [described]
 

@@ -6,8 +6,9 @@ import onnx
 import pytest
 from onnx.tools.update_model_dims import update_inputs_outputs_dims
 
-from cats.errors import InputError, ModelFileError
+from cats.errors import InputError
 from cats.export.export import describe, write_model
+from cats.export.plugin_nodes import use_plugins
 from cats.export.precision import to_fp16
 from cats.runtime.engine import EngineOptions, build_engine
 from cats.runtime.sidecar import read_sidecar
@@ -61,8 +62,26 @@ def test_float16_with_a_fixed_batch(forms, save):
     assert read_sidecar(plan).engine["profiles"] == []
 
 
-def test_end_to_end_parses_and_is_refused_for_its_free_sizes(forms, save, tmp_path):
+def test_end_to_end_takes_ranges_of_sizes(forms, save):
     path = save(to_fp16(forms["end-to-end"]), "end-to-end", "fp16")
-    with pytest.raises(ModelFileError, match=r"input image_a \(-1, -1, -1, 3\) has a dynamic side besides the batch"):
-        build_engine(path)
+    plan = build_engine(path, options=EngineOptions(sides=(16, 100, 400), points=(1, 5, 50)))
+    assert plan.read_bytes()[:4] == b"vtrt"
+    (profile,) = read_sidecar(plan).engine["profiles"]
+    assert profile["image_a"] == {"min": [1, 16, 16, 3], "opt": [1, 100, 100, 3], "max": [1, 400, 400, 3]}
+    assert profile["points_a"] == {"min": [1, 1, 2], "opt": [1, 5, 2], "max": [1, 50, 2]}
+
+
+def test_ranges_of_sizes_are_for_end_to_end_alone(forms, save, tmp_path):
+    path = save(to_fp16(forms["pair"]), "pair", "fp16")
+    with pytest.raises(InputError, match="kind pair takes images of one size and no points"):
+        build_engine(path, options=EngineOptions(sides=(16, 100, 400)))
     assert not list(tmp_path.glob("*.plan*"))
+
+
+def test_kernels_for_tensorrt_are_left_aside_by_tensorrt_rtx(forms, save, capsys):
+    triton = pytest.importorskip("triton", reason="triton is not installed")
+    assert triton
+    path = save(use_plugins(to_fp16(forms["pair"])), "pair", "fp16")
+    plan = build_engine(path, options=EngineOptions(batch=(1, 2, 4)))
+    assert read_sidecar(plan).engine["plugins"] == []
+    assert "its kernels are not used, tensorrt-rtx" in capsys.readouterr().err

@@ -1,0 +1,160 @@
+"""The CUDA kernels of ``cats::Correlation``: in Triton's interpreter, compiled without a GPU, and on a GPU."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from tiny_models import image_pair
+
+from cats.errors import BackendError, InputError
+from cats.export.correlation import correlation
+from cats.export.exported import ExportedModel
+from cats.export.plugin_nodes import use_plugins
+from cats.export.precision import to_fp16
+from cats.export.storage import inline_functions
+from cats.runtime.plugins import KERNELS_KEY
+
+triton = pytest.importorskip("triton", reason="triton is not installed")
+
+from cats.export import correlation_kernel  # noqa: E402
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+CASES = [((5, 40), 16, 2), ((33, 7, 64), 100, 1), ((3,), 256, 1)]
+PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+
+
+def features(channels, cells, batch, dtype, device="cpu"):
+    """Levels of very different size, one position without any feature."""
+    generator = torch.Generator().manual_seed(0)
+    sides = []
+    for _ in range(2):
+        levels = [
+            torch.randn(batch, c, cells, generator=generator) * s for c, s in zip(channels, (1, 50, 3, 1), strict=False)
+        ]
+        sides.append([x.to(dtype) for x in levels])
+    sides[0][0][:, :, 3] = 0
+    return [[x.to(device) for x in side] for side in sides]
+
+
+INTERPRETED = """
+import sys, torch
+from cats.export.correlation_kernel import launch
+cases = torch.load(sys.argv[1])
+torch.save([launch(a, b) for a, b in cases], sys.argv[2])
+"""
+
+
+def test_the_kernels_compute_the_definition_in_the_interpreter(tmp_path):
+    types = (torch.float32, torch.float16)
+    cases = [features(*case, dtype) for case in CASES for dtype in types]
+    torch.save(cases, tmp_path / "in.pt")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", INTERPRETED, str(tmp_path / "in.pt"), str(tmp_path / "out.pt")]
+    subprocess.run(command, env=environment, check=True, cwd=tmp_path)
+    for (a, b), result in zip(cases, torch.load(tmp_path / "out.pt"), strict=True):
+        assert result.dtype == torch.float32
+        torch.testing.assert_close(result, correlation(a, b), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("capability", [80, 86, 89, 90, 120])
+def test_they_compile_without_a_gpu(capability, tmp_path):
+    for kernel in correlation_kernel.compile_kernels((256, 1024), 256, half=True, capability=capability):
+        assert kernel.grid == (16, 2)
+        assert kernel.shared_bytes <= 48 << 10  # more needs a call that TensorRT does not make
+        (tmp_path / "kernel.ptx").write_text(kernel.ptx)
+        target = re.search(r"\.target (\w+)", kernel.ptx)[1]
+        command = [PTXAS, "-v", f"-arch={target}", tmp_path / "kernel.ptx", "-o", tmp_path / "kernel.cubin"]
+        if not PTXAS.is_file():
+            pytest.skip("this triton brings no ptxas")
+        if capability >= 100 and (newer := PTXAS.with_name("ptxas-blackwell")).is_file():
+            command[0] = newer
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+        assert "0 bytes spill stores" in said
+
+
+def test_float16_runs_on_tensor_cores_and_takes_pointers_alone():
+    scores, filtered = correlation_kernel.compile_kernels((256, 512, 1024), 256, half=True)
+    assert "mma.sync" in scores.ptx
+    assert "cp.async" in scores.ptx
+    assert scores.ptx.count(".param .u64") == 2 * 3 + 3  # features of both images, then scores and maxima
+    assert filtered.ptx.count(".param .u64") == 3 + 1
+
+
+def test_a_kernel_that_needs_scratch_memory_is_refused():
+    ptx = ".visible .entry k(\n.param .u64 a,\n.param .u64 b\n)\n{ ld.param.b64 %rd1, [b]; }"
+    with pytest.raises(BackendError, match="parameters a, b"):
+        correlation_kernel._without_scratch(ptx, 1)
+    assert ".param .u64 b" not in correlation_kernel._without_scratch(ptx.replace("[b]", "[a]"), 1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_two_nodes_are_the_operator_bit_by_bit(forms, model, precision):
+    whole = forms["pair"] if precision == "fp32" else to_fp16(forms["pair"])
+    parts = use_plugins(whole)
+    assert [node.op_type for node in parts.graph.node if node.domain] == ["CorrelationScores", "MutualFilter"]
+    a, b = (x.numpy() for x in image_pair(model))
+    results = [
+        ExportedModel({"pair": graph}, model.config.preprocessing, None).run(a, b)
+        for graph in (whole, parts, inline_functions(parts))
+    ]
+    for other in results[1:]:
+        for name, value in results[0].items():
+            assert np.array_equal(value, other[name])
+
+
+def test_the_file_holds_the_kernels(forms, model):
+    (entry,) = [p.value for p in use_plugins(to_fp16(forms["matcher"])).metadata_props if p.key == KERNELS_KEY]
+    scores, filtered = json.loads(entry)["plugins"]
+    cells, levels = model.config.feature_size**2, len(model.config.hyperpixels)
+    assert scores["inputs"] == 2 * levels
+    assert scores["outputs"] == [[levels, cells, cells], [levels, 1, cells], [levels, 1, cells]]
+    assert filtered["outputs"] == [[levels, cells, cells]]
+    for plugin in (scores, filtered):
+        assert plugin["kernel"]["name"] in plugin["kernel"]["ptx"]
+
+
+def test_only_a_model_with_the_operator_takes_kernels(forms):
+    for kind in ("encoder", "pair-inline"):
+        with pytest.raises(InputError, match="no node cats::Correlation"):
+            use_plugins(forms[kind])
+
+
+def test_features_of_two_types_are_made_one(forms):
+    typed = to_fp16(forms["pair"])
+    (node,) = [node for node in typed.graph.node if node.domain]
+    name = node.input[0]
+    typed.graph.node.insert(
+        list(typed.graph.node).index(node),
+        onnx.helper.make_node("Cast", [name], ["single"], "single", to=onnx.TensorProto.FLOAT),
+    )
+    (value,) = [value for value in typed.graph.value_info if value.name == name]
+    single = typed.graph.value_info.add()
+    single.CopyFrom(value)
+    single.name, single.type.tensor_type.elem_type = "single", onnx.TensorProto.FLOAT
+    node.input[0] = "single"
+    parts = use_plugins(typed)
+    (scores,) = [node for node in parts.graph.node if node.op_type == "CorrelationScores"]
+    shapes = {v.name: v.type.tensor_type.elem_type for v in onnx.shape_inference.infer_shapes(parts).graph.value_info}
+    assert {shapes[name] for name in scores.input} == {onnx.TensorProto.FLOAT}
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("case", [*CASES, ((256, 512, 1024, 2048), 256, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_pytorch_on_a_gpu_runs_the_kernels(case, dtype, monkeypatch):
+    a, b = features(*case, dtype, "cuda")
+    calls = []
+    launch = correlation_kernel.launch
+    monkeypatch.setattr(correlation_kernel, "launch", lambda *args: (calls.append(1), launch(*args))[1])
+    result = correlation(a, b)
+    assert calls
+    expected = correlation(*([x.double().float().cpu() for x in side] for side in (a, b)))
+    torch.testing.assert_close(result.cpu(), expected, rtol=1e-3, atol=1e-5)
