@@ -35,7 +35,7 @@ CAPABILITY = 80
 
 
 @triton.jit
-def scores_kernel(
+def scores_kernel(  # type: ignore[no-untyped-def]
     a,
     b,
     scores,
@@ -88,7 +88,7 @@ def scores_kernel(
 
 
 @triton.jit
-def filter_kernel(
+def filter_kernel(  # type: ignore[no-untyped-def]
     scores,
     row_maxima,
     column_maxima,

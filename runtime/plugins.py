@@ -111,10 +111,10 @@ def _register(trt: ModuleType, library: ModuleType, plugin: dict[str, Any]) -> N
         launch.shared_mem = kernel["shared_bytes"]
         return kernel["name"], kernel["ptx"], launch, library.SymIntExprs(0)
 
-    tensor = library.TensorDesc
-    results = tuple[(tensor,) * len(outputs)]  # type: ignore[misc]
+    tensor: Any = library.TensorDesc
+    results = tuple.__class_getitem__((tensor,) * len(outputs))
     _sign(describe, names, tensor, results)
-    compiled = tuple[str, str, library.KernelLaunchParams, library.SymIntExprs]  # type: ignore[name-defined]
+    compiled = tuple.__class_getitem__((str, str, library.KernelLaunchParams, library.SymIntExprs))
     _sign(implement, [*names, "outputs", "tactic"], inspect.Parameter.empty, compiled)
     library.register(plugin["name"])(describe)
     library.aot_impl(plugin["name"])(implement)
