@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from cats import __version__
+from cats.assets import asset
 from cats.console import execute, new_app, print_json, stdout
 from cats.errors import BackendError, CatsError, require
 from cats.runtime.backends import BACKENDS
@@ -22,6 +23,7 @@ from cats.runtime.backends.ort_providers import (
     first_line,
     installed_distributions,
 )
+from cats.runtime.fastest import recommend
 from cats.runtime.hardware import cpu_features, cpu_name, nvidia, physical_cores, usable_cpus
 
 READY, BUILD_ONLY, MISSING = "ready", "builds only", "no"
@@ -68,12 +70,16 @@ class Finding:
     detail: str
 
 
-def doctor() -> dict[str, Any]:
+def doctor(*, measure: bool = False) -> dict[str, Any]:
     """Examine this installation.
+
+    Args:
+        measure: time the shipped model in every backend for CPUs, a few seconds; not where a GPU runs ONNX files.
 
     Returns:
         Plain JSON types: ``toolkit``, ``machine``, ``packages`` (name to version or None), ``backends`` (list of
-        :class:`Finding` as dictionaries), ``choice`` (what runs which file by default), ``warnings``.
+        :class:`Finding` as dictionaries), ``choice`` (what runs which file by default), ``speed`` (of
+        :func:`cats.runtime.fastest.recommend`, None where not measured), ``warnings``.
     """
     findings = [*_onnxruntime(), *(_library(name) for name in BACKENDS if name != "onnxruntime")]
     return {
@@ -82,6 +88,7 @@ def doctor() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "backends": [asdict(finding) for finding in findings],
         "choice": _choices(findings),
+        "speed": recommend(asset("cats-tiny.onnx")) if measure and not _on_gpu(findings) else None,
         "warnings": _warnings(),
     }
 
@@ -147,6 +154,12 @@ def _library(name: str) -> Finding:
     return Finding(name, READY, version)
 
 
+def _on_gpu(findings: list[Finding]) -> bool:
+    return any(
+        finding.status == READY and finding.name.endswith(("cuda", "tensorrt", "tensorrt-rtx")) for finding in findings
+    )
+
+
 def _choices(findings: list[Finding]) -> dict[str, str]:
     """What a file is run by when no backend is asked for."""
     choices = {}
@@ -183,13 +196,17 @@ def _version(name: str) -> str | None:
 
 @app.command(name="doctor")
 def main_command(
+    measure: Annotated[
+        bool,
+        typer.Option("--measure/--no-measure", help="Time the shipped model in the backends for CPUs; a few seconds."),
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON document.")] = False,
 ) -> None:
-    """Show what is installed here, which backends and providers work, why others do not, and the fix.
+    """Show what is installed here, which backends and providers work, which is fastest, why others do not, and the fix.
 
     Exit status 2 if no model can be run at all.
     """
-    found = doctor()
+    found = doctor(measure=measure)
     if as_json:
         print_json(found)
     else:
@@ -217,6 +234,12 @@ def _show(found: dict[str, Any]) -> None:
     stdout.print(table)
     for suffix, choice in found["choice"].items():
         stdout.print(f"{suffix} files are run by {choice}", markup=False)
+    if found["speed"] is not None:
+        times = ", ".join(f"{speed['name']} {speed['ms']:.0f} ms" for speed in found["speed"]["measured"])
+        if times:
+            stdout.print(f"one pair of cats-tiny, measured by turns: {times}", markup=False)
+        for line in found["speed"]["advice"]:
+            stdout.print(line, markup=False)
     for warning in found["warnings"]:
         stdout.print(f"warning: {warning}", markup=False, style="yellow")
 

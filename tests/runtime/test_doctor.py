@@ -11,8 +11,10 @@ import onnxruntime
 import pytest
 from commands import Command, runner
 
+from cats.assets import asset
+from cats.errors import BackendError
 from cats.runtime import doctor as doctor_module
-from cats.runtime import hardware
+from cats.runtime import fastest, hardware
 from cats.runtime.backends import BACKENDS, ort_providers
 from cats.runtime.doctor import READY, doctor, main
 from cats.runtime.hardware import Nvidia, _cgroup_quota, physical_cores, usable_cpus
@@ -39,7 +41,7 @@ def test_the_probe_is_a_valid_model() -> None:
 
 @pytest.mark.usefixtures("no_gpu")
 def test_report_without_a_gpu(cats_doctor: Command) -> None:
-    done = cats_doctor("--json")
+    done = cats_doctor("--json", "--no-measure")
     assert done.code == 0
     found = json.loads(done.out)
     status = {finding["name"]: finding for finding in found["backends"]}
@@ -52,9 +54,78 @@ def test_report_without_a_gpu(cats_doctor: Command) -> None:
     assert found["packages"]["onnxruntime"] == onnxruntime.__version__
     assert found["choice"][".onnx"].startswith("onnxruntime, CPUExecutionProvider: ")
     assert "nothing here" in found["choice"][".plan"]
-    shown = cats_doctor().out
+    assert found["speed"] is None
+    shown = cats_doctor("--no-measure").out
     for text in ("no NVIDIA driver", "CPUExecutionProvider", "instruction sets", "cats-toolkit"):
         assert text in shown
+
+
+class Clock:
+    """A clock that only moves when a backend runs."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        pass
+
+
+class Clockwork:
+    """A backend whose runs take a known time."""
+
+    inputs = ()
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        self.clock, self.seconds = clock, seconds
+
+    def run(self, feeds: dict) -> dict:
+        self.clock.now += self.seconds
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize(
+    ("openvino", "bf16", "expected"),
+    [
+        (0.01, None, ["--backend openvino is faster here: 0.50 of onnxruntime's time"]),
+        (0.04, None, ["onnxruntime, the default, is as fast here"]),
+        (0.04, 0.01, ["onnxruntime, the default", "--backend openvino --precision bf16 takes 0.50 of it"]),
+        (None, None, []),
+    ],
+)
+def test_openvino_is_recommended_where_it_is_faster(
+    cats_doctor: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    openvino: float | None,
+    bf16: float | None,
+    expected: list[str],
+) -> None:
+    def opened(model: Path, backend: str, precision: str = "", provider: str = "") -> Clockwork:
+        seconds = 0.02 if backend == "onnxruntime" else bf16 if precision else openvino
+        if seconds is None:
+            raise BackendError("not here")
+        return Clockwork(clock, seconds)
+
+    clock = Clock()
+    monkeypatch.setattr(fastest, "open_backend", opened)
+    monkeypatch.setattr(fastest, "time", clock)
+    speed, shown = json.loads(cats_doctor("--json").out)["speed"], cats_doctor().out
+    assert len(speed["advice"]) == len(expected)
+    for line, start in zip(speed["advice"], expected, strict=True):
+        assert line.startswith(start)
+        assert line in shown
+
+
+def test_the_shipped_model_is_really_timed() -> None:
+    (first, *_) = fastest.measure(asset("cats-tiny.onnx"), rounds=1)
+    assert first.name == "onnxruntime"
+    assert first.ms > 1
+    assert first.ratio == 1
 
 
 @pytest.mark.usefixtures("no_gpu")
