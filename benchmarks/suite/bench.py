@@ -23,13 +23,16 @@ from cats.console import note
 from cats.errors import BackendError, CatsError
 from cats.export.pairs import demo_pairs
 from cats.export.verify import compare
+from cats.metadata import read_onnx_metadata
 from cats.model import CATs
-from cats.runtime.backends import BACKENDS
 from cats.runtime.doctor import doctor
 from cats.runtime.hardware import nvidia, physical_cores, usable_cpus
 
 FORMAT = 1
 BASELINE = "PyTorch eager, as the authors compute"
+SWEPT = ("ONNX Runtime", "ONNX Runtime int8", "OpenVINO fp32", "OpenVINO bf16", "ONNX Runtime CUDA")
+"""Contestants of the batch curve."""
+
 _STAGE_ROUNDS = 5
 
 
@@ -46,6 +49,7 @@ class Plan:
         curve_rounds: rounds of each curve.
         data: annotated pairs ``KIND:DIR`` for PCK.
         files: further model files (.onnx, .plan), such as one of ``cats-calibrate``.
+        int8: folder of photos to calibrate on; None runs no INT8 of its own making.
         work: folder that keeps exported files.
     """
 
@@ -59,6 +63,7 @@ class Plan:
     curve_rounds: int = 3
     data: str | None = None
     files: tuple[Path, ...] = ()
+    int8: Path | None = None
     work: Path | None = None
 
     def wants(self, name: str) -> bool:
@@ -170,8 +175,11 @@ def _contestants(exports: Exports, plan: Plan, threads: int) -> dict[str, Callab
         return file(exports.pair(options), "onnxruntime", provider="cpu", threads=threads)
 
     def openvino(precision: str) -> dict[str, Any]:
-        _require_openvino()
         return file(exports.pair(OURS), "openvino", precision=precision, threads=threads)
+
+    def int8(backend: str, **options: Any) -> dict[str, Any]:
+        assert plan.int8 is not None
+        return file(exports.int8(plan.int8, threads), backend, threads=threads, **options)
 
     def cuda() -> dict[str, Any]:
         if nvidia().problem:
@@ -186,6 +194,7 @@ def _contestants(exports: Exports, plan: Plan, threads: int) -> dict[str, Callab
     makers: dict[str, Callable[[], dict[str, Any]]] = {
         BASELINE: lambda: torch_spec("authors"),
         "PyTorch eager, ours": lambda: torch_spec("ours"),
+        "PyTorch eager, our deployment graph": lambda: torch_spec("graph"),
         "PyTorch compiled": lambda: torch_spec("compile"),
         "ONNX Runtime, naive export": lambda: ort(NAIVE),
         "ONNX Runtime": lambda: ort(OURS),
@@ -193,13 +202,19 @@ def _contestants(exports: Exports, plan: Plan, threads: int) -> dict[str, Callab
         "OpenVINO fp32": lambda: openvino("fp32"),
         "OpenVINO bf16": lambda: openvino("bf16"),
         "PyTorch CUDA": lambda: torch_spec("ours", "cuda"),
+        "PyTorch CUDA, our deployment graph": lambda: torch_spec("graph", "cuda"),
         "ONNX Runtime CUDA": cuda,
     }
+    if plan.int8 is not None:
+        makers["ONNX Runtime int8"] = lambda: int8("onnxruntime", provider="cpu")
+        makers["OpenVINO int8"] = lambda: int8("openvino")
+        makers["OpenVINO int8 + bf16"] = lambda: int8("openvino", precision="bf16")
     for path in plan.files:
-        label = "TensorRT" if path.suffix != ".onnx" else "ONNX Runtime int8" if "int8" in path.name else "ONNX Runtime"
-        makers[f"{label}, {path.name}"] = lambda path=path: given(path)  # type: ignore[misc]
-        if path.suffix == ".onnx" and "int8" in path.name:
-            makers[f"OpenVINO int8, {path.name}"] = lambda path=path: _openvino_file(file, path, threads)  # type: ignore[misc]
+        label = "TensorRT" if path.suffix != ".onnx" else "ONNX Runtime"
+        quantized = path.suffix == ".onnx" and read_onnx_metadata(path).precision == "int8"
+        makers[f"{label}{' int8' if quantized else ''}, {path.name}"] = lambda path=path: given(path)  # type: ignore[misc]
+        if quantized:
+            makers[f"OpenVINO int8, {path.name}"] = lambda path=path: file(path, "openvino", threads=threads)  # type: ignore[misc]
     if not any(path.suffix in (".plan", ".engine") for path in plan.files):
         makers["TensorRT"] = _no_engine
     return makers
@@ -207,16 +222,6 @@ def _contestants(exports: Exports, plan: Plan, threads: int) -> dict[str, Callab
 
 def _no_engine() -> dict[str, Any]:
     raise BackendError(nvidia().problem or "give the engine of cats-build with --file MODEL.plan")
-
-
-def _require_openvino() -> None:
-    if "openvino" not in BACKENDS:
-        raise BackendError("this version of the toolkit has no backend openvino")
-
-
-def _openvino_file(file: Callable[..., dict[str, Any]], path: Path, threads: int) -> dict[str, Any]:
-    _require_openvino()
-    return file(path, "openvino", threads=threads)
 
 
 def _measure(
@@ -284,7 +289,7 @@ def _curves(
 ) -> dict[str, Any]:
     """The batch curve of files, and the one-to-many curve of the split form."""
     result: dict[str, Any] = {"batch_curve": {}, "one_to_many": {}, "stages_split": {}}
-    swept = [name for name in ("ONNX Runtime", "OpenVINO fp32", "OpenVINO bf16") if name in running]
+    swept = [name for name in SWEPT if name in running]
     if len(plan.batches) > 1:
         calls = {(name, size): _timed(running[name][0], size) for name in swept for size in plan.batches}
         named = {f"{name}|{size}": call for (name, size), call in calls.items()}

@@ -19,7 +19,7 @@ Examples:
 
 - `cats-bench --quick` the shipped model, in under a minute
 
-- `cats-bench best.pt --data willow:PF-WILLOW --html report.html --output new.json`
+- `cats-bench best.pt --data willow:PF-WILLOW --int8 photos/ --html report.html --output new.json`
 
 - `cats-bench resnet101 --file model.int8.onnx --only onnx` the published structure, chosen contestants
 
@@ -39,7 +39,11 @@ def main_command(
     only: Annotated[list[str] | None, typer.Option(help="Run only contestants whose name holds this.")] = None,
     skip: Annotated[list[str] | None, typer.Option(help="Leave out contestants whose name holds this.")] = None,
     file: Annotated[
-        list[Path] | None, typer.Option(help="Also run this .onnx or .plan (named *int8*: also in OpenVINO).")
+        list[Path] | None, typer.Option(help="Also run this .onnx or .plan (INT8 files in OpenVINO too).")
+    ] = None,
+    int8: Annotated[
+        Path | None,
+        typer.Option(help="Folder of photos: calibrate INT8 on some and run that too.", show_default=False),
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="Annotated pairs KIND:DIR; measure PCK@0.1 too.", show_default=False)
@@ -70,6 +74,8 @@ def main_command(
     for path in file or ():
         if not path.is_file():
             raise InputError(f"model {path} does not exist")
+    if int8 is not None and not int8.is_dir():
+        raise InputError(f"--int8 {int8}: there is no such folder of photos")
     for written in (output, html):
         if written is not None and not written.parent.is_dir():
             raise InputError(f"cannot write {written}: there is no folder {written.parent}")
@@ -85,6 +91,7 @@ def main_command(
         many=() if quick else _sizes(many, "--many"),
         data=data,
         files=tuple(file or ()),
+        int8=int8,
         work=work,
     )
     results = bench(model, plan)

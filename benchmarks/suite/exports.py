@@ -21,6 +21,7 @@ NAIVE = DeploymentOptions(**(dict.fromkeys(REWRITES, False) | {"fold_batch_norm"
 """All rewrites off, but for batch norm: the exporter leaves none in a file, and ONNX Runtime would fold it as well."""
 
 OURS = DeploymentOptions()
+CALIBRATION_PAIRS = 32
 FOR_ONNXRUNTIME = DeploymentOptions(onnxruntime=True)
 
 
@@ -59,6 +60,22 @@ class Exports:
             self._write(models["encoder"], "encoder", encoder, OURS)
             self._write(models["matcher"], "matcher", matcher, OURS)
         return encoder, matcher
+
+    def int8(self, photos: Path, threads: int | None = None) -> Path:
+        """The pair quantized for CPUs by ``cats-calibrate``'s recipe, on a folder's photos.
+
+        Raises:
+            InputError: the folder has no two photos, or one cannot be read.
+        """
+        from cats.calibration.calibrate import calibrate, load_float_model, measure_ranges
+        from cats.calibration.inputs import pairs_from_images
+
+        path = self._path("int8", "onnx")
+        if not path.exists():
+            source = load_float_model(self.pair(OURS))
+            ranges = measure_ranges(source, pairs_from_images(photos).spread(CALIBRATION_PAIRS), threads=threads)
+            calibrate(source, ranges, path, target="cpu", threads=threads)
+        return path
 
     def _path(self, label: str, suffix: str) -> Path:
         return self.folder / f"{self._stamp}-{label}.{suffix}"

@@ -100,13 +100,14 @@ class SplitContestant(Contestant):
 
 
 class TorchContestant(Contestant):
-    """A checkpoint in PyTorch: ``authors``, ``ours`` or ``compile``."""
+    """A checkpoint in PyTorch: ``authors``, ``ours``, ``compile``, or the deployment ``graph`` that is exported."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
         import torch
 
         from cats.benchmarks.authors import AuthorsWay
         from cats.checkpoints import load_checkpoint
+        from cats.export.graph import PairGraph
 
         if spec.get("threads"):
             torch.set_num_threads(spec["threads"])
@@ -117,7 +118,11 @@ class TorchContestant(Contestant):
             model = AuthorsWay(model)
         model.to(self.device)
         self.preprocessing = model.config.preprocessing
-        self.call: Callable[..., Any] = torch.compile(model.match) if spec["variant"] == "compile" else model.match
+        self.call: Callable[..., Any] = model.match
+        if spec["variant"] == "compile":
+            self.call = torch.compile(model.match)
+        elif spec["variant"] == "graph":
+            self.call = PairGraph(model.cpu()).eval().to(self.device)
         self.description = f"torch {torch.__version__}, {spec['variant']}, {self.device}"
 
     def run(self, a: Floats, b: Floats) -> Floats:

@@ -2,12 +2,14 @@
 
 import json
 import re
+import shutil
 from xml.etree import ElementTree
 
 import pytest
 from commands import runner
 from tiny_models import tiny_model
 
+from cats.assets import asset
 from cats.benchmarks import cli
 from cats.benchmarks.bench import BASELINE
 from cats.benchmarks.report import html_report
@@ -19,9 +21,13 @@ def measured(tmp_path_factory):
     """One run of the command on a tiny model: what it printed, and its folder."""
     folder = tmp_path_factory.mktemp("bench")
     save_checkpoint(folder / "small.pt", tiny_model())
+    (folder / "photos").mkdir()
+    for name in ("astronaut.jpg", "grace_hopper.jpg"):
+        shutil.copy(asset(name), folder / "photos")
     patch, capture = pytest.MonkeyPatch(), Capture()
     arguments = ("--rounds", 3, "--threads", 1, "--only", "ONNX Runtime", "--skip", "naive", "--skip", "--for")
     arguments += ("--batches", "1,2", "--many", "1,2", "--work", folder / "work")
+    arguments += ("--int8", folder / "photos")
     with patch.context():
         done = runner(cli.main, "cats-bench", patch, capture)(
             folder / "small.pt", *arguments, "-o", folder / "r.json", "--html", folder / "r.html", "--json"
@@ -47,7 +53,10 @@ def test_results_hold_what_was_measured(measured):
     assert done.code == 0
     results = cli.read_results(folder / "r.json")  # valid by the schema
     rows = {row["name"]: row for row in results["contestants"]}
-    assert set(rows) == {BASELINE, "ONNX Runtime"}
+    assert set(rows) == {BASELINE, "ONNX Runtime", "ONNX Runtime int8"}
+    assert rows["ONNX Runtime int8"]["drift"]["p99_px"] > rows["ONNX Runtime"]["drift"]["p99_px"]
+    assert rows["ONNX Runtime int8"]["file_mb"] < rows["ONNX Runtime"]["file_mb"]
+    assert rows["ONNX Runtime int8"]["peak_share"] is None  # the peaks are of floats
     assert rows[BASELINE]["ratio"] == {"median": 1.0, "low": 1.0, "high": 1.0}
     ours = rows["ONNX Runtime"]
     assert 0 < ours["ms"]["low"] <= ours["ms"]["median"] <= ours["ms"]["high"]
@@ -56,7 +65,10 @@ def test_results_hold_what_was_measured(measured):
     assert ours["file_mb"] == pytest.approx(next((folder / "work").glob("*pair-*.onnx")).stat().st_size / 1e6)
     assert set(ours["stages_ms"]) == {"read", "decode", "resize", "model", "post"}
     assert set(results["stages_split"]) == {"read", "decode", "resize", "encode", "match", "post"}
-    assert set(results["batch_curve"]["ONNX Runtime"]) == {"1", "2"}
+    assert {name: set(curve) for name, curve in results["batch_curve"].items()} == {
+        "ONNX Runtime": {"1", "2"},
+        "ONNX Runtime int8": {"1", "2"},
+    }
     assert set(results["one_to_many"]["encoded_before"]) == {"1", "2"}
     assert results["roofline"]["gflop"] > 0
     missing = {item["name"]: item["reason"] for item in results["missing"]}
@@ -108,3 +120,4 @@ def test_refusals(command, tmp_path):
     assert "there is no folder" in command("-o", tmp_path / "no" / "r.json").error
     assert "--batches" in command("--batches", "1,x").error
     assert "does not exist" in command("--file", tmp_path / "none.onnx").error
+    assert "no such folder of photos" in command("--int8", tmp_path / "none").error
