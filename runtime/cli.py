@@ -9,14 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from cats.console import execute, new_app, note, print_json, progress, stderr, stdout, table
-from cats.errors import InputError
-from cats.runtime.backends import BACKENDS
-from cats.runtime.backends.ort_providers import PROVIDERS
+from cats.errors import InputError, require
+from cats.runtime.backends import BACKENDS, choose_backend
+from cats.runtime.backends.ort_providers import PROVIDERS, choose_provider
 from cats.runtime.document import matches_document, model_document
 from cats.runtime.gallery import rank_gallery
+from cats.runtime.hardware import physical_cores, usable_cpus
 from cats.runtime.images import MAX_PIXELS, quiet_pillow
 from cats.runtime.matcher import Matcher
 from cats.runtime.run import Outputs, Report, Selection, run, run_pairs
+from cats.runtime.split import find_split
 from cats.tables import read_points
 
 app = new_app()
@@ -122,7 +124,16 @@ def main_command(
         Path | None, _path(help="With --gallery and a split model: .npz that keeps the features.", panel=TABLE)
     ] = None,
     batch: Annotated[int, _number(help="Pairs of one run of the model.", panel=TABLE, min=1)] = 1,
-    workers: Annotated[int, _number(help="Threads that read images.", panel=TABLE, min=1)] = 2,
+    workers: Annotated[int, _number(help="Threads that read images, with one stream.", panel=TABLE, min=1)] = 2,
+    streams: Annotated[
+        int | None,
+        _number(
+            help="With --pairs: pairs matched side by side, on CPUs each with its share of the cores.",
+            panel=TABLE,
+            default="one per core on a CPU, else 1",
+            min=1,
+        ),
+    ] = None,
     time: Annotated[
         bool, typer.Option("--time", help="Show the time of each stage, after a warm-up run.", rich_help_panel=ENGINE)
     ] = False,
@@ -165,6 +176,8 @@ def main_command(
         raise InputError("--gallery writes a picture of the best match (-o): leave out other outputs and limits")
     if gallery is None and features is not None:
         raise InputError("--features keeps the features of a gallery: give --gallery DIR")
+    if pairs is None and streams is not None:
+        raise InputError("--streams matches pairs of a table side by side: give --pairs pairs.csv")
     if pairs is None and gallery is None and (a is None or b is None):
         raise InputError("give two images, A and B, or a table of pairs: --pairs pairs.csv")
     if pairs is not None and (a is not None or points is not None):
@@ -176,6 +189,14 @@ def main_command(
     chosen = read_points(points)[:, :2] if points is not None else None
     if pairs is None:
         outputs.check()
+    runs_on = choose_backend((find_split(model) or (model,))[0], backend) if pairs is not None else None
+    if runs_on is not None and streams is None and threads is None:
+        streams = _cpu_streams(runs_on, provider, device)
+    if streams is not None and streams > 1:
+        if runs_on == "openvino":
+            hint = hint or "throughput"  # it shares the cores out itself
+        else:
+            threads = threads or max(1, min(physical_cores(), usable_cpus()) // streams)
     matcher = open_matcher(
         model,
         backend,
@@ -195,7 +216,7 @@ def main_command(
             assert a is not None  # checked above
             _run_gallery(matcher, a, gallery, output, features, score, top, max(batch, 8), selection, as_json)
         elif pairs is not None:
-            _run_table(matcher, pairs, outputs, selection, batch, workers, as_json, time)
+            _run_table(matcher, pairs, outputs, selection, batch, workers, streams or 1, as_json, time)
         else:
             assert a is not None  # checked above
             assert b is not None
@@ -203,6 +224,18 @@ def main_command(
                 matcher.match(a, b)
             document = run(matcher, a, b, outputs, points=chosen, selection=selection)
             _report_pair(document, outputs, as_json, {"load": matcher.load_ms} if time else None)
+
+
+def _cpu_streams(backend: str, provider: str | None, device: str | None) -> int:
+    """One stream per core for what runs on the CPU, else one."""
+    if backend == "openvino":
+        on_cpu = (device or "CPU").upper() == "CPU"
+    elif backend == "onnxruntime":
+        ort = require("onnxruntime", extra="cpu", purpose="run ONNX files")
+        on_cpu = choose_provider(ort, provider)[0] == PROVIDERS["cpu"]
+    else:
+        on_cpu = False
+    return min(physical_cores(), usable_cpus()) if on_cpu else 1
 
 
 def _device(text: str | None, backend: str | None) -> str | int | None:
@@ -271,6 +304,7 @@ def _run_table(
     selection: Selection,
     batch: int,
     workers: int,
+    streams: int,
     as_json: bool,
     show_times: bool,
 ) -> None:
@@ -284,6 +318,7 @@ def _run_table(
             selection=selection,
             batch_size=batch,
             workers=workers,
+            streams=streams,
             report=report,
             on_rows=lambda count: bar.update(task, total=count),
         ):

@@ -171,22 +171,27 @@ class Matcher:
         *,
         batch_size: int = 1,
         workers: int = 2,
+        streams: int = 1,
         forward_backward: bool = False,
         return_errors: bool = False,
     ) -> Iterator[Match | CatsError]:
         """Match a stream of pairs in order, reading the next images while the model runs.
 
+        On a CPU the shortest way through many pairs is a backend with ``threads=1`` and a stream for each core: then
+        reading never waits for the model, nor the threads of one run for each other.
+
         Args:
             pairs: any iterable, consumed a few pairs ahead.
             batch_size: pairs of one run of the model.
-            workers: threads that read and resize images.
+            workers: threads that read and resize images; where there are several streams, each reads its own.
+            streams: runs of the model side by side.
             return_errors: yield the :class:`InputError` of a pair that cannot be read and go on, instead of raising it.
 
         Yields:
             One :class:`Match` (or error) per pair.
         """
-        if batch_size < 1 or workers < 1:
-            raise InputError(f"batch_size {batch_size} and workers {workers} must be at least 1")
+        if batch_size < 1 or workers < 1 or streams < 1:
+            raise InputError(f"batch_size {batch_size}, workers {workers} and streams {streams} must be at least 1")
 
         recent = _Recent(_RECENT_IMAGES)
 
@@ -198,10 +203,17 @@ class Matcher:
                     raise
                 return error
 
-        for chunk in _chunks(_ahead(prepare, pairs, workers, workers + 2 * batch_size), batch_size):
+        def infer(chunk: Sequence[tuple[_Prepared, _Prepared] | CatsError]) -> list[Match | CatsError]:
             matches = iter(self._infer([item for item in chunk if not isinstance(item, CatsError)], forward_backward))
-            for item in chunk:
-                yield item if isinstance(item, CatsError) else next(matches)
+            return [item if isinstance(item, CatsError) else next(matches) for item in chunk]
+
+        if streams == 1:
+            prepared = _ahead(prepare, pairs, workers, workers + 2 * batch_size)
+            found = map(infer, _chunks(prepared, batch_size))
+        else:
+            chunks = _chunks(pairs, batch_size)
+            found = _ahead(lambda chunk: infer([prepare(pair) for pair in chunk]), chunks, streams, 2 * streams)
+        yield from itertools.chain.from_iterable(found)
 
     def close(self) -> None:
         """Release the backend; the matcher cannot be used afterwards."""

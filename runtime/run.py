@@ -121,6 +121,7 @@ def run_pairs(
     selection: Selection | None = None,
     batch_size: int = 1,
     workers: int = 2,
+    streams: int = 1,
     report: Report | None = None,
     on_rows: Callable[[int], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
@@ -129,7 +130,7 @@ def run_pairs(
     Args:
         pairs: columns ``a,b`` and optionally ``points``, see :func:`cats.tables.read_pairs`.
         folders: here the folders that receive the files of each pair; made if missing.
-        batch_size, workers: see :meth:`cats.runtime.matcher.Matcher.match_many`.
+        batch_size, workers, streams: see :meth:`cats.runtime.matcher.Matcher.match_many`.
         report: filled while the pairs go by.
         on_rows: called with the number of pairs before the first one.
 
@@ -148,6 +149,7 @@ def run_pairs(
         ((row.a, row.b) for row in rows),
         batch_size=batch_size,
         workers=workers,
+        streams=streams,
         forward_backward=selection.max_forward_backward is not None,
         return_errors=True,
     )

@@ -142,6 +142,12 @@ def test_a_good_table_ends_well(cats_run: Command, work: Path, model_file: Path)
     assert done.code == 0, done.err
     assert files(work / "pairs") == {"1-a-b.png", "2-b-a.png"}
     assert "pairs/s" in done.err
+    one, many = (cats_run(model_file, "--pairs", "pairs.csv", "--json", "--streams", n) for n in (1, 64))
+    assert "1 thread" in many.err  # the cores are shared out
+    for first, second in zip(one.out.splitlines(), many.out.splitlines(), strict=True):
+        points = ([match["b"] for match in json.loads(line)["matches"]] for line in (first, second))
+        np.testing.assert_allclose(*points, atol=0.01)
+    assert "--streams matches pairs of a table" in cats_run(model_file, "a.png", "b.png", "--streams", 2).error
 
 
 def test_an_unverified_model_is_announced(cats_run: Command, work: Path, make_model: Callable[..., Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -143,20 +144,32 @@ def test_batches_of_any_size(make_model: Callable[..., Path], texture: np.ndarra
     assert not np.allclose(single[0].flow, single[1].flow)
 
 
-def test_match_many_keeps_order_and_goes_on(matcher: Matcher, texture: np.ndarray, tmp_path: Path) -> None:
+@pytest.mark.parametrize("streams", [1, 3])
+def test_match_many_keeps_order_and_goes_on(
+    matcher: Matcher, texture: np.ndarray, tmp_path: Path, streams: int
+) -> None:
     a, b, _ = crops(texture)
     pairs = [(a, b), (tmp_path / "none.jpg", b), (b, a), (a, a), (a, b)]
-    results = list(matcher.match_many(pairs, batch_size=2, return_errors=True))
+    results = list(matcher.match_many(pairs, batch_size=2, streams=streams, return_errors=True))
     assert [isinstance(result, CatsError) for result in results] == [False, True, False, False, False]
     for result, pair in zip(results, pairs, strict=True):
         if isinstance(result, Match):
             np.testing.assert_allclose(result.flow, matcher.match(*pair).flow, atol=ROUNDING)
     with pytest.raises(InputError, match=r"none\.jpg"):
-        list(matcher.match_many(pairs))
-    assert list(matcher.match_many([])) == []
+        list(matcher.match_many(pairs, streams=streams))
+    assert list(matcher.match_many([], streams=streams)) == []
 
 
-def test_match_many_reads_only_a_few_pairs_ahead(matcher: Matcher, texture: np.ndarray) -> None:
+def test_streams_run_side_by_side(matcher: Matcher, texture: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b, _ = crops(texture)
+    together = threading.Barrier(2, timeout=20)  # breaks unless two runs are under way at once
+    run = matcher.backend.run
+    monkeypatch.setattr(matcher.backend, "run", lambda feeds: (together.wait(), run(feeds))[1])
+    assert len(list(matcher.match_many([(a, b)] * 4, streams=2))) == 4
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_match_many_reads_only_a_few_pairs_ahead(matcher: Matcher, texture: np.ndarray, streams: int) -> None:
     a, b, _ = crops(texture)
     taken = []
 
@@ -165,10 +178,10 @@ def test_match_many_reads_only_a_few_pairs_ahead(matcher: Matcher, texture: np.n
             taken.append(1)
             yield a, b
 
-    stream = matcher.match_many(endless(), batch_size=2, workers=2)
+    stream = matcher.match_many(endless(), batch_size=2, workers=2, streams=streams)
     next(stream)
     stream.close()
-    assert len(taken) <= 8
+    assert len(taken) <= (8 if streams == 1 else 12)
 
 
 def test_one_matcher_in_many_threads(matcher: Matcher, texture: np.ndarray) -> None:
