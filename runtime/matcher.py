@@ -207,6 +207,7 @@ class Matcher:
             matches = iter(self._infer([item for item in chunk if not isinstance(item, CatsError)], forward_backward))
             return [item if isinstance(item, CatsError) else next(matches) for item in chunk]
 
+        found: Iterator[list[Match | CatsError]]
         if streams == 1:
             prepared = _ahead(prepare, pairs, workers, workers + 2 * batch_size)
             found = map(infer, _chunks(prepared, batch_size))
