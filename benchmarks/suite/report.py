@@ -34,7 +34,7 @@ def html_report(results: dict[str, Any]) -> str:
     parts = [
         f"<h1>{_text(title)}</h1>",
         f"<p class='sub'>{_text(model['description'])}; {model['parameters'] / 1e6:.1f} million parameters. "
-        f"{_text(machine.get('CPU', ''))}; {results['threads']} threads; {_text(results['date'])}.</p>",
+        f"{_text(machine.get('CPU', ''))}; {_count(results['threads'], 'thread')}; {_text(results['date'])}.</p>",
         "<h2>Latency of one pair</h2>",
         f"<figure>{_latency_plot(results)}<figcaption>Medians of {results['rounds']} interleaved rounds, each in a "
         f"process of its own; bars span the {results.get('confidence', 0.95):.0%} bootstrap interval. Ratios are taken "
@@ -98,6 +98,10 @@ def _main_table(results: dict[str, Any]) -> str:
         share = row.get("peak_share")
         rows.append([*cells, "-" if share is None else f"{share:.0%}"])
     return _table(columns, rows, base=results["baseline"])
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _number(value: float | None, form: str) -> str:
@@ -201,8 +205,12 @@ def _curve(series: dict[str, dict[str, float]], label_x: str, label_y: str, capt
         sizes = sorted(map(int, values))
         heights = [values[str(size)] for size in sizes]
         axes.plot(range(len(sizes)), heights, "o-", color=colour, label=name)
-        for x, y in enumerate(heights):
-            axes.annotate(f"{y:.3g}", (x, y), (0, 6), textcoords="offset points", ha="center", fontsize=8, color=colour)
+        for x, (size, y) in enumerate(zip(sizes, heights, strict=True)):
+            others = [other[str(size)] for other in series.values() if str(size) in other]
+            up = 6 if y == max(others) else -12  # so that the labels of close curves do not cover each other
+            axes.annotate(
+                f"{y:.3g}", (x, y), (0, up), textcoords="offset points", ha="center", fontsize=8, color=colour
+            )
         axes.set_xticks(range(len(sizes)), list(map(str, sizes)))
     axes.set_ylim(0, 1.18 * max(max(values.values()) for values in series.values()))
     axes.set_xlabel(label_x, fontsize=9, color=_INK)
