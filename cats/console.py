@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
+import os
 import sys
 from typing import Any
 
@@ -68,8 +71,14 @@ def execute(app: typer.Typer) -> None:
     :class:`~cats.errors.CatsError` becomes one line on stderr; any other exception is a bug and keeps its traceback.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    for name in ("stdout", "stderr"):  # closed by the caller, as some services do
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # what cannot be written shows now, not while Python shuts down
     except CatsError as error:
         text = " ".join(str(error).split("\n")) if error.exit_code == 2 else str(error)
         stderr.print(f"error: {text}", markup=False, soft_wrap=True)
@@ -80,7 +89,20 @@ def execute(app: typer.Typer) -> None:
         stderr.print("interrupted; nothing was left half-written", markup=False)
         sys.exit(130)
     except BrokenPipeError:
+        _drop_stdout()
         sys.exit(141)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _drop_stdout()
+        stderr.print(f"error: cannot write {error.filename or 'the output'}: {error.strerror}", markup=False)
+        sys.exit(CatsError.exit_code)
+
+
+def _drop_stdout() -> None:
+    """Send what is still buffered nowhere, or Python would complain about it at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def new_app(**options: Any) -> typer.Typer:

@@ -42,6 +42,21 @@ def test_sub_commands_are_the_commands(cats: Command, tmp_path: Path) -> None:
     assert cats("doctor", "--json").out.startswith("{")
 
 
+@pytest.mark.parametrize(
+    ("redirection", "code", "error"),
+    [
+        ("> /dev/full", 2, "error: cannot write the output: No space left on device\n"),
+        ("| true; exit ${PIPESTATUS[0]}", 1, ""),
+        (">&-", 0, ""),
+    ],
+    ids=("full", "broken pipe", "closed"),
+)
+def test_output_that_goes_nowhere(redirection: str, code: int, error: str) -> None:
+    script = f"(sleep 0.2; {sys.executable} -c 'from cats.cli import main; main()' --version) {redirection}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, error)
+
+
 def test_a_missing_dependency_names_the_extra(cats: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     room = cli.Room("cats.runtime.cli", "help", "export")
     monkeypatch.setitem(cli.COMMANDS, "export", room)
