@@ -32,7 +32,7 @@ def pck_through_cats_run(willow, model, folder, monkeypatch, capsys) -> float:
         for sample in willow:
             points = ";".join(f"{x!r},{y!r}" for x, y in sample.points_a.tolist())
             writer.writerow([sample.image_a.resolve(), sample.image_b.resolve(), points])
-    done = runner(cli.main, "cats-run", monkeypatch, capsys)(model, "--pairs", table, "--json")
+    done = runner(cli.main, "cats-run", monkeypatch, capsys)(model, "--pairs", table, "--json", "--batch", 8)
     assert done.code == 0, done.err
     protocol = preset("corrected")
     lines = [json.loads(line) for line in done.out.splitlines()]
