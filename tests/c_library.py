@@ -74,6 +74,8 @@ class Options(ctypes.Structure):
         ("partner_data", ctypes.c_char_p),
         ("partner_size", ctypes.c_size_t),
         ("max_pixels", ctypes.c_int64),
+        ("run_pairs", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
     )
 
 
@@ -88,6 +90,7 @@ class Info(ctypes.Structure):
         ("max_batch", ctypes.c_int32),
         ("split", ctypes.c_int32),
         ("verified", ctypes.c_int32),
+        ("calibrated", ctypes.c_int32),
         ("mean", ctypes.c_float * 3),
         ("std", ctypes.c_float * 3),
         ("precision", ctypes.c_char_p),
@@ -129,6 +132,7 @@ _ARGUMENTS = {
     "cats_pair_count": (_P,),
     "cats_flow": (_P, _N, _P, _N),
     "cats_confidence": (_P, _N, _P, _N),
+    "cats_calibrated_confidence": (_P, _N, _P, _N),
     "cats_transfer": (_P, _N, _P, _N, _P),
     "cats_confidence_at": (_P, _N, _P, _N, _P),
     "cats_dense_flow": (_P, _N, _I32, _I32, _I32, _I32, _P, _N),
@@ -215,6 +219,9 @@ class CMatcher:
 
     def confidence(self, pair: int = 0) -> np.ndarray:
         return self._read("cats_confidence", pair, (self.info.grid, self.info.grid))
+
+    def calibrated_confidence(self, pair: int = 0) -> np.ndarray:
+        return self._read("cats_calibrated_confidence", pair, (self.info.grid, self.info.grid))
 
     def _read(self, name: str, pair: int, shape: tuple[int, ...]) -> np.ndarray:
         result = np.full(shape, np.nan, np.float32)

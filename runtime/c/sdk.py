@@ -1,10 +1,11 @@
-"""``cats c-sdk``: a folder to put into a C or C++ project: sources, header, CMake files, examples and a model."""
+"""``cats c-sdk``: a folder to put into a C or C++ project: sources, CMake files, examples, licence and a model."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from importlib import resources
+from collections import Counter
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,9 @@ app = new_app()
 
 FOLDERS = ("include", "src", "cmake", "examples")
 FILES = ("CMakeLists.txt", "README.md")
+LICENCES = ("LICENSE", "NOTICE")
 SHIPPED = "cats-tiny.onnx"
+CARD = "cats-tiny.md"
 
 EXAMPLES = """
 Examples:
@@ -28,7 +31,11 @@ Examples:
 
 - `cats c-sdk third_party/cats --model cats.onnx --model other.onnx`
 
-Then `add_subdirectory(third_party/cats)` and `target_link_libraries(app cats::cats)`.
+Then `add_subdirectory(third_party/cats)` and `target_link_libraries(app cats::cats)`. To try it on its own:
+
+- `cmake -S third_party/cats -B build -DCATS_BUILD_EXAMPLES=ON && cmake --build build`
+
+- `build/examples/cats-match third_party/cats/model/cats-tiny.onnx a.jpg b.jpg`
 """
 
 
@@ -37,18 +44,22 @@ def write_sdk(folder: str | Path, models: tuple[Path, ...] = ()) -> list[Path]:
 
     Args:
         folder: is made; must not exist, or be empty.
-        models: ONNX files of ``cats-export`` to put into ``model/``; none takes the shipped one, where there is one.
+        models: ONNX files of ``cats-export`` to put into ``model/``; none takes the shipped one and its card.
 
     Returns:
         The models as written.
 
     Raises:
-        InputError: the folder is not empty or cannot be written.
+        InputError: the folder is not empty or cannot be written, or two models have one name.
         ModelFileError: a model is not one of this toolkit.
     """
     target = Path(folder)
+    target = target if target.name else target.resolve()
     for model in models:
         read_onnx_metadata(model)
+    twice = [name for name, count in Counter(model.name for model in models).items() if count > 1]
+    if twice:
+        raise InputError(f"two models are called {twice[0]}: rename one, they share the folder model/")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} exists and is not an empty folder: choose another name, or remove it")
     chosen = models or _shipped()
@@ -57,15 +68,25 @@ def write_sdk(folder: str | Path, models: tuple[Path, ...] = ()) -> list[Path]:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
             draft = Path(temporary, "sdk")
             _fill(draft, chosen)
-            draft.replace(target)
+            if target.exists():  # empty, and perhaps the current folder, which must stay the one it is
+                for child in draft.iterdir():
+                    child.replace(target / child.name)
+            else:
+                draft.replace(target)
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror or error}") from error
-    return [target / "model" / model.name for model in chosen]
+    return [target / "model" / model.name for model in chosen if model.suffix != ".md"]
 
 
 def _shipped() -> tuple[Path, ...]:
-    model = Path(str(resources.files("cats.assets"))) / SHIPPED
-    return (model,) if model.is_file() else ()
+    assets = Path(str(resources.files("cats.assets")))
+    return tuple(file for file in (assets / SHIPPED, assets / CARD) if file.is_file())
+
+
+def _licences() -> list[Path]:
+    """Licence files of this installation."""
+    files = [file for file in metadata.files("cats-toolkit") or () if file.name in LICENCES]
+    return [Path(str(file.locate())) for file in files]
 
 
 def _fill(draft: Path, models: tuple[Path, ...]) -> None:
@@ -74,6 +95,8 @@ def _fill(draft: Path, models: tuple[Path, ...]) -> None:
         shutil.copytree(ROOT / name, draft / name, ignore=shutil.ignore_patterns("__pycache__", "*.o", "*.so"))
     for name in FILES:
         shutil.copyfile(ROOT / name, draft / name)
+    for licence in _licences():
+        shutil.copyfile(licence, draft / licence.name)
     if models:
         (draft / "model").mkdir()
     for model in models:

@@ -1,15 +1,20 @@
-"""Fixtures of the runtime's tests: the tiny matcher as a file, and a texture to match."""
+"""Fixtures of the runtime's tests: the tiny matcher as a file, a texture to match, libcats."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import c_library
 import numpy as np
 import pytest
+from c_library import CMatcher, Library
+from split_onnx import save_split
 from tiny_onnx import save_model, tiny_metadata, tiny_model
+
+from cats.runtime import Matcher
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +47,25 @@ def texture() -> np.ndarray:
         total += noise.repeat(side, axis=0).repeat(side, axis=1)[:480, :640]
     total = (total - total.min()) / (total.max() - total.min())
     return (total * 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    return Library(c_library.build_library(tmp_path_factory.mktemp("libcats")))
+
+
+@pytest.fixture(scope="session")
+def matcher(library: Library, model_file: Path) -> Iterator[CMatcher]:
+    opened = library.open(model_file)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="session")
+def split(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return save_split(tmp_path_factory.mktemp("split"))
+
+
+@pytest.fixture(scope="session")
+def python(model_file: Path) -> Matcher:
+    return Matcher(model_file, threads=2)

@@ -16,9 +16,15 @@ import pytest
 from c_library import CC, ROOT, STRICT, compile_c
 from PIL import Image
 from split_onnx import save_split
+from tiny_onnx import tiny_metadata
 
 import cats
+from cats.errors import InputError
+from cats.metadata import Preprocessing
 from cats.runtime import Matcher, c
+from cats.runtime.c.sdk import write_sdk
+from cats.runtime.images import preprocess, read_image
+from cats.runtime.result import Match
 
 pytestmark = pytest.mark.skipif(not c_library.HAVE_COMPILER, reason="no C compiler")
 
@@ -41,6 +47,30 @@ def test_header_compiles_without_a_warning(tmp_path: Path, standard: str, compil
     source = tmp_path / ("use.cpp" if "+" in standard else "use.c")
     source.write_text(HEADER_USE + VALUES)
     compile_c([name, f"-std={standard}", *STRICT, "-Wconversion", f"-I{ROOT / 'include'}", "-fsyntax-only", source])
+
+
+@pytest.mark.parametrize("standard", ["c99", "c++17"])
+def test_examples_in_the_header_compile(tmp_path: Path, standard: str) -> None:
+    comment = (ROOT / "include" / "cats.h").read_text().partition("*/")[0]
+    code = [line.removeprefix(" *     ") for line in comment.splitlines() if line.startswith(" *     ")]
+    first, _, second = "\n".join(code).partition("cats_context_destroy(context);\ncats_close(matcher);\n")
+    assert second
+    given = "static unsigned char pixels_a[64 * 48 * 3], pixels_b[64 * 48 * 3];\n"
+    sizes = "int width_a = 64, height_a = 48, width_b = 64, height_b = 48;\n"
+    source = tmp_path / ("example.cpp" if "+" in standard else "example.c")
+    end = "cats_context_destroy(context);\ncats_close(matcher);\nreturn 0;\n}\n"
+    source.write_text(
+        "#include <stdio.h>\n"
+        + first.partition("\n")[0]
+        + f"\nint main(void) {{\n{given}{sizes}"
+        + first.partition("\n")[2]
+        + second
+        + end
+    )
+    compiler = "g++" if "+" in standard else CC
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no {compiler}")
+    compile_c([compiler, f"-std={standard}", *STRICT, f"-I{ROOT / 'include'}", "-fsyntax-only", source])
 
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
@@ -206,6 +236,47 @@ def test_engine_example_compiles() -> None:
     compile_c(["g++", "-std=c++17", *STRICT, "-fsyntax-only", *c_library.INCLUDE, *tensorrt_flags(), source])
 
 
+def build_engine_example(folder: Path, includes: list[str], *more: str) -> Path:
+    """The program run-engine, by the commands of its own comment."""
+    names = ("common", "image", "json", "metadata", "geometry")
+    sources = [*(ROOT / "src" / f"{name}.c" for name in names), ROOT / "examples" / "read_image.c"]
+    objects = []
+    for source in sources:
+        objects.append(folder / f"{source.stem}.o")
+        compile_c([CC, "-std=c11", "-O2", "-ffp-contract=off", *c_library.INCLUDE, "-c", source, "-o", objects[-1]])
+    main = ROOT / "examples" / "run_engine.cpp"
+    command = ["g++", "-std=c++17", *c_library.INCLUDE, *includes, main, *objects, *more, "-o", folder / "run-engine"]
+    compile_c(command)
+    return folder / "run-engine"
+
+
+def test_engine_example_with_a_stand_in_for_tensorrt(tmp_path: Path, scene: Path) -> None:
+    """Sidecar, preprocessing, tensors by name and points, with a TensorRT whose engine is a known function."""
+    if shutil.which("g++") is None:
+        pytest.skip("no g++")
+    standin = Path(__file__).parent / "c" / "tensorrt_standin"
+    run = build_engine_example(tmp_path, [f"-I{standin}"], *STRICT, "-fsanitize=address,undefined")
+    plan, pictures = tmp_path / "m.plan", (scene / "a.ppm", scene / "b.ppm")
+    own = Preprocessing(size=(96, 96), mean=(0.4, 0.5, 0.6))
+    document = tiny_metadata(preprocessing=own, grid=(8, 8), engine={"network": "cats-1"}).to_json()
+    assert "cannot read" in program(run, plan, *pictures, status=1)
+    Path(f"{plan}.json").write_text(document)
+    plan.write_text("standin cats-1 96 8")
+    rows = np.loadtxt(program(run, plan, *pictures).splitlines())
+    a, b = (preprocess(read_image(path), own).reshape(3, 8, 12, 8, 12).mean((2, 4)) for path in pictures)
+    expected = Match(np.stack([a[0], b[1]]), b[2], Image.open(pictures[0]).size, Image.open(pictures[1]).size)
+    assert np.abs(rows[:, 2:4] - expected.transfer(rows[:, :2])).max() < 1e-2
+    assert np.abs(rows[:, 4] - expected.confidence_at(rows[:, :2])).max() < 1e-3
+    plan.write_text("standin cats-2 96 8")
+    assert "holds the network cats-2, its sidecar cats-1" in program(run, plan, *pictures, status=1)
+    plan.write_text("junk")
+    assert "magic tag does not match; build it with cats-build" in program(run, plan, *pictures, status=1)
+    plan.write_text("standin cats-1 128 8")
+    assert "one pair at a time" in program(run, plan, *pictures, status=1)
+    Path(f"{plan}.json").write_text("{}")
+    assert "invalid CATs metadata" in program(run, plan, *pictures, status=1)
+
+
 @pytest.mark.gpu
 def test_engine_example_equals_cats_run(tmp_path: Path, scene: Path, model_file: Path) -> None:
     flags = tensorrt_flags()
@@ -214,19 +285,22 @@ def test_engine_example_equals_cats_run(tmp_path: Path, scene: Path, model_file:
     from cats.runtime.engine import build_engine
 
     plan = build_engine(model_file, tmp_path / "tiny.plan", flavour="tensorrt")
-    names = ("common", "image", "json", "metadata", "geometry")
-    sources = [*(ROOT / "src" / f"{name}.c" for name in names), ROOT / "examples" / "read_image.c"]
-    objects = []
-    for source in sources:
-        objects.append(tmp_path / f"{source.stem}.o")
-        compile_c([CC, "-std=c11", "-O2", "-ffp-contract=off", *c_library.INCLUDE, "-c", source, "-o", objects[-1]])
     libraries = os.environ.get("CATS_TENSORRT_LIBS", "-lnvinfer -lcudart").split()
-    main = ROOT / "examples" / "run_engine.cpp"
-    run = tmp_path / "run-engine"
-    compile_c(["g++", "-std=c++17", *c_library.INCLUDE, *flags, main, *objects, *libraries, "-o", run])
+    run = build_engine_example(tmp_path, flags, *libraries)
     rows = np.loadtxt(program(run, plan, scene / "a.ppm", scene / "b.ppm").splitlines())
     match = Matcher(plan).match(scene / "a.ppm", scene / "b.ppm")
     assert np.abs(rows[:, 2:4] - match.transfer(rows[:, :2])).max() < 0.1
+
+
+def test_sdk_holds_licence_model_and_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    written = write_sdk(".")
+    assert {"LICENSE", "NOTICE", "README.md", "CMakeLists.txt", "src", "include"} <= {
+        p.name for p in tmp_path.iterdir()
+    }
+    if written:
+        assert [model.name for model in written] == ["cats-tiny.onnx"]
+        assert {path.name for path in (tmp_path / "model").iterdir()} == {"cats-tiny.onnx", "cats-tiny.md"}
 
 
 def test_sdk_refuses_a_full_folder_and_strange_models(tmp_path: Path, scene: Path) -> None:
@@ -234,6 +308,9 @@ def test_sdk_refuses_a_full_folder_and_strange_models(tmp_path: Path, scene: Pat
     assert (full.returncode, "not an empty folder" in full.stderr) == (2, True)
     strange = c_sdk(tmp_path / "sdk", "--model", scene / "a.ppm")
     assert (strange.returncode, (tmp_path / "sdk").exists()) == (2, False)
+    same = [save_split(tmp_path / name)[0] for name in ("x", "y") if not (tmp_path / name).mkdir()]
+    with pytest.raises(InputError, match=r"two models are called tiny\.encoder\.onnx"):
+        write_sdk(tmp_path / "sdk", tuple(same))
 
 
 APP = "#include <cats.h>\n#include <stdio.h>\nint main(void) { puts(cats_version()); return 0; }\n"

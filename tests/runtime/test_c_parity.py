@@ -1,13 +1,10 @@
-"""libcats gives the numbers of the Python runtime, and refuses what it refuses, with a text."""
+"""libcats gives the numbers of the Python runtime."""
 
 from __future__ import annotations
 
 import ctypes
-import json
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import c_library
@@ -16,7 +13,6 @@ import onnx
 import pytest
 from c_library import BGR, BGRA, GREY, RGB, RGBA, CatsStatusError, CMatcher, Library, image
 from PIL import Image
-from split_onnx import save_split
 from tiny_onnx import save_model, tiny_metadata, tiny_model
 
 from cats.metadata import Preprocessing
@@ -24,28 +20,6 @@ from cats.runtime import Matcher
 from cats.runtime.images import preprocess, read_image
 
 pytestmark = pytest.mark.skipif(not c_library.HAVE_COMPILER, reason="no C compiler")
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    return Library(c_library.build_library(tmp_path_factory.mktemp("libcats")))
-
-
-@pytest.fixture(scope="session")
-def matcher(library: Library, model_file: Path) -> Iterator[CMatcher]:
-    opened = library.open(model_file)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture(scope="session")
-def split(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return save_split(tmp_path_factory.mktemp("split"))
-
-
-@pytest.fixture(scope="session")
-def python(model_file: Path) -> Matcher:
-    return Matcher(model_file, threads=2)
 
 
 SIZES = [(16, 16), (17, 300), (256, 256), (255, 257), (640, 33), (1000, 701), (300, 3000), (256, 99), (77, 256)]
@@ -113,6 +87,83 @@ def test_geometry_equals_python_on_the_same_flow(matcher: CMatcher, texture: np.
     assert np.abs(matcher.transfer(points) - transfer_points(points, matcher.flow(), size_a, size_b)).max() < 1e-9
 
 
+@pytest.mark.parametrize("sizes", [(17, 31, 999, 16), (333, 77, 45, 801), (16, 16, 16, 16), (1, 1, 3, 5), (2, 7, 1, 1)])
+def test_dense_flow_equals_python_on_the_same_flow(
+    matcher: CMatcher, texture: np.ndarray, sizes: tuple[int, int, int, int]
+) -> None:
+    from cats.geometry import dense_flow
+
+    matcher.match(image(texture), image(texture[:200, :301]))
+    expected = dense_flow(matcher.flow(), sizes[:2], sizes[2:])
+    assert np.abs(matcher.dense_flow(sizes[:2], sizes) - expected).max() < 1e-4
+
+
+def test_everything_is_read_from_the_metadata(library: Library, tmp_path: Path, texture: np.ndarray) -> None:
+    """Another side, another grid, another normalisation."""
+    own = Preprocessing(size=(128, 128), mean=(0.1, 0.52, 0.3), std=(0.31, 0.17, 1.25))
+    metadata = tiny_metadata(preprocessing=own, grid=(8, 8), precision="mixed")
+    path = save_model(tmp_path / "m.onnx", tiny_model(grid=8), metadata.to_json())
+    opened, python = library.open(path), Matcher(path, threads=2)
+    info = opened.info
+    assert (info.image_width, info.image_height, info.grid, info.precision) == (128, 128, 8, b"mixed")
+    assert np.allclose([*info.mean, *info.std], [*own.mean, *own.std])
+    assert np.array_equal(opened.preprocess(image(texture)), preprocess(texture, own))
+    a, b = pictures(texture)[:2]
+    opened.match(image(a), image(b))
+    expected = python.match(a, b)
+    assert np.abs(opened.flow() - expected.flow).max() < 1e-4
+    assert np.abs(opened.transfer([[3.5, 100]]) - expected.transfer([[3.5, 100]])).max() < 1e-2
+    assert np.abs(opened.dense_flow((a.shape[1], a.shape[0])) - expected.dense_flow()).max() < 1e-2
+    opened.close()
+
+
+WIDE = """
+<ir_version: 10, opset_import: ["": 18]>
+wide (float[N,3,96,160] image_b, float[N,3,96,160] image_a) => (float[N,8,8] confidence, float[N,2,8,8] flow) {
+  mean_a = AveragePool<kernel_shape=[12,20], strides=[12,20]>(image_a)
+  mean_b = AveragePool<kernel_shape=[12,20], strides=[12,20]>(image_b)
+  red_a = Slice(mean_a, zero, one, one)
+  green_b = Slice(mean_b, one, two, one)
+  flow = Concat<axis=1>(red_a, green_b)
+  blue_b = Slice(mean_b, two, three, one)
+  flat = Squeeze(blue_b, one)
+  confidence = Sigmoid(flat)
+}
+"""
+
+
+def test_inputs_go_by_name_and_need_not_be_square(library: Library, tmp_path: Path, texture: np.ndarray) -> None:
+    model = onnx.parser.parse_model(WIDE)
+    for number, name in enumerate(("zero", "one", "two", "three")):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.int64([number]), name))
+    metadata = tiny_metadata(preprocessing=Preprocessing(size=(160, 96)), grid=(8, 8))
+    path = save_model(tmp_path / "wide.onnx", model, metadata.to_json())
+    opened, python = library.open(path), Matcher(path, threads=2)
+    crops = pictures(texture)
+    opened.match_batch([image(x) for x in crops[:2]], [image(x) for x in crops[2:4]])
+    for index in range(2):
+        expected = python.match(crops[index], crops[index + 2])
+        assert np.abs(opened.flow(index) - expected.flow).max() < 1e-4
+        assert np.abs(opened.confidence(index) - expected.confidence).max() < 1e-4
+    opened.close()
+
+
+def test_calibrated_confidence_equals_python(library: Library, tmp_path: Path, texture: np.ndarray) -> None:
+    mapping = {"confidence": [0.2, 0.3, 0.3, 0.7, 0.9], "probability": [0.05, 0.1, 0.4, 0.4, 0.97]}
+    metadata = tiny_metadata(calibration={"precision": None, "confidence": {"alpha": 0.1, "mapping": mapping}})
+    path = save_model(tmp_path / "m.onnx", tiny_model(), metadata.to_json())
+    opened, python = library.open(path), Matcher(path, threads=2)
+    assert opened.info.calibrated == 1
+    a, b = pictures(texture)[:2]
+    opened.match(image(a), image(b))
+    expected = python.match(a, b)
+    assert np.ptp(expected.calibrated_confidence) > 0.5
+    # The mapping has a step: what lies at it may fall on either side.
+    calm = np.abs(expected.confidence - 0.3) > 1e-4
+    assert np.abs(opened.calibrated_confidence() - expected.calibrated_confidence)[calm].max() < 1e-3
+    opened.close()
+
+
 @pytest.mark.parametrize("fixed", [None, 1, 3])
 def test_batches(
     library: Library, tmp_path: Path, python: Matcher, texture: np.ndarray, fixed: int | None, model_file: Path
@@ -129,6 +180,27 @@ def test_batches(
         assert np.abs(opened.flow(index) - expected.flow).max() < 1e-4
         assert np.abs(opened.transfer([[3, 4]], index) - expected.transfer([[3, 4]])).max() < 1e-2
     opened.close()
+
+
+@pytest.mark.parametrize("run_pairs", [0, 1, 4])
+def test_large_batches_run_in_parts(
+    library: Library, split: tuple[Path, Path], model_file: Path, python: Matcher, texture: np.ndarray, run_pairs: int
+) -> None:
+    """Eleven pairs: 8 and 3, one by one, or 4, 4 and 3."""
+    crops = [np.ascontiguousarray(texture[k : 200 + 3 * k, 2 * k : 301]) for k in range(11)]
+    expected = [python.match(crops[0], b) for b in crops]
+    pair, halves = (library.open(file, run_pairs=run_pairs) for file in (model_file, split[0]))
+    pair.match_batch([image(crops[0])] * 11, [image(b) for b in crops])
+    reference, frames = halves.encode(image(crops[0])), [halves.encode(image(b)) for b in crops]
+    halves.match_features([reference] * 11, frames)
+    for opened in (pair, halves):
+        for index, match in enumerate(expected):
+            assert np.abs(opened.flow(index) - match.flow).max() < 1e-4
+            assert np.abs(opened.transfer([[30, 40]], index) - match.transfer([[30, 40]])).max() < 1e-2
+    for features in (reference, *frames):
+        library.raw.cats_features_destroy(features)
+    pair.close()
+    halves.close()
 
 
 def test_split_model_by_either_file_and_in_memory(
@@ -215,152 +287,6 @@ def test_device_tensors_on_a_gpu(library: Library, model_file: Path, python: Mat
         stream.synchronize()
         assert np.abs(flow.cpu().numpy()[0] - expected.flow).max() < 1e-2
         opened.close()
-
-
-def refused(status: int, text: str, call, *arguments, **options) -> None:
-    with pytest.raises(CatsStatusError, match=text) as caught:
-        call(*arguments, **options)
-    assert caught.value.status == status
-
-
-def test_refused_images(matcher: CMatcher, texture: np.ndarray) -> None:
-    good = image(texture)
-    cases = {
-        "struct_size": {"struct_size": 3},
-        r"format is 9": {"format": 9},
-        r"at least 16x16": {"width": 15},
-        r"is -5x480": {"width": -5},
-        r"data is NULL": {"data": None},
-        r"stride is 10 bytes": {"stride": 10},
-        r"stride is": {"stride": -(2**63)},
-        r"over the limit": {"width": 2**31 - 1, "height": 2**31 - 1},
-        r"reserved must be 0": {"reserved": 7},
-    }
-    for text, changes in cases.items():
-        refused(c_library.ARGUMENT, text, matcher.match, good, image(texture, **changes))
-        refused(c_library.ARGUMENT, text, matcher.preprocess, image(texture, **changes))
-    refused(c_library.STATE, "holds no match", matcher.flow)
-    matcher.match(good, good)
-    refused(c_library.ARGUMENT, "pair 1: this context holds 1", matcher.flow, 1)
-
-
-def test_refused_points_and_arguments(matcher: CMatcher, texture: np.ndarray) -> None:
-    matcher.match(image(texture), image(texture))
-    refused(c_library.ARGUMENT, r"point 1 at \(640, 3\) lies outside image a", matcher.transfer, [[3, 4], [640, 3]])
-    refused(c_library.ARGUMENT, "point 0 .* finite", matcher.transfer, [[np.nan, 4]])
-    refused(c_library.ARGUMENT, "all must be at least 1", matcher.dense_flow, (3, 3), (3, 3, 0, 1))
-    refused(c_library.ARGUMENT, "need", matcher.dense_flow, (3, 3))
-    call = matcher.library.call
-    refused(c_library.ARGUMENT, "context is NULL", call, "cats_match", None, None, None)
-    refused(c_library.ARGUMENT, "count is 0", matcher.match_batch, [], [])
-    refused(c_library.STATE, "--split", matcher.encode, image(texture))
-
-
-def test_refused_models(library: Library, tmp_path: Path, split: tuple[Path, Path], model_file: Path) -> None:
-    def metadata(**changes: object) -> Path:
-        document = {**tiny_metadata().to_dict(), **changes}
-        return save_model(tmp_path / "m.onnx", tiny_model(), json.dumps(document))
-
-    junk = tmp_path / "junk.onnx"
-    junk.write_bytes(b"no model" * 100)
-    bare = save_model(tmp_path / "bare.onnx", tiny_model(), None)
-    refused(c_library.FILE, "No such file", library.open, tmp_path / "absent.onnx")
-    refused(c_library.FILE, "not a file", library.open, tmp_path)
-    refused(c_library.MODEL, "junk.onnx", library.open, junk)
-    refused(c_library.MODEL, "in memory", library.open, b"junk")
-    refused(c_library.MODEL, "without CATs metadata", library.open, bare)
-    not_json = save_model(tmp_path / "not_json.onnx", tiny_model(), '{"format": 1,')
-    refused(c_library.MODEL, "not JSON", library.open, not_json)
-    refused(c_library.MODEL, "newer than libcats", library.open, metadata(format=2))
-    refused(c_library.MODEL, "kind end-to-end", library.open, metadata(kind="end-to-end"))
-    refused(c_library.MODEL, "direction", library.open, metadata(direction="b->a"))
-    refused(c_library.MODEL, r"\(\?, 2, 16, 16\).*says \(batch, 2, 8, 8\)", library.open, metadata(grid=[8, 8]))
-    refused(c_library.MODEL, "square", library.open, metadata(grid=[8, 16]))
-    for key, value in {"mean": [0, "x", 0], "std": [1, 0, 1], "size": [256.5, 256], "resize": "opencv"}.items():
-        changed = {**Preprocessing().to_dict(), key: value}
-        refused(c_library.MODEL, f"preprocessing/{key}", library.open, metadata(preprocessing=changed))
-    lonely = tmp_path / "lonely.onnx"
-    lonely.write_bytes(split[0].read_bytes())
-    refused(c_library.MODEL, "partner_path", library.open, lonely)
-    other = save_split(tmp_path, weights_sha256="1" * 64)
-    refused(c_library.MODEL, "weights differ", library.open, split[0], partner_path=str(other[1]).encode())
-    refused(c_library.MODEL, "kind pair", library.open, split[0], partner_path=str(model_file).encode())
-    refused(c_library.ARGUMENT, 'provider "tpu"', library.open, model_file, provider=b"tpu")
-    refused(c_library.ARGUMENT, "threads -1", library.open, model_file, threads=-1)
-    missing = str(tmp_path / "nowhere.so").encode()
-    refused(c_library.RUNTIME, "nowhere.so.*CATS_ORT_LIBRARY", library.open, model_file, ort_library=missing)
-    libm = b"libm.so.6"
-    refused(c_library.RUNTIME, "not ONNX Runtime", library.open, model_file, ort_library=libm)
-
-
-def test_cuda_is_never_replaced_by_the_cpu(library: Library, model_file: Path) -> None:
-    import onnxruntime
-
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("this build has CUDA")
-    refused(c_library.RUNTIME, "CUDA provider did not start", library.open, model_file, provider=b"cuda")
-
-
-def test_unknown_fields_of_a_newer_program_are_refused(library: Library, model_file: Path) -> None:
-    class Newer(ctypes.Structure):
-        _fields_ = (("known", c_library.Options), ("unknown", ctypes.c_int64))
-
-    handle, options = ctypes.c_void_p(), Newer(library.options(), 0)
-    options.known.struct_size = ctypes.sizeof(Newer)
-    name = str(model_file).encode()
-    library.call("cats_open", name, ctypes.byref(options), ctypes.byref(handle))
-    library.raw.cats_close(handle)
-    options.unknown = 5
-    refused(
-        c_library.ARGUMENT,
-        "newer libcats",
-        library.call,
-        "cats_open",
-        name,
-        ctypes.byref(options),
-        ctypes.byref(handle),
-    )
-    assert not handle.value
-
-
-def test_values_that_are_not_numbers_are_refused(library: Library, tmp_path: Path, texture: np.ndarray) -> None:
-    model = tiny_model()
-    for item in model.graph.initializer:
-        if item.name == "temperature":
-            item.CopyFrom(onnx.numpy_helper.from_array(np.float32(np.nan), "temperature"))
-    opened = library.open(save_model(tmp_path / "nan.onnx", model, tiny_metadata().to_json()))
-    refused(c_library.RUNTIME, "not numbers", opened.match, image(texture), image(texture))
-    assert library.raw.cats_pair_count(opened.context) == 0
-    opened.close()
-
-
-def test_one_context_in_two_threads_is_refused_not_undefined(matcher: CMatcher, texture: np.ndarray) -> None:
-    statuses: set[int] = set()
-
-    def work() -> None:
-        for _ in range(20):
-            try:
-                matcher.match(image(texture), image(texture))
-                statuses.add(0)
-            except CatsStatusError as error:
-                statuses.add(error.status)
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert statuses <= {0, c_library.BUSY}
-    assert 0 in statuses
-    assert c_library.BUSY in statuses
-
-
-def test_contexts_outlive_their_matcher(library: Library, model_file: Path, texture: np.ndarray) -> None:
-    opened = library.open(model_file)
-    library.raw.cats_close(opened.handle)
-    opened.match(image(texture), image(texture))
-    assert np.isfinite(opened.flow()).all()
-    library.raw.cats_context_destroy(opened.context)
 
 
 def photos() -> list[Image.Image]:

@@ -43,6 +43,8 @@ int main(void) {
   FIELD(cats_options, partner_data);
   FIELD(cats_options, partner_size);
   FIELD(cats_options, max_pixels);
+  FIELD(cats_options, run_pairs);
+  FIELD(cats_options, reserved);
   STRUCT(cats_info);
   FIELD(cats_info, struct_size);
   FIELD(cats_info, image_width);
@@ -51,6 +53,7 @@ int main(void) {
   FIELD(cats_info, max_batch);
   FIELD(cats_info, split);
   FIELD(cats_info, verified);
+  FIELD(cats_info, calibrated);
   FIELD(cats_info, mean);
   FIELD(cats_info, std);
   FIELD(cats_info, precision);

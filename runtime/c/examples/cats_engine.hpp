@@ -58,6 +58,26 @@ class DeviceBuffer {
   std::size_t bytes_;
 };
 
+class Stream {
+ public:
+  Stream() { check(cudaStreamCreate(&stream_), "cudaStreamCreate"); }
+  ~Stream() { cudaStreamDestroy(stream_); }
+  Stream(const Stream &) = delete;
+  Stream &operator=(const Stream &) = delete;
+  operator cudaStream_t() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+// The buffers of libcats' preprocessing.
+struct Resizer : cats_resizer {
+  Resizer() : cats_resizer{} {}
+  ~Resizer() { cats_resizer_free(this); }
+  Resizer(const Resizer &) = delete;
+  Resizer &operator=(const Resizer &) = delete;
+};
+
 // Where an image lies in another: flow in cells, (2, grid, grid), and confidence, (grid, grid).
 struct Match {
   int grid;
@@ -88,7 +108,7 @@ class Engine {
       throw std::runtime_error(plan + " holds the network " + engine_->getName() + ", its sidecar " + network_);
     context_.reset(engine_->createExecutionContext());
     if (!context_) throw std::runtime_error(plan + ": no execution context: " + logger_.last);
-    check(cudaStreamCreate(&stream_), "cudaStreamCreate");
+    stream_ = std::make_unique<Stream>();
     const std::size_t image = 3u * metadata_.width * metadata_.height, cells = std::size_t(metadata_.grid) * metadata_.grid;
     const nvinfer1::Dims4 shape{1, 3, metadata_.height, metadata_.width};
     for (const char *name : {"image_a", "image_b"}) {
@@ -99,10 +119,6 @@ class Engine {
     bind(plan, "confidence", cells);
   }
 
-  ~Engine() {
-    cats_resizer_free(&resizer_);
-    if (stream_) cudaStreamDestroy(stream_);
-  }
   Engine(const Engine &) = delete;
   Engine &operator=(const Engine &) = delete;
 
@@ -112,12 +128,12 @@ class Engine {
     Match result{metadata_.grid, {a.width, a.height, b.width, b.height}, {}, {}};
     upload(a, "image a", *buffers_[0]);
     upload(b, "image b", *buffers_[1]);
-    if (!context_->enqueueV3(stream_)) throw std::runtime_error("TensorRT: " + logger_.last);
+    if (!context_->enqueueV3(*stream_)) throw std::runtime_error("TensorRT: " + logger_.last);
     result.flow.resize(2 * cells);
     result.confidence.resize(cells);
     download(*buffers_[2], result.flow);
     download(*buffers_[3], result.confidence);
-    check(cudaStreamSynchronize(stream_), "the GPU");
+    check(cudaStreamSynchronize(*stream_), "the GPU");
     for (float value : result.flow)
       if (!std::isfinite(value)) throw std::runtime_error("values that are not numbers: build the engine in fp32");
     return result;
@@ -160,22 +176,22 @@ class Engine {
     tensor.resize(buffer.bytes() / sizeof(float));
     check(cats_image_check(&given, CATS_MAX_PIXELS, name, &image));
     check(cats_image_to_tensor(&resizer_, &levels_, &image, metadata_.width, metadata_.height, tensor.data()));
-    check(cudaMemcpyAsync(buffer.data(), tensor.data(), buffer.bytes(), cudaMemcpyHostToDevice, stream_), "upload");
+    check(cudaMemcpyAsync(buffer.data(), tensor.data(), buffer.bytes(), cudaMemcpyHostToDevice, *stream_), "upload");
   }
 
   void download(const DeviceBuffer &buffer, std::vector<float> &values) {
-    check(cudaMemcpyAsync(values.data(), buffer.data(), buffer.bytes(), cudaMemcpyDeviceToHost, stream_), "download");
+    check(cudaMemcpyAsync(values.data(), buffer.data(), buffer.bytes(), cudaMemcpyDeviceToHost, *stream_), "download");
   }
 
   Logger logger_;
   cats_metadata metadata_{};
   cats_levels levels_{};
-  cats_resizer resizer_{};
+  Resizer resizer_;
   std::string network_;
   std::unique_ptr<nvinfer1::IRuntime> runtime_;
   std::unique_ptr<nvinfer1::ICudaEngine> engine_;
   std::unique_ptr<nvinfer1::IExecutionContext> context_;
-  cudaStream_t stream_ = nullptr;
+  std::unique_ptr<Stream> stream_;
   std::vector<std::unique_ptr<DeviceBuffer>> buffers_;  // image_a, image_b, flow, confidence
   std::vector<float> tensors_[2];                       // what is being uploaded
 };

@@ -68,6 +68,31 @@ static void fuzz_model(bytes in) {
   cats_close(opened);
 }
 
+/* A split model: the size of the encoder's file, it, and the matcher's. */
+static void fuzz_split(bytes in) {
+  cats_matcher *opened = NULL;
+  cats_context *own = NULL;
+  cats_features *features[2] = {NULL, NULL};
+  cats_options options = CATS_OPTIONS;
+  cats_image image = CATS_IMAGE(picture, 32, 24, CATS_RGB);
+  uint32_t length;
+  take(&in, &length, sizeof length);
+  if (length > in.left) length = (uint32_t)in.left;
+  options.threads = 1;
+  options.partner_data = in.at + length;
+  options.partner_size = in.left - length;
+  if (explained(cats_open_memory(in.at, length, &options, &opened)) && explained(cats_context_create(opened, &own)) &&
+      explained(cats_features_create(opened, &features[0])) && explained(cats_features_create(opened, &features[1]))) {
+    const cats_features *a[] = {features[0], features[0]}, *b[] = {features[0], features[1]};
+    explained(cats_match_features(own, a, b, 2));
+    if (explained(cats_encode(own, &image, features[0])) && explained(cats_match_features(own, a, b, 1)))
+      explained(cats_match(own, &image, &image));
+  }
+  for (int i = 0; i < 2; i++) cats_features_destroy(features[i]);
+  cats_context_destroy(own);
+  cats_close(opened);
+}
+
 static void fuzz_image(bytes in) {
   static float tensor[3 * 256 * 256];
   static const int samples[] = {4, 3, 3, 4, 4, 1};
@@ -127,6 +152,7 @@ static void fuzz_arguments(bytes in) {
   explained(cats_confidence_at(context, pair, points, count % 5, choice & 32 ? results : NULL));
   explained(cats_flow(context, pair, out, count % 600));
   explained(cats_confidence(context, pair, choice & 64 ? out : NULL, count % 600));
+  explained(cats_calibrated_confidence(context, pair, choice & 64 ? out : NULL, count % 600));
   if (count != 2 * (size_t)(uint32_t)sizes[0] * (uint32_t)sizes[1] || count <= 600)
     explained(cats_dense_flow(context, pair, sizes[0], sizes[1], sizes[2], sizes[3], out, count > 600 ? 600 : count));
   take(&in, &options, sizeof options);
@@ -165,7 +191,7 @@ int LLVMFuzzerInitialize(int *count, char ***arguments) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   if (size < 1) return 0;
   bytes rest = {data + 1, size - 1};
-  switch (data[0] % 4) {
+  switch (data[0] % 5) {
     case 0:
       fuzz_metadata(rest);
       break;
@@ -175,8 +201,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     case 2:
       fuzz_image(rest);
       break;
-    default:
+    case 3:
       fuzz_arguments(rest);
+      break;
+    default:
+      fuzz_split(rest);
   }
   return 0;
 }

@@ -95,7 +95,7 @@ static void limit_time(long cpu, unsigned wall) {
 
 int main(int count, char **arguments) {
   static uint8_t work[LARGEST];
-  long counts[4] = {0, 0, 0, 0};
+  long counts[5] = {0, 0, 0, 0, 0};
   size_t known = count > 2 ? load(arguments[1]) : 0;
   if (!known) {
     fprintf(stderr, "usage: %s FOLDER-OF-SEEDS RUNS [SEED]\n", arguments[0]);
@@ -120,11 +120,11 @@ int main(int count, char **arguments) {
     limit_time(CPU_SECONDS, SECONDS);
     LLVMFuzzerTestOneInput(exact, size);
     limit_time(0, 0);
-    counts[work[0] % 4]++;
+    counts[work[0] % 5]++;
     free(exact);
   }
   remove("crash-input");
-  printf("%ld runs: %ld metadata, %ld models, %ld images, %ld arguments\n", runs, counts[0], counts[1], counts[2],
-         counts[3]);
+  printf("%ld runs: %ld metadata, %ld models, %ld images, %ld arguments, %ld split models\n", runs, counts[0], counts[1],
+         counts[2], counts[3], counts[4]);
   return 0;
 }

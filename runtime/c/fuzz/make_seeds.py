@@ -1,6 +1,6 @@
 """Writes the fuzzer's seeds from the tests' tiny models: ``python runtime/c/fuzz/make_seeds.py`` in the repository.
 
-Byte 0 of a seed is what it is: 0 metadata, 1 model, 2 image, 3 arguments.
+Byte 0 of a seed is what it is: 0 metadata, 1 model, 2 image, 3 arguments, 4 split model.
 """
 
 from __future__ import annotations
@@ -34,18 +34,23 @@ def seeds() -> dict[str, bytes]:
     points = struct.pack("<8d", 0, 0, 3.5, 4.5, 31.5, 23.5, -0.5, 9)
     tail = struct.pack("<QQ", 0, 512) + points + struct.pack("<4i", 10, 10, 20, 20)
     odd = '{"kind": "p\\u0061ir", "grid": [1e1, -0.5e-3], "x": [[[{}]], "\\ud83d\\ude00"], "format": 2}'
+    mapping = {"confidence": [0.1, 0.5, 0.5, 0.9], "probability": [0.0, 0.25, 0.5, 1.0]}
     result = {
         "metadata-pair": b"\0" + tiny_metadata().to_json().encode(),
+        "metadata-calibrated": b"\0"
+        + tiny_metadata(calibration={"confidence": {"mapping": mapping}}).to_json().encode(),
         "metadata-odd": b"\0" + odd.encode(),
         "model-pair": _model(tiny_model(), "pair"),
         "model-encoder": _model(encoder, "encoder"),
         "model-matcher": _model(matcher, "matcher"),
     }
+    halves = [result[f"model-{kind}"][1:] for kind in ("encoder", "matcher")]
+    result["split"] = b"\x04" + struct.pack("<I", len(halves[0])) + b"".join(halves)
     for number, gap in ((1, 0), (3, 5), (5, -80)):
         result[f"image-{number}"] = b"\x02" + struct.pack("<HHBh", 40, 30, number, gap) + pixels
     for choice in (0x00, 0x07, 0x9F, 0xFF):
         result[f"arguments-{choice:02x}"] = (
-            bytes([3, choice]) + view + view + tail + struct.pack("<QQii", 72, 0, 0, 1) * 3
+            bytes([3, choice]) + view + view + tail + struct.pack("<QQii", 80, 0, 0, 1) * 3
         )
     return result
 

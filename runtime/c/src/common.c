@@ -8,7 +8,7 @@
 #define ALIGNMENT 64
 #define LARGEST_STRUCT 4096
 
-static _Thread_local char last_error[2048];
+static _Thread_local char last_error[4096];
 
 const char *cats_version(void) { return CATS_VERSION_STRING; }
 
@@ -69,13 +69,14 @@ char *cats_copy_text(const char *text) {
   return copy;
 }
 
-cats_status cats_read_struct(const void *given, void *copy, size_t size, size_t minimum, const char *name) {
+cats_status cats_read_struct(const void *given, void *copy, size_t size, size_t minimum, const char *type,
+                             const char *name) {
   size_t bytes;
   if (!given) return cats_fail(CATS_ERROR_ARGUMENT, "%s is NULL", name);
   memcpy(&bytes, given, sizeof bytes);
   if (bytes < minimum || bytes > LARGEST_STRUCT)
     return cats_fail(CATS_ERROR_ARGUMENT, "%s.struct_size is %zu: set it to sizeof(%s), which is %zu here", name, bytes,
-                     name, size);
+                     type, size);
   const unsigned char *source = given;
   for (size_t at = size; at < bytes; at++)
     if (source[at])

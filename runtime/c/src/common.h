@@ -9,8 +9,10 @@
 #include "cats.h"
 
 #define CATS_MIN_SIDE 16
+#define CATS_MAX_SIDE (1 << 24) /* beyond, 22-bit filter weights overflow their sums */
 #define CATS_MAX_PIXELS 89478485
 #define CATS_MAX_COUNT 1024
+#define CATS_RUN_PAIRS 8
 
 /* Sets this thread's error text and returns the status. */
 cats_status cats_fail(cats_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -28,7 +30,8 @@ cats_status cats_reserve(void **buffer, size_t *capacity, size_t count, size_t s
 char *cats_copy_text(const char *text);
 
 /* Reads a structure of the caller that begins with its size into *copy of `size` bytes, the rest of which is zero.
- * minimum: size of the structure's first version. name: for the message. */
-cats_status cats_read_struct(const void *given, void *copy, size_t size, size_t minimum, const char *name);
+ * minimum: size of the structure's first version. type, name: for the message. */
+cats_status cats_read_struct(const void *given, void *copy, size_t size, size_t minimum, const char *type,
+                             const char *name);
 
 #endif

@@ -2,6 +2,7 @@
 #include "matcher.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,6 +14,11 @@ size_t cats_image_elements(const cats_matcher *matcher) {
 size_t cats_grid_elements(const cats_matcher *matcher) {
   size_t grid = (size_t)matcher->matcher.metadata.grid;
   return grid * grid;
+}
+
+size_t cats_run_step(const cats_matcher *matcher, size_t count) {
+  if (matcher->batch) return (size_t)matcher->batch;
+  return count < matcher->run_pairs ? count : matcher->run_pairs;
 }
 
 cats_status cats_context_take(cats_context *context) {
@@ -176,12 +182,14 @@ static cats_status match_pairs(cats_context *context, const cats_image *const *a
                                size_t count) {
   const cats_matcher *matcher = context->matcher;
   const cats_metadata *metadata = &matcher->matcher.metadata;
-  size_t elements = cats_image_elements(matcher), step = matcher->batch ? (size_t)matcher->batch : count;
+  size_t elements = cats_image_elements(matcher);
   const cats_port *inputs = matcher->matcher.inputs;
   int side_b = strcmp(inputs[1].name, "image_b") == 0;
-  cats_status status = cats_run_prepare(context, (int64_t)step);
-  for (size_t first = 0; first < count && status == CATS_OK; first += step) {
+  cats_status status = CATS_OK;
+  for (size_t first = 0, step; first < count && status == CATS_OK; first += step) {
+    step = cats_run_step(matcher, count - first);
     size_t wanted = count - first < step ? count - first : step;
+    status = cats_run_prepare(context, (int64_t)step);
     for (size_t i = 0; i < 2 * wanted && status == CATS_OK; i++) {
       const cats_image *const *images = i % 2 ? b : a;
       float *tensor = context->inputs[i % 2 ? side_b : !side_b];
@@ -233,9 +241,14 @@ cats_status cats_match_batch(cats_context *context, const cats_image *const *a, 
     status = cats_fail(CATS_ERROR_ARGUMENT, "count is %zu: 1 to %d pairs", count, CATS_MAX_COUNT);
   if (status == CATS_OK) status = cats_results_reserve(context, count);
   for (size_t i = 0; i < count && status == CATS_OK; i++) { /* refuse before working */
+    char name_a[32] = "image a", name_b[32] = "image b";
     cats_image one, two;
-    status = cats_image_check(a[i], context->matcher->max_pixels, "image a", &one);
-    if (status == CATS_OK) status = cats_image_check(b[i], context->matcher->max_pixels, "image b", &two);
+    if (count > 1) {
+      snprintf(name_a, sizeof name_a, "image a[%zu]", i);
+      snprintf(name_b, sizeof name_b, "image b[%zu]", i);
+    }
+    status = cats_image_check(a[i], context->matcher->max_pixels, name_a, &one);
+    if (status == CATS_OK) status = cats_image_check(b[i], context->matcher->max_pixels, name_b, &two);
     if (status == CATS_OK) context->sizes[i] = (cats_sizes){one.width, one.height, two.width, two.height};
   }
   if (status == CATS_OK)

@@ -75,7 +75,7 @@ cats_status cats_match_device(cats_context *context, const cats_device_batch *gi
   cats_status status = cats_context_take(context);
   if (status != CATS_OK) return status;
   context->count = 0;
-  status = cats_read_struct(given, &batch, sizeof batch, sizeof batch, "cats_device_batch");
+  status = cats_read_struct(given, &batch, sizeof batch, sizeof batch, "cats_device_batch", "batch");
   if (status == CATS_OK) status = check_batch(context->matcher, &batch);
   if (status == CATS_OK) status = run_bound(context, &batch);
   cats_context_give(context);

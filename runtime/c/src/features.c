@@ -112,9 +112,11 @@ static cats_status run_pairs(cats_context *context, const cats_features *const *
                              size_t count) {
   const cats_matcher *matcher = context->matcher;
   const OrtValue *inputs[CATS_MAX_PORTS];
-  size_t step = matcher->batch ? (size_t)matcher->batch : count;
-  cats_status status = cats_run_prepare(context, (int64_t)step);
-  for (size_t first = 0; first < count && status == CATS_OK; first += step) {
+  cats_status status = CATS_OK;
+  for (size_t first = 0, step; first < count && status == CATS_OK; first += step) {
+    step = cats_run_step(matcher, count - first);
+    status = cats_run_prepare(context, (int64_t)step);
+    if (status != CATS_OK) break;
     if (step == 1) {
       for (size_t k = 0; k < matcher->level_count; k++) {
         inputs[matcher->input_a[k]] = a[first]->values[k];
@@ -122,9 +124,9 @@ static cats_status run_pairs(cats_context *context, const cats_features *const *
       }
       status = cats_run_matcher(context, inputs, first, 1);
     } else {
-      gather(context, a, matcher->input_a, count);
-      gather(context, b, matcher->input_b, count);
-      status = cats_run_matcher(context, (const OrtValue *const *)context->values, 0, count);
+      gather(context, a + first, matcher->input_a, step);
+      gather(context, b + first, matcher->input_b, step);
+      status = cats_run_matcher(context, (const OrtValue *const *)context->values, first, step);
     }
   }
   return status;

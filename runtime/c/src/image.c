@@ -18,7 +18,7 @@ void cats_levels_init(cats_levels *levels, const cats_metadata *metadata) {
 }
 
 cats_status cats_image_check(const cats_image *given, int64_t max_pixels, const char *name, cats_image *image) {
-  cats_status status = cats_read_struct(given, image, sizeof *image, sizeof *image, name);
+  cats_status status = cats_read_struct(given, image, sizeof *image, sizeof *image, "cats_image", name);
   if (status != CATS_OK) return status;
   if (image->format < CATS_RGB || image->format > CATS_GREY)
     return cats_fail(CATS_ERROR_ARGUMENT, "%s.format is %u: use CATS_RGB, CATS_BGR, CATS_RGBA, CATS_BGRA or CATS_GREY",
@@ -27,6 +27,9 @@ cats_status cats_image_check(const cats_image *given, int64_t max_pixels, const 
   if (image->width < CATS_MIN_SIDE || image->height < CATS_MIN_SIDE)
     return cats_fail(CATS_ERROR_ARGUMENT, "%s is %dx%d: at least %dx%d pixels are needed", name, image->width,
                      image->height, CATS_MIN_SIDE, CATS_MIN_SIDE);
+  if (image->width > CATS_MAX_SIDE || image->height > CATS_MAX_SIDE)
+    return cats_fail(CATS_ERROR_ARGUMENT, "%s is %dx%d: at most %d pixels a side", name, image->width, image->height,
+                     CATS_MAX_SIDE);
   if ((int64_t)image->width * image->height > max_pixels)
     return cats_fail(CATS_ERROR_ARGUMENT, "%s is %dx%d, over the limit of %lld pixels: raise cats_options.max_pixels",
                      name, image->width, image->height, (long long)max_pixels);

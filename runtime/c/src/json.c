@@ -229,19 +229,23 @@ int cats_json_number(cats_json json, double *result) {
   return isfinite(*result) != 0;
 }
 
-int cats_json_numbers(cats_json json, double *numbers, size_t count) {
+size_t cats_json_list(cats_json json, double *numbers, size_t limit) {
   reader in = {json.begin, json.end};
+  size_t count = 0;
   if (!take(&in, '[')) return 0;
-  for (size_t i = 0; i < count; i++) {
-    if (i && !take(&in, ',')) return 0;
+  do {
     skip_space(&in);
     cats_json item = {in.at, in.at};
-    if (!value(&in, 0)) return 0;
+    if (count == limit || !value(&in, 0)) return 0;
     item.end = in.at;
-    if (!cats_json_number(item, &numbers[i])) return 0;
+    if (!cats_json_number(item, &numbers[count++])) return 0;
     skip_space(&in);
-  }
-  return take(&in, ']');
+  } while (take(&in, ','));
+  return take(&in, ']') ? count : 0;
+}
+
+int cats_json_numbers(cats_json json, double *numbers, size_t count) {
+  return cats_json_list(json, numbers, count) == count;
 }
 
 int cats_json_bool(cats_json json, int *result) {

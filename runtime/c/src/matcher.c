@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cpus.h"
 #include "interface.h"
 
 #define PATH_SIZE 4096
@@ -48,7 +49,8 @@ static cats_status session_options(const cats_matcher *matcher, const cats_optio
   if (!failure) failure = ort->SetSessionGraphOptimizationLevel(*made, CATS_ORT_OPTIMIZE_ALL);
   if (!failure) failure = ort->SetSessionExecutionMode(*made, CATS_ORT_SEQUENTIAL);
   if (!failure) failure = ort->SetSessionLogSeverityLevel(*made, CATS_ORT_LOG_FATAL);
-  if (!failure && options->threads) failure = ort->SetIntraOpNumThreads(*made, options->threads);
+  int threads = options->threads ? options->threads : cats_limited_cpus();
+  if (!failure && threads) failure = ort->SetIntraOpNumThreads(*made, threads);
   cats_status status = cats_ort_check(ort, failure, CATS_ERROR_RUNTIME, what);
   if (status == CATS_OK && strcmp(matcher->provider, "cuda") == 0) status = append_cuda(matcher, *made, options);
   return status;
@@ -126,9 +128,11 @@ static cats_status open_sessions(cats_matcher *matcher, const OrtSessionOptions 
 static cats_status check_options(const cats_options *given, cats_options *options, cats_matcher *matcher) {
   static const cats_options defaults = CATS_OPTIONS;
   *options = defaults;
-  cats_status status = given ? cats_read_struct(given, options, sizeof *options, sizeof *options, "cats_options")
-                             : CATS_OK;
-  if (status != CATS_OK) return status;
+  if (given) {
+    cats_status status =
+        cats_read_struct(given, options, sizeof *options, sizeof *options, "cats_options", "options");
+    if (status != CATS_OK) return status;
+  }
   const char *provider = options->provider ? options->provider : "cpu";
   if (strcmp(provider, "cpu") != 0 && strcmp(provider, "cuda") != 0)
     return cats_fail(CATS_ERROR_ARGUMENT, "provider \"%.64s\" is not known: use \"cpu\" or \"cuda\"", provider);
@@ -138,10 +142,14 @@ static cats_status check_options(const cats_options *given, cats_options *option
     return cats_fail(CATS_ERROR_ARGUMENT, "threads %d: use 0 to 4096", options->threads);
   if (options->max_pixels < 0)
     return cats_fail(CATS_ERROR_ARGUMENT, "max_pixels %lld is negative", (long long)options->max_pixels);
+  if (options->run_pairs < 0 || options->run_pairs > CATS_MAX_COUNT)
+    return cats_fail(CATS_ERROR_ARGUMENT, "run_pairs %d: use 0 to %d", options->run_pairs, CATS_MAX_COUNT);
+  if (options->reserved) return cats_fail(CATS_ERROR_ARGUMENT, "options.reserved must be 0");
   if (options->stream && strcmp(provider, "cuda") != 0)
     return cats_fail(CATS_ERROR_ARGUMENT, "a stream was given, which the provider \"%s\" has no use for", provider);
   snprintf(matcher->provider, sizeof matcher->provider, "%s", provider);
   matcher->max_pixels = options->max_pixels ? options->max_pixels : CATS_MAX_PIXELS;
+  matcher->run_pairs = options->run_pairs ? (size_t)options->run_pairs : CATS_RUN_PAIRS;
   matcher->stream = options->stream;
   return CATS_OK;
 }
@@ -214,7 +222,7 @@ void cats_close(cats_matcher *matcher) {
 cats_status cats_get_info(const cats_matcher *matcher, cats_info *info) {
   cats_info known;
   if (!matcher) return cats_fail(CATS_ERROR_ARGUMENT, "matcher is NULL");
-  cats_status status = cats_read_struct(info, &known, sizeof known, sizeof known, "cats_info");
+  cats_status status = cats_read_struct(info, &known, sizeof known, sizeof known, "cats_info", "info");
   if (status != CATS_OK) return status;
   const cats_metadata *metadata = &matcher->matcher.metadata;
   known.image_width = metadata->width;
@@ -223,6 +231,7 @@ cats_status cats_get_info(const cats_matcher *matcher, cats_info *info) {
   known.max_batch = (int32_t)matcher->batch;
   known.split = matcher->split;
   known.verified = metadata->verified;
+  known.calibrated = metadata->calibration.knots > 0;
   memcpy(known.mean, metadata->mean, sizeof known.mean);
   memcpy(known.std, metadata->std, sizeof known.std);
   known.precision = metadata->precision;
@@ -230,6 +239,7 @@ cats_status cats_get_info(const cats_matcher *matcher, cats_info *info) {
   known.provider = matcher->provider;
   known.ort_version = matcher->ort->version;
   known.ort_library = matcher->ort->library;
-  memcpy(info, &known, sizeof known);
+  size_t room = known.struct_size < sizeof known ? known.struct_size : sizeof known;
+  memcpy(info, &known, room); /* the caller's structure may be of another version */
   return CATS_OK;
 }

@@ -25,6 +25,7 @@ struct cats_matcher {
   size_t *input_a, *input_b;    /* which input of the matcher takes each of them */
   cats_levels levels;
   int64_t max_pixels;
+  size_t run_pairs; /* most pairs of one run where `batch` is free */
   void *stream;
   char provider[8];
   atomic_size_t owners; /* the caller, contexts and features */
@@ -69,6 +70,9 @@ void cats_context_give(cats_context *context);
 /* Elements of a model input image, and of a flow and a confidence. */
 size_t cats_image_elements(const cats_matcher *matcher);
 size_t cats_grid_elements(const cats_matcher *matcher);
+
+/* Pairs of one run of the matcher's session when `count` are to be matched. */
+size_t cats_run_step(const cats_matcher *matcher, size_t count);
 
 /* Makes room for results of `count` pairs. */
 cats_status cats_results_reserve(cats_context *context, size_t count);

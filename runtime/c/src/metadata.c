@@ -54,6 +54,30 @@ static cats_status preprocessing(cats_json part, const char *name, cats_metadata
   return CATS_OK;
 }
 
+/* The mapping of calibration/confidence, where there is one. */
+static cats_status mapping(cats_json part, const char *name, cats_calibration *calibration) {
+  const char *problem = "calibration/confidence/mapping is not confidence and probability, rising from 0 to 1";
+  cats_json knots = cats_json_find(cats_json_find(part, "confidence"), "mapping");
+  if (knots.begin == knots.end) return CATS_OK;
+  double *x = calibration->confidence, *y = calibration->probability;
+  size_t count = cats_json_list(cats_json_find(knots, "confidence"), x, CATS_MAX_KNOTS);
+  if (count == 0 || cats_json_list(cats_json_find(knots, "probability"), y, CATS_MAX_KNOTS) != count)
+    return invalid(name, problem);
+  for (size_t i = 0; i < count; i++)
+    if (y[i] < 0 || y[i] > 1 || (i && (x[i] < x[i - 1] || y[i] < y[i - 1]))) return invalid(name, problem);
+  calibration->knots = count;
+  return CATS_OK;
+}
+
+double cats_calibrate(const cats_calibration *calibration, double confidence) {
+  const double *x = calibration->confidence, *y = calibration->probability;
+  size_t last = calibration->knots - 1, at = 0;
+  if (!(confidence > x[0])) return y[0];
+  if (confidence >= x[last]) return y[last];
+  while (x[at + 1] <= confidence) at++;
+  return y[at] + (y[at + 1] - y[at]) / (x[at + 1] - x[at]) * (confidence - x[at]);
+}
+
 cats_status cats_metadata_parse(const char *text, size_t size, const char *name, cats_metadata *metadata) {
   double format;
   size_t where = 0;
@@ -86,5 +110,5 @@ cats_status cats_metadata_parse(const char *text, size_t size, const char *name,
     return invalid(name, "weights_sha256 is not 64 digits");
   if (!cats_json_bool(cats_json_find(document, "verified"), &metadata->verified))
     return invalid(name, "verified is not true or false");
-  return CATS_OK;
+  return mapping(cats_json_find(document, "calibration"), name, &metadata->calibration);
 }

@@ -24,7 +24,7 @@ static cats_ort *loaded;
 
 /* What was tried, for the message. */
 typedef struct {
-  char text[1400];
+  char text[3000];
   size_t used;
 } trail;
 
@@ -66,9 +66,9 @@ static cats_ort *load_file(const char *path, trail *tried) {
     const api_base *(*function)(void);
   } symbol = {dlsym(handle, "OrtGetApiBase")};
   const api_base *base = symbol.object ? symbol.function() : NULL;
-  int minor = -1;
+  int major = 0, minor = 0;
   const char *version = base ? base->GetVersionString() : NULL;
-  if (!version || sscanf(version, "1.%d", &minor) != 1 || minor < CATS_ORT_API) {
+  if (!version || sscanf(version, "%d.%d", &major, &minor) != 2 || (major == 1 && minor < CATS_ORT_API)) {
     note(tried, path, version ? "is older than ONNX Runtime 1.11" : "is not ONNX Runtime");
     dlclose(handle);
     return NULL;
@@ -114,7 +114,10 @@ static cats_ort *load_folder(const char *folder, trail *tried) {
     note(tried, folder, "no " PREFIX "*");
     return NULL;
   }
-  if ((size_t)snprintf(path, sizeof path, "%s/%s", folder, best) >= sizeof path) return NULL;
+  if ((size_t)snprintf(path, sizeof path, "%s/%s", folder, best) >= sizeof path) {
+    note(tried, folder, "its path is too long");
+    return NULL;
+  }
   return load_file(path, tried);
 }
 
@@ -123,23 +126,34 @@ static cats_ort *load_given(const char *place, trail *tried) {
   return stat(place, &status) == 0 && S_ISDIR(status.st_mode) ? load_folder(place, tried) : load_file(place, tried);
 }
 
-/* Beside libcats, and in the Python package onnxruntime of the same site-packages (libcats is in cats/runtime/c). */
-static cats_ort *load_nearby(trail *tried) {
+/* The folder of a file; "." for a bare name. */
+static void folder_of(const char *file, char *folder, size_t size) {
+  const char *slash = strrchr(file, '/');
+  snprintf(folder, size, "%.*s", slash ? (int)(slash - file) : 1, slash ? file : ".");
+}
+
+static cats_ort *load_beside(const char *folder, trail *tried) {
   static const char *const places[] = {"", "/lib", "/../../../onnxruntime/capi", "/../onnxruntime/capi"};
-  Dl_info self;
-  char folder[PATH_SIZE], path[PATH_SIZE + 64];
-  if (!dladdr((const void *)&lock, &self) || !self.dli_fname) return NULL;
-  const char *slash = strrchr(self.dli_fname, '/');
-  size_t length = slash ? (size_t)(slash - self.dli_fname) : 1;
-  if (length >= sizeof folder) return NULL;
-  memcpy(folder, slash ? self.dli_fname : ".", length);
-  folder[length] = 0;
+  char path[PATH_SIZE + 64];
   for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
     snprintf(path, sizeof path, "%s%s", folder, places[i]);
     cats_ort *ort = load_folder(path, tried);
     if (ort) return ort;
   }
   return NULL;
+}
+
+/* Beside libcats, and in the Python package onnxruntime of the same site-packages (libcats is in cats/runtime/c). */
+static cats_ort *load_nearby(trail *tried) {
+  Dl_info self;
+  char folder[PATH_SIZE], target[PATH_SIZE] = "";
+  if (!dladdr((const void *)&lock, &self) || !self.dli_fname || strlen(self.dli_fname) >= PATH_SIZE) return NULL;
+  folder_of(self.dli_fname, folder, sizeof folder);
+  cats_ort *ort = load_beside(folder, tried);
+  char *real = ort ? NULL : realpath(self.dli_fname, NULL); /* where libcats.so was found through a link */
+  if (real && strlen(real) < PATH_SIZE) folder_of(real, target, sizeof target);
+  free(real);
+  return *target && strcmp(target, folder) != 0 ? load_beside(target, tried) : ort;
 }
 
 static cats_ort *search(const char *library, trail *tried) {
@@ -158,8 +172,9 @@ cats_status cats_ort_load(const char *library, const cats_ort **ort) {
   pthread_mutex_unlock(&lock);
   if (*ort) return CATS_OK;
   return cats_fail(CATS_ERROR_RUNTIME,
-                   "ONNX Runtime was not found (%s). Install it (pip install onnxruntime) and name its file or folder in "
-                   "cats_options.ort_library or in the environment variable CATS_ORT_LIBRARY",
+                   "ONNX Runtime was not found (%s). Install it (pip install onnxruntime, or a release archive of it) and "
+                   "name its file or folder in cats_options.ort_library or in the environment variable CATS_ORT_LIBRARY "
+                   "(python -m cats.runtime.c --onnxruntime prints that of the Python package)",
                    tried.text);
 }
 

@@ -54,6 +54,23 @@ cats_status cats_confidence(cats_context *context, size_t pair, float *confidenc
   return status;
 }
 
+cats_status cats_calibrated_confidence(cats_context *context, size_t pair, float *probability, size_t count) {
+  cats_status status = take_pair(context, pair);
+  if (status != CATS_OK) return status;
+  const cats_session *session = &context->matcher->matcher;
+  const cats_calibration *calibration = &session->metadata.calibration;
+  if (!calibration->knots)
+    status = cats_fail(CATS_ERROR_STATE, "the confidence of %s is not calibrated: see cats-calibrate --fit-confidence",
+                       session->name);
+  if (status == CATS_OK)
+    status = copy(confidence_of(context, pair), cats_grid_elements(context->matcher), probability, count,
+                  "probability");
+  for (size_t i = 0; i < count && status == CATS_OK; i++)
+    probability[i] = (float)cats_calibrate(calibration, probability[i]);
+  cats_context_give(context);
+  return status;
+}
+
 static cats_status check_points(const double *points, size_t count, const void *results, const cats_sizes *sizes) {
   if (count && (!points || !results)) return cats_fail(CATS_ERROR_ARGUMENT, "points or their results are NULL");
   if (count > SIZE_MAX / (2 * sizeof(double))) return cats_fail(CATS_ERROR_ARGUMENT, "%zu points", count);

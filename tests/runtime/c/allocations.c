@@ -54,6 +54,7 @@ static cats_status use(const char *model, const char *encoder, int rounds) {
     if (!status) status = cats_match(contexts[1], &image, &turned);
     if (!status) status = cats_match_batch(contexts[0], two, two, 2);
     if (!status) status = cats_confidence(contexts[0], 1, map, 256);
+    if (!status && cats_calibrated_confidence(contexts[0], 1, map, 256) != CATS_ERROR_STATE) status = CATS_ERROR_STATE;
     if (!status) status = cats_confidence_at(contexts[0], 1, from, 1, &confidence);
     if (!status) status = cats_dense_flow(contexts[0], 0, 0, 0, 0, 0, dense, 40 * 50 * 2);
     if (!status) status = cats_match_device(contexts[0], &batch);

@@ -43,6 +43,7 @@ static void read_results(cats_context *context, size_t index) {
   EXPECT(cats_confidence_at(context, index, from, 2, confidence) == CATS_OK);
   EXPECT(cats_dense_flow(context, index, WIDTH, HEIGHT, WIDTH, HEIGHT, dense, HEIGHT * WIDTH * 2) == CATS_OK);
   EXPECT(cats_flow(context, index, flow, 3) == CATS_ERROR_ARGUMENT);
+  EXPECT(cats_calibrated_confidence(context, index, map, 256) == CATS_ERROR_STATE);
   EXPECT(cats_flow(context, index + 1000, flow, 512) == CATS_ERROR_ARGUMENT);
 }
 
@@ -68,6 +69,8 @@ static void *work(void *unused) {
   EXPECT(cats_features_create(split, &one) == CATS_OK && cats_features_create(split, &two) == CATS_OK);
   EXPECT(tensor);
   for (int round = 0; round < rounds; round++) {
+    cats_info info = CATS_INFO;
+    EXPECT(cats_get_info(round % 2 ? pair : split, &info) == CATS_OK && info.split == !(round % 2));
     cats_image a = view(round % 3), b = view(0);
     const cats_image *as[2] = {&a, &b}, *bs[2] = {&b, &a};
     EXPECT(cats_preprocess(context, &a, tensor, 3 * 256 * 256) == CATS_OK);

@@ -1,0 +1,245 @@
+"""What libcats refuses, each with a text: images, arguments, models, runtimes; and how it is opened and shared."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import c_library
+import numpy as np
+import onnx
+import pytest
+from c_library import CatsStatusError, CMatcher, Library, image
+from split_onnx import save_split
+from tiny_onnx import save_model, tiny_metadata, tiny_model
+
+from cats.metadata import Preprocessing
+from cats.runtime.hardware import physical_cores, usable_cpus
+
+pytestmark = pytest.mark.skipif(not c_library.HAVE_COMPILER, reason="no C compiler")
+
+
+def refused(status: int, text: str, call, *arguments, **options) -> None:
+    with pytest.raises(CatsStatusError, match=text) as caught:
+        call(*arguments, **options)
+    assert caught.value.status == status
+
+
+def test_confidence_that_is_not_calibrated_is_refused(
+    library: Library, tmp_path: Path, matcher: CMatcher, texture: np.ndarray
+) -> None:
+    matcher.match(image(texture), image(texture))
+    assert matcher.info.calibrated == 0
+    refused(c_library.STATE, "--fit-confidence", matcher.calibrated_confidence)
+    for mapping in (
+        {},
+        {"confidence": [0.1, 0.2], "probability": [0.1]},
+        {"confidence": [2, 1], "probability": [0, 1]},
+    ):
+        metadata = tiny_metadata(calibration={"confidence": {"mapping": mapping}})
+        path = save_model(tmp_path / "m.onnx", tiny_model(), metadata.to_json())
+        refused(c_library.MODEL, "calibration/confidence/mapping", library.open, path)
+
+
+def test_refused_images(matcher: CMatcher, texture: np.ndarray) -> None:
+    good = image(texture)
+    cases = {
+        "struct_size": {"struct_size": 3},
+        r"format is 9": {"format": 9},
+        r"at least 16x16": {"width": 15},
+        r"is -5x480": {"width": -5},
+        r"data is NULL": {"data": None},
+        r"stride is 10 bytes": {"stride": 10},
+        r"stride is": {"stride": -(2**63)},
+        r"over the limit": {"width": 2**24, "height": 2**24},
+        r"reserved must be 0": {"reserved": 7},
+        r"at most 16777216 pixels a side": {"width": 2**24 + 1, "height": 16},
+    }
+    for text, changes in cases.items():
+        refused(c_library.ARGUMENT, text, matcher.match, good, image(texture, **changes))
+        refused(c_library.ARGUMENT, text, matcher.preprocess, image(texture, **changes))
+    refused(c_library.ARGUMENT, r"image b\[1\] is", matcher.match_batch, [good, good], [good, image(texture, width=3)])
+    refused(c_library.ARGUMENT, r"struct_size is 3: set it to sizeof\(cats_image\)", matcher.preprocess,
+            image(texture, struct_size=3))  # fmt: skip
+    refused(c_library.STATE, "holds no match", matcher.flow)
+    matcher.match(good, good)
+    refused(c_library.ARGUMENT, "pair 1: this context holds 1", matcher.flow, 1)
+
+
+def test_refused_points_and_arguments(matcher: CMatcher, texture: np.ndarray) -> None:
+    matcher.match(image(texture), image(texture))
+    refused(c_library.ARGUMENT, r"point 1 at \(640, 3\) lies outside image a", matcher.transfer, [[3, 4], [640, 3]])
+    refused(c_library.ARGUMENT, "point 0 .* finite", matcher.transfer, [[np.nan, 4]])
+    refused(c_library.ARGUMENT, "all must be at least 1", matcher.dense_flow, (3, 3), (3, 3, 0, 1))
+    refused(c_library.ARGUMENT, "need", matcher.dense_flow, (3, 3))
+    call = matcher.library.call
+    refused(c_library.ARGUMENT, "context is NULL", call, "cats_match", None, None, None)
+    refused(c_library.ARGUMENT, "count is 0", matcher.match_batch, [], [])
+    refused(c_library.STATE, "--split", matcher.encode, image(texture))
+
+
+def test_refused_models(library: Library, tmp_path: Path, split: tuple[Path, Path], model_file: Path) -> None:
+    def metadata(**changes: object) -> Path:
+        document = {**tiny_metadata().to_dict(), **changes}
+        return save_model(tmp_path / "m.onnx", tiny_model(), json.dumps(document))
+
+    junk = tmp_path / "junk.onnx"
+    junk.write_bytes(b"no model" * 100)
+    bare = save_model(tmp_path / "bare.onnx", tiny_model(), None)
+    refused(c_library.FILE, "No such file", library.open, tmp_path / "absent.onnx")
+    refused(c_library.FILE, "not a file", library.open, tmp_path)
+    refused(c_library.MODEL, "junk.onnx", library.open, junk)
+    refused(c_library.MODEL, "in memory", library.open, b"junk")
+    refused(c_library.MODEL, "without CATs metadata", library.open, bare)
+    not_json = save_model(tmp_path / "not_json.onnx", tiny_model(), '{"format": 1,')
+    refused(c_library.MODEL, "not JSON", library.open, not_json)
+    refused(c_library.MODEL, "newer than libcats", library.open, metadata(format=2))
+    refused(c_library.MODEL, "kind end-to-end", library.open, metadata(kind="end-to-end"))
+    refused(c_library.MODEL, "direction", library.open, metadata(direction="b->a"))
+    refused(c_library.MODEL, r"\(\?, 2, 16, 16\).*says \(batch, 2, 8, 8\)", library.open, metadata(grid=[8, 8]))
+    refused(c_library.MODEL, "square", library.open, metadata(grid=[8, 16]))
+    for key, value in {"mean": [0, "x", 0], "std": [1, 0, 1], "size": [256.5, 256], "resize": "opencv"}.items():
+        changed = {**Preprocessing().to_dict(), key: value}
+        refused(c_library.MODEL, f"preprocessing/{key}", library.open, metadata(preprocessing=changed))
+    lonely = tmp_path / "lonely.onnx"
+    lonely.write_bytes(split[0].read_bytes())
+    refused(c_library.MODEL, "partner_path", library.open, lonely)
+    other = save_split(tmp_path, weights_sha256="1" * 64)
+    refused(c_library.MODEL, "weights differ", library.open, split[0], partner_path=str(other[1]).encode())
+    refused(c_library.MODEL, "kind pair", library.open, split[0], partner_path=str(model_file).encode())
+    refused(c_library.ARGUMENT, 'provider "tpu"', library.open, model_file, provider=b"tpu")
+    refused(c_library.ARGUMENT, "threads -1", library.open, model_file, threads=-1)
+    refused(c_library.ARGUMENT, "run_pairs 1025", library.open, model_file, run_pairs=1025)
+    missing = str(tmp_path / "nowhere.so").encode()
+    refused(c_library.RUNTIME, "nowhere.so.*CATS_ORT_LIBRARY", library.open, model_file, ort_library=missing)
+    libm = b"libm.so.6"
+    refused(c_library.RUNTIME, "not ONNX Runtime", library.open, model_file, ort_library=libm)
+
+
+OPEN = """
+import ctypes, os, sys
+library, model, cpus = sys.argv[1:]
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(cpus) or None])
+cats = ctypes.CDLL(library)
+cats.cats_last_error.restype = ctypes.c_char_p
+handle = ctypes.c_void_p()
+before = len(os.listdir("/proc/self/task"))
+print(cats.cats_open(model.encode(), None, ctypes.byref(handle)), cats.cats_last_error().decode())
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+def open_elsewhere(library: Path, model: Path, cpus: int = 0, **settings: str) -> list[str]:
+    """cats_open in a process of its own; its status and error text, and how many threads it started."""
+    environment = {**c_library.environment(), **settings}
+    environment = {name: value for name, value in environment.items() if value}
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN, str(library), str(model), str(cpus)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+def test_missing_onnxruntime_lists_what_was_tried(library: Library, model_file: Path) -> None:
+    text = open_elsewhere(library.path, model_file, CATS_ORT_LIBRARY="")[0]
+    if text.startswith("0"):
+        pytest.skip("the loader finds ONNX Runtime by itself")
+    beside = library.path.parent
+    for tried in (f"{beside}: no libonnx", f"{beside}/lib: ", "onnxruntime/capi: ", "libonnxruntime.so.1: "):
+        assert tried in text
+    assert "--onnxruntime" in text
+
+
+def test_onnxruntime_is_found_through_a_link(library: Library, model_file: Path, tmp_path: Path) -> None:
+    """libcats in a Python package, linked from elsewhere: ONNX Runtime is beside the package."""
+    package = tmp_path / "site-packages" / "cats" / "runtime" / "c"
+    package.mkdir(parents=True)
+    (package / "libcats.so").write_bytes(library.path.read_bytes())
+    (tmp_path / "site-packages" / "onnxruntime").symlink_to(Path(c_library.find_onnxruntime()).parent)
+    (tmp_path / "libcats.so").symlink_to(package / "libcats.so")
+    assert open_elsewhere(tmp_path / "libcats.so", model_file, CATS_ORT_LIBRARY="")[0] == "0 "
+
+
+def test_threads_follow_the_limits_of_the_process(library: Library, model_file: Path) -> None:
+    if physical_cores() == 1:
+        pytest.skip("one core")
+    assert open_elsewhere(library.path, model_file, cpus=1)[1] == "0"  # the caller's own is the only one
+    if usable_cpus() >= physical_cores():
+        assert int(open_elsewhere(library.path, model_file)[1]) == physical_cores() - 1
+
+
+def test_cuda_is_never_replaced_by_the_cpu(library: Library, model_file: Path) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this build has CUDA")
+    refused(c_library.RUNTIME, "CUDA provider did not start", library.open, model_file, provider=b"cuda")
+
+
+def test_unknown_fields_of_a_newer_program_are_refused(library: Library, model_file: Path) -> None:
+    class Newer(ctypes.Structure):
+        _fields_ = (("known", c_library.Options), ("unknown", ctypes.c_int64))
+
+    handle, options = ctypes.c_void_p(), Newer(library.options(), 0)
+    options.known.struct_size = ctypes.sizeof(Newer)
+    name = str(model_file).encode()
+    library.call("cats_open", name, ctypes.byref(options), ctypes.byref(handle))
+    library.raw.cats_close(handle)
+    options.unknown = 5
+    refused(
+        c_library.ARGUMENT,
+        "newer libcats",
+        library.call,
+        "cats_open",
+        name,
+        ctypes.byref(options),
+        ctypes.byref(handle),
+    )
+    assert not handle.value
+
+
+def test_values_that_are_not_numbers_are_refused(library: Library, tmp_path: Path, texture: np.ndarray) -> None:
+    model = tiny_model()
+    for item in model.graph.initializer:
+        if item.name == "temperature":
+            item.CopyFrom(onnx.numpy_helper.from_array(np.float32(np.nan), "temperature"))
+    opened = library.open(save_model(tmp_path / "nan.onnx", model, tiny_metadata().to_json()))
+    refused(c_library.RUNTIME, "not numbers", opened.match, image(texture), image(texture))
+    assert library.raw.cats_pair_count(opened.context) == 0
+    opened.close()
+
+
+def test_one_context_in_two_threads_is_refused_not_undefined(matcher: CMatcher, texture: np.ndarray) -> None:
+    statuses: set[int] = set()
+
+    def work() -> None:
+        for _ in range(20):
+            try:
+                matcher.match(image(texture), image(texture))
+                statuses.add(0)
+            except CatsStatusError as error:
+                statuses.add(error.status)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert statuses <= {0, c_library.BUSY}
+    assert 0 in statuses
+    assert c_library.BUSY in statuses
+
+
+def test_contexts_outlive_their_matcher(library: Library, model_file: Path, texture: np.ndarray) -> None:
+    opened = library.open(model_file)
+    library.raw.cats_close(opened.handle)
+    opened.match(image(texture), image(texture))
+    assert np.isfinite(opened.flow()).all()
+    library.raw.cats_context_destroy(opened.context)
