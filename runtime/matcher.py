@@ -79,6 +79,7 @@ class Matcher:
         self.path = Path(model)
         self.max_pixels = max_pixels
         self.encoder: Backend | None = None
+        self._closed = False
         split = find_split(model)
         if split is not None:
             self.path = split[1]
@@ -218,6 +219,7 @@ class Matcher:
 
     def close(self) -> None:
         """Release the backend; the matcher cannot be used afterwards."""
+        self._closed = True
         self.backend.close()
         if self.encoder is not None:
             self.encoder.close()
@@ -229,6 +231,8 @@ class Matcher:
         self.close()
 
     def _prepare(self, source: Source) -> _Prepared:
+        if self._closed:
+            raise BackendError(f"this matcher of {self.path} is closed; open the file again")
         if isinstance(source, Features):
             return self._accept(source)
         start = time.perf_counter()
