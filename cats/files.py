@@ -41,6 +41,21 @@ def atomic_path(destination: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_destination(path: Path | None, suffixes: tuple[str, ...]) -> None:
+    """Raise :class:`InputError` for what cannot be written, before the work: a file of another suffix, a folder, or a
+    file in a folder that is missing or protected."""
+    if path is None:
+        return
+    if path.suffix.lower() not in suffixes:
+        raise InputError(f"cannot write {path}: its name must end in {', '.join(suffixes)}")
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder")
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: the folder {path.parent} does not exist")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"cannot write {path}: no permission to write in {path.parent}")
+
+
 def write_bytes(destination: str | Path, data: bytes) -> None:
     """Write ``data`` atomically; raises :class:`InputError` where that is impossible (full disk included)."""
     with atomic_path(destination) as temporary:

@@ -22,7 +22,7 @@ from cats.export.plugin_nodes import has_correlation, use_plugins
 from cats.export.precision import modules_in, to_fp16
 from cats.export.storage import inline_functions, store_as_half, weight_factors
 from cats.export.verify import Parity, verify
-from cats.files import write_bytes
+from cats.files import check_destination, write_bytes
 from cats.metadata import KEY, Metadata
 from cats.model import CATs
 
@@ -190,8 +190,7 @@ def tool_versions() -> dict[str, str]:
 def _check_before(files: dict[str, Path], data: str | None) -> None:
     """Find what cannot work before minutes of work."""
     for file in files.values():
-        if not file.parent.is_dir():
-            raise InputError(f"cannot write {file}: there is no folder {file.parent}")
+        check_destination(file, (".onnx",))
     if data is not None:
         open_dataset(data)
 
@@ -206,5 +205,7 @@ def _check_modules(models: dict[str, onnx.ModelProto], wanted: Collection[str]) 
 def _file(path: Path, kind: str) -> Path:
     if kind not in ("encoder", "matcher"):
         return path
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder")
     stem = path.name.removesuffix(".onnx")
     return path.with_name(f"{stem}.{kind}.onnx")

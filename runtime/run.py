@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from cats.errors import CatsError, InputError
-from cats.files import atomic_path, write_bytes
+from cats.files import atomic_path, check_destination, write_bytes
 from cats.geometry import Floats
 from cats.runtime.document import matches_document, model_document
 from cats.runtime.draw import draw_matches
@@ -166,20 +166,6 @@ def run_pairs(
             document = {"a": str(row.a), "b": str(row.b), "line": row.line, "error": str(error)}
         report.seconds = time.perf_counter() - start
         yield document
-
-
-def check_destination(path: Path | None, suffixes: tuple[str, ...]) -> None:
-    """Refuse a file that cannot be written: unknown kind, a folder, or in a folder that is missing or protected."""
-    if path is None:
-        return
-    if path.suffix.lower() not in suffixes:
-        raise InputError(f"cannot write {path}: its name must end in {', '.join(suffixes)}")
-    if path.is_dir():
-        raise InputError(f"cannot write {path}: it is a folder")
-    if not path.parent.is_dir():
-        raise InputError(f"cannot write {path}: the folder {path.parent} does not exist")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"cannot write {path}: no permission to write in {path.parent}")
 
 
 def save_picture(image: Image.Image, path: Path) -> None:

@@ -238,6 +238,8 @@ def test_modules_that_are_not_there(export, checkpoint, tmp_path, prebuilt):
         (["--ckpt", "best.pt", "--hyperpixels", "1,2"], "leave out --hyperpixels"),
         (["--ckpt", "best.pt", "--data", "moon:x"], "moon"),
         (["--ckpt", "best.pt", "-o", "nowhere/x.onnx"], "nowhere/x.onnx"),
+        (["--ckpt", "best.pt", "-o", "x.bin"], "its name must end in .onnx"),
+        (["--ckpt", "best.pt", "-o", ".", "--split"], "it is a folder"),
         (["--ckpt", "best.pt", "--fp16", "--for", "onnxruntime"], "choose one"),
         (["--ckpt", "best.pt", "--fp16", "--weights", "fp16-storage"], "leave out fp16-storage"),
         (["--ckpt", "best.pt", "--float32", "proj"], "for a model in float16"),
