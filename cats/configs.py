@@ -39,8 +39,9 @@ class TrainConfig:
             share of cells of the composed term; ``direct_share``: share of a batch that computes the direct terms too;
             ``direct_epe``: weight of the direct flow's end-point error in cells, which places matches between cells;
             ``sigma``: of the targets in cells.
-        shrink: the aggregator's learnt correction is scaled by this in the saved model (its output projection), which
-            interpolates between the backbone's own matches (0) and the trained ones (1).
+        interpolate: the saved weights lie this share of the way from the start's to the trained ones (Wortsman et al.,
+            "Robust fine-tuning of zero-shot models", CVPR 2022): training goes further than objects it has not seen
+            want. 1 saves the trained ones.
         warp: distribution of random warps (warps, categories).
         validate_every: updates between validations; ``patience``: validations without a gain before
             stopping, 0 for never.
@@ -72,7 +73,7 @@ class TrainConfig:
     unmatched: float = 0.0
     keep: float = 0.6
     sigma: float = 0.7
-    shrink: float = 1.0
+    interpolate: float = 1.0
     warp: WarpConfig = field(default_factory=WarpConfig)
     validate_every: int = 500
     patience: int = 0
@@ -93,6 +94,11 @@ class TrainConfig:
                 raise InputError(f"config: {name} is {getattr(self, name)}, it must be positive")
         if not 0 <= self.ema < 1 or not 0 < self.keep <= 1:
             raise InputError("config: ema must lie in [0, 1) and keep in (0, 1]")
+        if not 0 < self.interpolate <= 1 or (self.interpolate < 1 and self.start == "random"):
+            raise InputError(
+                f"config: interpolate is {self.interpolate}, it must lie in (0, 1], and below 1 it needs start=zero or "
+                "start=consensus: random weights match nothing"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -180,6 +186,7 @@ CONFIGS: dict[str, TrainConfig] = {
         direct=0.15,
         direct_share=1.0,
         direct_epe=2.0,
+        interpolate=0.7,
         validate_every=500,
     ),
 }

@@ -93,6 +93,7 @@ class Trainer:
         if config.start == "consensus":
             start_as_consensus(self.model)
         self.model.to(self.device)
+        self.start = copy.deepcopy(self.model).eval() if config.interpolate != 1 else None
         if config.freeze != "none":
             self.model.feature_extraction.freeze(statistics=config.freeze == "all")
         self.averaged = copy.deepcopy(self.model).eval() if config.ema else None
@@ -228,11 +229,11 @@ class Trainer:
             state.without_gain = shared[0]
 
     def _saved_model(self) -> CATs:
-        """The weights that are judged and shipped: averaged, and with the learnt correction scaled by ``shrink``."""
+        """The weights that are judged and shipped: averaged, and interpolated with those of the start."""
         model = self.averaged if self.averaged is not None else self.model
-        if self.config.shrink != 1:
+        if self.start is not None:
             model = copy.deepcopy(model)
-            shrink_correction(model, self.config.shrink)
+            _average(model, self.start, self.config.interpolate)
         return model.eval()
 
     def _rate(self, step: int) -> float:
@@ -351,14 +352,8 @@ class _Step(nn.Module):
         return self.objective(self.model, batch)
 
 
-def shrink_correction(model: CATs, factor: float) -> None:
-    """Scale the aggregator's learnt correction in place; 0 leaves the multi-level nearest-neighbour matcher."""
-    with torch.no_grad():
-        model.decoder.proj.weight.mul_(factor)
-        model.decoder.proj.bias.mul_(factor)
-
-
 def _average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
+    """Weighted mean in place: ``decay`` of the first, the rest of the second."""
     with torch.no_grad():
         for mean, value in zip(averaged.state_dict().values(), model.state_dict().values(), strict=True):
             if mean.is_floating_point():

@@ -214,6 +214,7 @@ def test_overrides(cats_train):
         ('lr="fast"', "takes a float"),
         ("lr=-1", "must be positive"),
         ("amp=fp8", "expected one of off, bf16, fp16"),
+        ("start=random", "below 1 it needs start=zero or start=consensus"),
     ):
         assert message in cats_train("--config", "tiny", "--set", text, "--print-config").error
 
@@ -245,7 +246,7 @@ def test_200_steps_on_warps_lower_the_validation_error_by_a_quarter(tmp_path):
     from cats.data.warps import WarpPairs
     from cats.validation import WarpValidation
 
-    config = find_config("tiny").override(["shrink=1", "validate_every=200", "batch_size=4"])
+    config = find_config("tiny").override(["interpolate=1", "validate_every=200", "batch_size=4"])
     dataset = WarpPairs(PhotoFolder.open(shared("data", "Caltech-101")))
     validation = WarpValidation(WarpPairs(PhotoFolder.open(shared("data", "photos"))))
     trainer = Trainer(config, dataset, FlowObjective(), validation, tmp_path / "run", steps=200)

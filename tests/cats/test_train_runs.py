@@ -156,3 +156,14 @@ def test_what_a_run_without_a_checkpoint_says(photos: Path, tmp_path: Path) -> N
     run = trainer(tmp_path / "run", photos, [1, 2], lr=1e20, clip=0.0)
     with pytest.raises(TrainingError, match="nothing was saved yet"):
         run.run()
+
+
+def test_saved_weights_lie_between_the_start_and_the_trained(photos: Path, tmp_path: Path) -> None:
+    run = trainer(tmp_path / "run", photos, [1, 2], interpolate=0.25, ema=0.0, start="zero", lr=1e-2)
+    start = {key: value.clone() for key, value in run.model.state_dict().items()}
+    run.run()
+    saved = torch.load(tmp_path / "run" / "best.pt", weights_only=True)["state_dict"]
+    ends = run.model.state_dict()
+    key = "decoder.proj.weight"
+    assert not torch.equal(start[key], ends[key])
+    torch.testing.assert_close(saved[key], torch.lerp(start[key], ends[key], 0.25))
