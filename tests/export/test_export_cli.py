@@ -230,7 +230,7 @@ def test_modules_that_are_not_there(export, checkpoint, tmp_path, prebuilt):
         (["--ckpt", "best.pt", "--batch", "0"], "batch 0"),
         (["--ckpt", "best.pt", "--batch", "many"], "many"),
         (["--ckpt", "best.pt", "--weights", "fp8"], "fp8"),
-        (["--ckpt", "best.pt", "--for", "tensorrt"], "tensorrt"),
+        (["--ckpt", "best.pt", "--for", "moon"], "moon"),
         (["--ckpt", "best.pt", "--split", "--end-to-end"], "different forms"),
         (["--ckpt", "best.pt", "--pairs", "p.csv", "--images", "d"], "not both"),
         (["--ckpt", "best.pt", "--pairs", "p.csv"], "p.csv"),
