@@ -46,6 +46,7 @@ def progress() -> Progress:
         TimeRemainingColumn(),
         console=stderr,
         transient=True,
+        redirect_stdout=sys.stdout.isatty(),  # rich would send what goes to a file or pipe to the terminal too
     )
 
 

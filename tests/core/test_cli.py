@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,19 @@ def test_output_that_goes_nowhere(redirection: str, code: int, error: str) -> No
     script = f"(sleep 0.2; {sys.executable} -c 'from cats.cli import main; main()' --version) {redirection}"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (code, error)
+
+
+def test_results_reach_a_file_while_a_terminal_shows_progress() -> None:
+    script = (
+        "from cats.console import print_json, progress\n"
+        "with progress() as bar:\n    bar.add_task('work', total=1)\n    print_json({'a': 1})\n"
+    )
+    terminal, end = os.openpty()
+    with open(end, "wb") as stderr:
+        out = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=stderr, check=True).stdout
+    assert out == b'{"a": 1}\n'
+    assert b"work" in os.read(terminal, 4096)
+    os.close(terminal)
 
 
 def test_a_missing_dependency_names_the_extra(cats: Command, monkeypatch: pytest.MonkeyPatch) -> None:
