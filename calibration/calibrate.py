@@ -23,7 +23,6 @@ from cats.errors import InputError, ModelFileError
 from cats.files import write_bytes
 from cats.metadata import KEY, Metadata, read_onnx_metadata
 
-MAX_PAIRS = 64
 HELD_OUT = 16
 BALANCE_PAIRS = 8
 
