@@ -35,7 +35,7 @@ def note(message: str) -> None:
 
 
 def progress() -> Progress:
-    """A progress bar on stderr with count and remaining time; it disappears when the work is done."""
+    """A progress bar on stderr with count and remaining time; only on a terminal, until the work is done."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -46,6 +46,7 @@ def progress() -> Progress:
         TimeRemainingColumn(),
         console=stderr,
         transient=True,
+        disable=not stderr.is_terminal,  # into a file it would write an empty line
         redirect_stdout=sys.stdout.isatty(),  # rich would send what goes to a file or pipe to the terminal too
     )
 

@@ -36,18 +36,9 @@ class PairRow:
     folder: Path
 
     def read_points(self, *columns: str) -> Floats | None:
-        """What :func:`parse_points` makes of the first of these columns that is filled; None where none is.
-
-        Raises:
-            InputError: as :func:`parse_points`, with the line.
-        """
-        for column in columns:
-            if text := self.cells.get(column):
-                try:
-                    return parse_points(text, self.folder)
-                except InputError as error:
-                    raise InputError(f"line {self.line}: {error}") from error
-        return None
+        """What :func:`parse_points` makes of the first of these columns that is filled; None where none is."""
+        texts = (self.cells.get(column) for column in columns)
+        return next((parse_points(text, self.folder) for text in texts if text), None)
 
     def points_of_a(self) -> Floats | None:
         """Points of a, (N, 2) in pixels, of the column ``points`` or ``points_a``; None without."""
@@ -137,7 +128,7 @@ def _points(rows: Any) -> Floats:
     try:
         array = np.asarray(rows, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise InputError(f"points must be numbers, two or four a row: {error}") from error
+        raise InputError("points must be numbers, two or four in every row") from error
     if array.ndim == 2 and array.shape[1] == 4:
         return np.concatenate([as_points(array[:, :2]), as_points(array[:, 2:])], axis=1)
     return as_points(array)

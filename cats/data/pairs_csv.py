@@ -58,7 +58,7 @@ class PairsCSV(PairDataset):
             points_a, points_b = _correspondences(row)
             box_a, box_b = _box(row, "box_a"), _box(row, "box_b")
         except InputError as error:
-            raise InputError(f"{self.root}, {error}") from error
+            raise InputError(f"{self.root}, line {row.line}: {error}") from error
         return Sample(
             image_a=row.a,
             image_b=row.b,
@@ -77,16 +77,16 @@ def _correspondences(row: PairRow) -> tuple[Floats, Floats]:
     first, second = row.read_points("points_a", "points"), row.read_points("points_b")
     if first is not None and first.shape[1] == 4:
         if second is not None:
-            raise InputError(f"line {row.line}: points have four numbers each and points_b is given too; leave out one")
+            raise InputError("points have four numbers each and points_b is given too; leave out one")
         return first[:, :2], first[:, 2:]
     if second is None:
         return np.zeros((0, 2)), np.zeros((0, 2))
     if first is None or len(first) != len(second) or second.shape[1] != 2:
         count = 0 if first is None else len(first)
-        raise InputError(f"line {row.line}: {count} points and {len(second)} points_b, x,y each; they must correspond")
+        raise InputError(f"{count} points and {len(second)} points_b, x,y each; they must correspond")
     return first, second
 
 
 def _box(row: PairRow, column: str) -> Box | None:
     text = row.cells.get(column)
-    return parse_box(text.split(","), f"line {row.line}") if text else None
+    return parse_box(text.split(","), column) if text else None

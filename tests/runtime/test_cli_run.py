@@ -127,7 +127,8 @@ def test_a_table_of_pairs_goes_on_past_a_bad_image(cats_run: Command, work: Path
     assert "broken.jpg" in lines[1]["error"]
     assert "outside image a" in lines[3]["error"]
     assert lines[3]["line"] == 5
-    assert "line 3: in/broken.jpg is not an image" in done.err
+    assert "in/pairs.csv, line 3: in/broken.jpg is not an image" in done.err
+    assert "in/pairs.csv, line 5: point 0 at (5000, 1) lies outside" in done.err
     assert "error: 2 of 5 pairs" in done.err
     assert files(work / "out") == {"1-a-b.png", "3-b-a.png", "5-b-a.png"}
     assert files(work / "flows") == {"1-a-b.npy", "3-b-a.npy", "5-b-a.npy"}
