@@ -214,7 +214,9 @@ def main_command(
             note(f"warning: {model} says that it was not verified, or failed; see cats inspect {model}")
         if gallery is not None:
             assert a is not None  # checked above
-            _run_gallery(matcher, a, gallery, output, features, score, top, max(batch, 8), selection, as_json)
+            _run_gallery(
+                matcher, a, gallery, output, features, score, top, batch if batch > 1 else None, selection, as_json
+            )
         elif pairs is not None:
             _run_table(matcher, pairs, outputs, selection, batch, workers, streams or 1, as_json, time)
         else:
@@ -266,7 +268,7 @@ def _run_gallery(
     cache: Path | None,
     score: str,
     top: int,
-    batch: int,
+    batch: int | None,
     selection: Selection,
     as_json: bool,
 ) -> None:

@@ -15,6 +15,7 @@ from cats.runtime.features import Features, load_features, save_features
 from cats.runtime.matcher import Matcher
 from cats.runtime.result import Match, grid_points
 
+_AT_ONCE = 8  # photos whose features are in memory at once
 SCORES = ("confidence", "forward-backward")
 
 
@@ -42,7 +43,7 @@ def rank_gallery(
     *,
     score: str = "confidence",
     cache: Path | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     on_photo: Callable[[], None] | None = None,
 ) -> Ranking:
     """Match ``a`` to every photo below ``folder`` and rank them.
@@ -50,6 +51,7 @@ def rank_gallery(
     Args:
         score: ``confidence``, its mean over a; or ``forward-backward``, minus the median distance that a -> b -> a
             moves a point, in the longer side of a, which runs the matcher twice.
+        batch_size: see :meth:`cats.runtime.matcher.Matcher.match_gallery`.
         cache: ``.npz`` in which the photos' features are kept; those of changed photos are made again.
 
     Raises:
@@ -74,10 +76,11 @@ def rank_gallery(
     stored = load_features(cache, sha) if cache is not None and cache.exists() else {}
     kept: dict[str, Features] = {}
     first = matcher.encode(a) if matcher.encoder is not None else a
-    for begin in range(0, len(photos), batch_size):
+    step = batch_size or _AT_ONCE
+    for begin in range(0, len(photos), step):
         found: list[tuple[Path, Match]] = []
         encoded: list[tuple[Path, Features]] = []
-        for photo in photos[begin : begin + batch_size]:
+        for photo in photos[begin : begin + step]:
             try:
                 if matcher.encoder is None:
                     found.append((photo, matcher.match(a, photo, forward_backward=score != "confidence")))
@@ -96,7 +99,7 @@ def rank_gallery(
             )
             found += [(photo, match) for (photo, _), match in zip(encoded, matches, strict=True)]
         result.ranked += [(match_score(match, score), photo, match) for photo, match in found]
-        for _ in photos[begin : begin + batch_size]:
+        for _ in photos[begin : begin + step]:
             if on_photo is not None:
                 on_photo()
     if cache is not None and len(kept) > 0 and result.cached < len(kept):

@@ -26,6 +26,7 @@ from cats.runtime.result import Match
 from cats.runtime.split import encode_tensors, find_split, fixed_batch, matcher_feeds, open_split
 
 INPUTS = ("image_a", "image_b")
+_GALLERY_BATCH = 8
 _RECENT_IMAGES = 32  # of 0.8 MB each
 FLOW, CONFIDENCE = "flow", "confidence"
 
@@ -144,17 +145,20 @@ class Matcher:
         ]
 
     def match_gallery(
-        self, a: Source, gallery: Sequence[Source], *, batch_size: int = 8, forward_backward: bool = False
+        self, a: Source, gallery: Sequence[Source], *, batch_size: int | None = None, forward_backward: bool = False
     ) -> list[Match]:
         """Match one image against many: with a split model, ``a`` is encoded once and features cost no encoding.
 
         Args:
             gallery: images or :class:`Features`.
-            batch_size: pairs of one run of the model, which bounds the memory.
+            batch_size: pairs of one run of the model, which bounds the memory; None takes 8 on a GPU and 1 on a CPU,
+                where larger ones are slower.
 
         Returns:
             One match a -> b for each of the gallery, in its order.
         """
+        if batch_size is None:
+            batch_size = _GALLERY_BATCH if self.backend.prefers_batches else 1
         if batch_size < 1:
             raise InputError(f"batch_size {batch_size} must be at least 1")
         first = self._prepare(a)

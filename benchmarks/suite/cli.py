@@ -128,8 +128,9 @@ def show(results: dict[str, Any]) -> None:
         rows.append(cells)
     columns = ["", "ms", "95 %", "ratio", "ready s", "peak MB", "file MB", "drift p99 px", "PCK@0.1", "of peak"]
     title = f"{results['model']['name']}, one pair, {results['threads']} threads"
-    width = None if stdout.is_terminal else 160  # redirected, nothing is cut
-    stdout.print(table(title, columns, rows), width=width)
+    if not stdout.is_terminal:
+        stdout.width = max(stdout.width, 160)  # redirected, nothing is cut
+    stdout.print(table(title, columns, rows))
     for item in results["missing"]:
         stdout.print(f"not run: {item['name']}: {item['reason']}", markup=False, soft_wrap=True)
     cost = results["roofline"]

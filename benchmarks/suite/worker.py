@@ -83,11 +83,12 @@ class SplitContestant(Contestant):
         feeds = {f"{name}_{side}": value for side, part in (("a", a), ("b", b)) for name, value in part.items()}
         return np.asarray(self.matcher.run(feeds)["flow"], np.float32)
 
-    def one_to_many(self, image: Floats, count: int, batch: int = 4) -> dict[str, float]:
+    def one_to_many(self, image: Floats, count: int) -> dict[str, float]:
         """Milliseconds of one image against ``count``: of encoding the gallery, and of encoding a and matching."""
         start = time.perf_counter()
         gallery = [self.encode(image[None]) for _ in range(min(count, 8))]
         encode_ms = _since(start) / len(gallery) * count
+        batch = 8 if self.matcher.prefers_batches else 1  # as Matcher.match_gallery
         start = time.perf_counter()
         first = self.encode(image[None])
         for begin in range(0, count, batch):

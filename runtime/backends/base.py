@@ -39,6 +39,10 @@ class Backend(ABC):
     max_batch: int | None = None
     """Largest batch of one call; ``None`` means any. The matcher splits larger ones."""
 
+    prefers_batches: bool = False
+    """Whether many pairs take less time in one run than one after the other: on GPUs. On CPUs their values fall out of
+    the caches and they take more."""
+
     @abstractmethod
     def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
         """Run the model once on host arrays that fit :attr:`inputs`; returns all outputs by name."""

@@ -71,6 +71,7 @@ class OpenVinoBackend(Backend):
             raise ModelFileError(f"openvino {self._version} cannot load {path}: {_reason(error)}") from error
         self.inputs = tuple(_spec(port) for port in self._model.inputs)
         self.outputs = tuple(_spec(port) for port in self._model.outputs)
+        self.prefers_batches = self.device != "CPU"
         self._local = threading.local()
 
     @property

@@ -92,6 +92,7 @@ class OnnxRuntimeBackend(Backend):
         dynamic = any(None in spec.shape for spec in self.inputs)
         self.max_batch = ENGINE_MAX_BATCH if dynamic and self.provider in (TENSORRT, TENSORRT_RTX) else None
         self._on_gpu = self.provider in PROVIDERS.values() and self.provider != CPU
+        self.prefers_batches = self._on_gpu
         self._left_on_cpu = self._nodes_left_on_cpu()
         self._local = threading.local()
 

@@ -41,6 +41,8 @@ class TensorRTBackend(Backend):
         BackendError: no GPU, TensorRT missing, or another flavour or version than the plan's.
     """
 
+    prefers_batches = True
+
     def __init__(
         self,
         path: str | Path,

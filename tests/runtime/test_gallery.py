@@ -54,6 +54,21 @@ def test_the_split_model_gives_what_the_pair_gives(tmp_path, model_file, texture
             assert match.size_b == expected.size_b
 
 
+@pytest.mark.parametrize(
+    ("gpu", "given", "expected"), [(False, None, [1] * 9), (True, None, [8, 1]), (False, 4, [4, 4, 1])]
+)
+def test_a_gallery_runs_in_batches_where_they_are_faster(tmp_path, texture, monkeypatch, gpu, given, expected):
+    with Matcher(split_files(tmp_path)) as matcher:
+        features, sizes, run = matcher.encode(texture), [], matcher.backend.run
+        assert matcher.backend.prefers_batches is False  # ONNX Runtime on a CPU
+        monkeypatch.setattr(matcher.backend, "prefers_batches", gpu)
+        monkeypatch.setattr(
+            matcher.backend, "run", lambda feeds: (sizes.append(len(next(iter(feeds.values())))), run(feeds))[1]
+        )
+        assert len(matcher.match_gallery(features, [features] * 9, batch_size=given)) == 9
+    assert sizes == expected
+
+
 def test_features_of_other_weights_are_refused(tmp_path, texture, model_file):
     with Matcher(split_files(tmp_path)) as matcher:
         features = matcher.encode(texture)
