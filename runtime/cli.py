@@ -92,6 +92,14 @@ def main_command(
     min_confidence: Annotated[
         float, _number(help="Leave out matches of less confidence.", panel=SELECTION, min=0, max=1)
     ] = 0.0,
+    calibrated: Annotated[
+        bool,
+        typer.Option(
+            "--calibrated",
+            help="Give confidences as the probabilities that cats-calibrate --fit-confidence fitted.",
+            rich_help_panel=SELECTION,
+        ),
+    ] = False,
     max_forward_backward: Annotated[
         float | None,
         _number(
@@ -201,6 +209,7 @@ def main_command(
         model,
         backend,
         max_megapixels,
+        calibrated=calibrated,
         provider=provider,
         device=_device(device, backend),
         precision=precision,

@@ -22,7 +22,7 @@ from cats.runtime.backends.base import Array, Backend, TensorSpec
 from cats.runtime.device import match_on_device, wants_device
 from cats.runtime.features import Features, check_weights
 from cats.runtime.images import MAX_PIXELS, ImageSource, preprocess, read_image
-from cats.runtime.result import Match
+from cats.runtime.result import Match, confidence_mapping
 from cats.runtime.split import encode_tensors, find_split, fixed_batch, matcher_feeds, open_split
 
 INPUTS = ("image_a", "image_b")
@@ -58,6 +58,7 @@ class Matcher:
             either of ``X.encoder.onnx`` and ``X.matcher.onnx``, or ``X``; only that can :meth:`encode`.
         backend: ``onnxruntime``, ``tensorrt``, ...; ``None`` chooses by the file.
         max_pixels: larger images are refused, see :func:`cats.runtime.images.read_image`.
+        calibrated: give confidences as fitted probabilities, see :attr:`Match.calibrated_confidence`.
         options: settings of the backend, see its class. ONNX Runtime: ``provider``, ``device``, ``threads``,
             ``cache_dir``; OpenVINO: ``precision``, ``hint``, ``threads``, ``device``.
 
@@ -71,16 +72,22 @@ class Matcher:
         ModelFileError: missing, of another kind, without metadata, newer than this toolkit, or with other inputs and
             outputs than its metadata says.
         BackendError: the backend, provider or device is not here.
+        InputError: ``calibrated`` with a model whose confidence was not fitted.
     """
 
     def __init__(
-        self, model: str | Path, backend: str | None = None, *, max_pixels: int = MAX_PIXELS, **options: Any
+        self,
+        model: str | Path,
+        backend: str | None = None,
+        *,
+        max_pixels: int = MAX_PIXELS,
+        calibrated: bool = False,
+        **options: Any,
     ) -> None:
         start = time.perf_counter()
         self.path = Path(model)
-        self.max_pixels = max_pixels
+        self.max_pixels, self.calibrated = max_pixels, calibrated
         self.encoder: Backend | None = None
-        self._closed = False
         split = find_split(model)
         if split is not None:
             self.path = split[1]
@@ -90,6 +97,8 @@ class Matcher:
         self.metadata = self.backend.metadata
         try:
             self._batch = _check_interface(self)
+            if calibrated:
+                confidence_mapping(self.metadata.calibration)
         except CatsError:
             self.close()
             raise
@@ -223,7 +232,6 @@ class Matcher:
 
     def close(self) -> None:
         """Release the backend; the matcher cannot be used afterwards."""
-        self._closed = True
         self.backend.close()
         if self.encoder is not None:
             self.encoder.close()
@@ -235,8 +243,6 @@ class Matcher:
         self.close()
 
     def _prepare(self, source: Source) -> _Prepared:
-        if self._closed:
-            raise BackendError(f"this matcher of {self.path} is closed; open the file again")
         if isinstance(source, Features):
             return self._accept(source)
         start = time.perf_counter()
@@ -260,7 +266,7 @@ class Matcher:
     def _infer(self, pairs: Sequence[tuple[_Prepared, _Prepared]], forward_backward: bool) -> list[Match]:
         both_ways = [*pairs, *((b, a) for a, b in pairs)] if forward_backward else pairs
         flows, confidences, elapsed = self._run(both_ways)
-        return [
+        matches = [
             Match(
                 flow=flows[index],
                 confidence=confidences[index],
@@ -278,6 +284,9 @@ class Matcher:
             )
             for index, (a, b) in enumerate(pairs)
         ]
+        if not self.calibrated:
+            return matches
+        return [replace(m, confidence=m.calibrated_confidence, raw_confidence=m.confidence) for m in matches]
 
     def _run(
         self, pairs: Sequence[tuple[_Prepared, _Prepared]]

@@ -37,6 +37,7 @@ class Match:
         times: milliseconds by stage: ``read``, ``preprocess``, ``model``; of a batch, this pair's share.
         image_a, image_b: the images as they were given; read again where pixels are needed.
         calibration: ``calibration`` part of the model's metadata, for :attr:`calibrated_confidence`.
+        raw_confidence: what the model gave, where ``confidence`` is calibrated (``Matcher(..., calibrated=True)``).
     """
 
     flow: NDArray[np.float32]
@@ -48,12 +49,7 @@ class Match:
     image_a: ImageSource | None = field(default=None, repr=False)
     image_b: ImageSource | None = field(default=None, repr=False)
     calibration: dict[str, Any] | None = field(default=None, repr=False)
-
-    def __repr__(self) -> str:
-        (wa, ha), (wb, hb) = self.size_a, self.size_b
-        both = ", both ways" if self.backward_flow is not None else ""
-        sure = f"mean confidence {float(self.confidence.mean()):.2f}"
-        return f"Match(a {wa}x{ha} -> b {wb}x{hb}, grid {self.grid}, {sure}{both})"
+    raw_confidence: NDArray[np.float32] | None = field(default=None, repr=False)
 
     @property
     def grid(self) -> int:
@@ -81,11 +77,21 @@ class Match:
         Raises:
             InputError: the model has no fitted mapping.
         """
-        fit = (self.calibration or {}).get("confidence")
-        if not fit:
-            raise InputError("the confidence of this model is not calibrated: see cats-calibrate --fit-confidence")
-        mapping = fit["mapping"]
-        return np.interp(self.confidence, mapping["confidence"], mapping["probability"]).astype(np.float32)
+        return self._mapped("probability")
+
+    @property
+    def expected_error(self) -> NDArray[np.float32]:
+        """Mean error (G, G) of matches of each cell's confidence, in pixels of images scaled to 256 x 256.
+
+        Raises:
+            InputError: the model has no fitted mapping.
+        """
+        return self._mapped("error_px")
+
+    def _mapped(self, what: str) -> NDArray[np.float32]:
+        mapping = confidence_mapping(self.calibration)
+        raw = self.confidence if self.raw_confidence is None else self.raw_confidence
+        return np.interp(raw, mapping["confidence"], mapping[what]).astype(np.float32)
 
     def confidence_at(self, points: ArrayLike) -> Floats:
         """Confidence (N,) in [0, 1] at points of a (pixels), bilinear between cells; raises as :meth:`transfer`."""
@@ -182,3 +188,16 @@ def _sample_pixels(image: NDArray[np.uint8], places: Floats) -> NDArray[np.uint8
     upper = pixels[at] * (1 - u) + pixels[at + 1] * u
     lower = pixels[at + width] * (1 - u) + pixels[at + width + 1] * u
     return (upper * (1 - v) + lower * v + np.float32(0.5)).astype(np.uint8)
+
+
+def confidence_mapping(calibration: dict[str, Any] | None) -> dict[str, list[float]]:
+    """Knots ``confidence``, ``probability`` and ``error_px`` out of the ``calibration`` part of a model's metadata.
+
+    Raises:
+        InputError: the model has no fitted mapping.
+    """
+    fit = (calibration or {}).get("confidence")
+    if not fit:
+        raise InputError("the confidence of this model is not calibrated: see cats-calibrate --fit-confidence")
+    mapping: dict[str, list[float]] = fit["mapping"]
+    return mapping
