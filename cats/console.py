@@ -25,8 +25,10 @@ from rich.table import Table
 
 from cats.errors import CatsError
 
+_PIPE = 240  # columns of a table that no terminal limits
+
 stderr = Console(stderr=True, highlight=False)
-stdout = Console(highlight=False)
+stdout = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE)
 
 
 def note(message: str) -> None:
@@ -57,10 +59,10 @@ def print_json(document: Any) -> None:
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
-    """A small table; the first column is text, the others are right-aligned numbers."""
+    """A small table; the first column is text, the others are right-aligned numbers. What is too wide goes on below."""
     result = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
-        result.add_column(column, justify="left" if index == 0 else "right")
+        result.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         result.add_row(*row)
     return result
