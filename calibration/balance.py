@@ -25,14 +25,14 @@ Factors = dict[str, NDArray[np.float32]]
 
 
 def balance_factors(
-    model: onnx.ModelProto, channels: Mapping[str, NDArray[np.float32] | None], strength: float = STRENGTH
+    model: onnx.ModelProto, channels: Mapping[str, NDArray[np.float32]], strength: float = STRENGTH
 ) -> Factors:
     """Factors for all norms that are read by linear layers alone.
 
     Args:
         model: float32 export.
         channels: largest magnitude by channel of the values that linear layers read
-            (:attr:`cats.calibration.ranges.TensorRange.channels`).
+            (:class:`cats.calibration.ranges.Channels`).
         strength: 0 evens out the weights, 1 the activations.
 
     Returns:
@@ -77,7 +77,7 @@ def balanced(model: onnx.ModelProto, factors: Factors) -> onnx.ModelProto:
 
 def _groups(graph: Graph) -> dict[str, tuple[list[str], list[str]]]:
     """By the module of a norm, the values that it computes (one for each pass of the aggregator) and the weights of all
-    linear layers that read them; only norms that nothing else reads."""
+    linear layers that read them; only norms that nothing else reads, with parameters of their own."""
     linear = {node.name for node in graph.quantizable() if node.op_type == "MatMul"}
     values: dict[str, list[str]] = defaultdict(list)
     weights: dict[str, dict[str, None]] = defaultdict(dict)
@@ -86,7 +86,9 @@ def _groups(graph: Graph) -> dict[str, tuple[list[str], list[str]]]:
         if node.op_type != "LayerNormalization":
             continue
         norm = module_of(node)
-        if list(node.input[1:3]) != [f"{norm}.weight", f"{norm}.bias"]:
+        own = [f"{norm}.weight", f"{norm}.bias"]
+        shared = any(module_of(reader) != norm for name in own for reader in graph.consumers[name])
+        if list(node.input[1:3]) != own or shared:
             continue
         values[norm].append(node.output[0])
         for reader in graph.consumers[node.output[0]]:

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from cats.calibration.balance import Factors, balance_factors
 from cats.calibration.inputs import PairSet, demo_pairs
-from cats.calibration.modules import is_half, is_kept, is_quantized, modules
+from cats.calibration.modules import is_half, is_kept, is_quantized, modules, own_weights
 from cats.calibration.parity import Drift, SessionMatcher, compare, fixed_batch, run
 from cats.calibration.quantize import quantize
 from cats.calibration.ranges import Ranges, collect_ranges
@@ -76,7 +76,7 @@ def load_float_model(path: str | Path) -> FloatModel:
         raise ModelFileError(f"{path} is typed in {metadata.precision}: give the float32 export (without --fp16)")
     if not modules(model):
         raise ModelFileError(f"{path} has no convolution or linear layer with its weight: export it with cats-export")
-    return FloatModel(Path(path), model, metadata)
+    return FloatModel(Path(path), own_weights(model), metadata)
 
 
 def measure_ranges(
@@ -113,7 +113,8 @@ def measure_ranges(
         if not balance:
             return collect(pairs, {}, "measuring ranges")
         first = collect(pairs.spread(BALANCE_PAIRS), {}, "measuring channels")
-        balance = balance_factors(source.model, {name: item.channels for name, item in first.tensors.items()})
+        largest = {name: item.channels.largest for name, item in first.tensors.items() if item.channels is not None}
+        balance = balance_factors(source.model, largest)
     return collect(pairs, balance, "measuring ranges")
 
 
@@ -176,6 +177,9 @@ def calibrate(
         "quantized_modules": len(quantized),
         "kept": list(kept),
     }
+    fitted = (source.metadata.calibration or {}).get("confidence")
+    if fitted is not None:  # the mapping holds for this file too, as far as its flow does
+        part["confidence"] = fitted
     parity = drift.to_dict()
     if pck is not None:
         parity["pck"] = pck

@@ -29,6 +29,8 @@ Examples:
 
 - `cats-calibrate cats.onnx --images photos/ --max-drift 0.5px --state search.json` mixed precision within a bound
 
+- `cats-calibrate cats.onnx --data categories:photos --for cpu --precision mixed` int8 where 2 px allow it
+
 - `cats-calibrate --find-divergence cats.onnx cats.fp16.onnx` names the first node where two precisions part
 
 - `cats-calibrate cats.onnx --fit-confidence --data categories:photos -o calibrated.onnx` fits the confidence
@@ -65,7 +67,13 @@ def main_command(
     ] = None,
     limit: Annotated[int, _option(help="Largest number of pairs.", panel=WHAT, default=True, min=1)] = 64,
     precision: Annotated[
-        str, _option(help="int8 or fp8; fp16 with --sensitivity and the search.", panel=HOW, default=True)
+        str,
+        _option(
+            help="int8 or fp8; mixed: int8 with the fewest modules in float32 (a search, bound 2px); "
+            "fp16 with --sensitivity and the search.",
+            panel=HOW,
+            default=True,
+        ),
     ] = "int8",
     method: Annotated[
         str,
@@ -141,7 +149,7 @@ def main_command(
     from cats.calibration import commands
     from cats.calibration.calibrate import HELD_OUT, calibrate, check_ranges, load_float_model, measure_ranges
     from cats.calibration.inputs import SMALL
-    from cats.calibration.parity import print_drift
+    from cats.calibration.parity import TOLERANCE, print_drift
     from cats.calibration.ranges import Ranges
     from cats.calibration.search import search
     from cats.calibration.sensitivity import measure_sensitivity, plot_sensitivity
@@ -149,6 +157,14 @@ def main_command(
     from cats.runtime.images import quiet_pillow
 
     quiet_pillow()
+    if precision == "mixed":
+        if find_divergence or sensitivity or fit_confidence:
+            raise InputError("--precision mixed is a search of its own: give --precision int8 here")
+        precision, kind = "int8", "mixed"
+        if max_drift is None and max_pck_drop is None:
+            max_drift = f"{TOLERANCE}px"
+    else:
+        kind = "confidence" if fit_confidence else precision
     searching = max_drift is not None or max_pck_drop is not None
     if sum((find_divergence, sensitivity, searching, fit_confidence)) > 1:
         raise InputError("give one of --find-divergence, --sensitivity, --max-drift/--max-pck-drop, --fit-confidence")
@@ -160,7 +176,6 @@ def main_command(
         raise InputError("fp16 is typed by cats-export --fp16; here it goes with --sensitivity or --max-drift")
     if keep and (find_divergence or sensitivity or searching or fit_confidence):
         raise InputError("--keep belongs to quantizing: leave it out here")
-    kind = "confidence" if fit_confidence else precision
     destination = output or Path(f"{model.name.removesuffix('.onnx')}.{kind}.onnx")
     for path in (destination, ranges, state, plot):
         if path is not None and not path.parent.is_dir():
@@ -196,8 +211,13 @@ def main_command(
             commands.show_sensitivity(ranking, as_json=as_json)
         else:
             answer = search(variants, bound, by=by)
-            commands.write_answer(variants, answer, destination)
+            verified = commands.write_answer(variants, answer, destination)
             commands.show_search(answer, as_json=as_json)
+            if not verified:
+                raise VerificationError(
+                    f"{destination} meets the bound, but its flow differs from the float model's by more than the "
+                    f"tolerance of {precision}: it is marked as not verified"
+                )
         return
     photos = _photos(images, pairs, data, split, from_ranges)
     source = load_float_model(model)

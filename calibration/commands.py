@@ -17,6 +17,8 @@ from cats.errors import InputError, VerificationError
 
 VALIDATION = 8
 
+_HALF_TOLERANCE = 1.0  # of the 99th percentile, in pixels at 256 x 256, as of cats-export --fp16
+
 
 def show_divergence(
     a: Path, b: Path, pairs: PairSet | None, *, threshold: float | None, threads: int | None, as_json: bool
@@ -151,12 +153,12 @@ def show_search(result: SearchResult, *, as_json: bool) -> None:
     )
 
 
-def write_answer(variants: Variants, result: SearchResult, output: Path) -> None:
-    """Write the file that a search chose, with its figures."""
+def write_answer(variants: Variants, result: SearchResult, output: Path) -> bool:
+    """Write the file that a search chose, with its figures; whether it is within the tolerance of its precision."""
     source = variants.source
     if variants.precision != "fp16":
         assert variants.ranges is not None
-        calibrate(
+        verified = calibrate(
             source,
             variants.ranges,
             output,
@@ -166,19 +168,21 @@ def write_answer(variants: Variants, result: SearchResult, output: Path) -> None
             label="mixed" if result.keep else None,
             threads=variants.threads,
             **variants.options,
-        )
+        ).drift.passed
     else:
         effect = result.effect
+        verified = effect.p99_px <= _HALF_TOLERANCE
         parity = {"median_px": effect.median_px, "p99_px": effect.p99_px, "max_px": effect.max_px}
         metadata = source.metadata.with_(
             precision="fp16",
             calibration={**(source.metadata.calibration or {}), "precision": "fp16", "kept": list(result.keep)},
-            parity={**parity, "pairs": result.pairs, "source": result.source, "tolerance_px": 1.0},
-            verified=effect.p99_px <= 1.0,
+            parity={**parity, "pairs": result.pairs, "source": result.source, "tolerance_px": _HALF_TOLERANCE},
+            verified=verified,
             accuracy=None,
         )
         write_quantized(variants.build(result.keep), metadata, output)
     note(f"{output} written")
+    return verified
 
 
 def fit_and_write(

@@ -115,6 +115,31 @@ class Graph:
         return weight is not None and weight.dtype == np.float32
 
 
+def own_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model in which every module has its parameters for itself; a copy.
+
+    The exporter stores equal constants once, under the name of the first module, such as the norms of a model that was
+    not trained yet: then neither could the others be told apart, nor one be changed without them.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = Graph(result)
+    added: dict[str, onnx.TensorProto] = {}
+    for node in result.graph.node:
+        for index, name in enumerate(node.input):
+            owner, _, leaf = name.rpartition(".")
+            module = module_of(node)
+            if leaf not in ("weight", "bias") or not module or owner == module or not owner:
+                continue
+            own, value = f"{module}.{leaf}", graph.constant(name)
+            if value is None or own in graph.initializers or own in graph.producer:
+                continue
+            added.setdefault(own, numpy_helper.from_array(value, own))
+            node.input[index] = own
+    result.graph.initializer.extend(added.values())
+    return result
+
+
 def element_types(model: onnx.ModelProto) -> set[int]:
     """``TensorProto.DataType`` of all inputs, outputs and weights, what is only stored and then cast left out."""
     graph = model.graph

@@ -1,6 +1,7 @@
 """Explicit Q/DQ nodes: a float32 export and its activation ranges to a model that inference libraries run in 8 bits.
 
-Weights are symmetric per output channel, activations per tensor. Two placements:
+Weights are symmetric per output channel, rounded as :mod:`cats.calibration.rounding` says; activations per tensor. Two
+placements:
 
 ``any``
     symmetric int8 (or float8) and the placement rules of TensorRT: nothing between a convolution and its activation,
@@ -16,8 +17,9 @@ residual stream of the aggregator.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -27,11 +29,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cats.calibration.balance import balanced
 from cats.calibration.modules import Graph, is_half, is_kept, is_quantized, module_of, modules
-from cats.calibration.ranges import METHODS, Ranges
+from cats.calibration.ranges import METHODS, Channels, Ranges
+from cats.calibration.rounding import mean_error, round_weights
 from cats.errors import InputError, ModelFileError
 
 PRECISIONS = ("int8", "fp8")
 TARGETS = ("any", "cpu")
+
+RoundedWeights = dict[str, tuple[NDArray[Any], NDArray[np.float32]]]
+"""By name, weights in their 8-bit type, and what rounding adds to each output channel on average."""
 
 _FP8_MAX = 448.0  # of float8e4m3fn
 _ACTIVATIONS = ("Relu", "Clip")
@@ -56,6 +62,7 @@ def quantize(
     target: str = "any",
     percentile: float = 99.99,
     weight_bits: int = 8,
+    rounded: RoundedWeights | None = None,
 ) -> onnx.ModelProto:
     """Insert Q/DQ nodes.
 
@@ -68,6 +75,8 @@ def quantize(
         target: ``any`` or ``cpu``, see above.
         percentile: of method ``percentile``, in percent.
         weight_bits: 8, or 7 for x86 CPUs without VNNI, whose sums of two products of 8 bits saturate.
+        rounded: weights of earlier calls with this model, these ranges, precision and bits; those of this one are
+            added. Rounding is most of the work.
 
     Returns:
         A checked model.
@@ -91,7 +100,13 @@ def quantize(
         plan.scores(keep)
     else:
         plan.inputs_only()
-    _rewrite(result, graph, plan, _weights(graph, chosen, precision, plan, weight_bits))
+    inputs = {name: item.channels for name, item in ranges.tensors.items() if item.channels is not None}
+    _rewrite(
+        result,
+        graph,
+        plan,
+        _weights(graph, chosen, precision, plan, weight_bits, inputs, {} if rounded is None else rounded),
+    )
     onnx.checker.check_model(result)
     return result
 
@@ -223,7 +238,13 @@ class _Weight:
 
 
 def _weights(
-    graph: Graph, chosen: list[onnx.NodeProto], precision: str, plan: _Plan, bits: int
+    graph: Graph,
+    chosen: list[onnx.NodeProto],
+    precision: str,
+    plan: _Plan,
+    bits: int,
+    inputs: Mapping[str, Channels],
+    rounded: RoundedWeights,
 ) -> dict[tuple[str, int], _Weight]:
     """By node name and input index, the quantized weight (shared by the nodes of a module), and the bias of a
     convolution as a plain initializer or, with zero points, as integers."""
@@ -233,16 +254,25 @@ def _weights(
         module, name = module_of(node), node.input[1]
         axis = _channel_axis(node)
         values = np.asarray(graph.constant(name), np.float32)
-        scale = _weight_scale(values, axis, 2 ** (bits - 1) - 1 if precision == "int8" else _FP8_MAX)
+        steps = 2 ** (bits - 1) - 1 if precision == "int8" else _FP8_MAX
+        scale = _weight_scale(values, axis, steps)
+        channels = inputs.get(node.input[0])
         if name not in by_name:
-            by_name[name] = _quantized_weight(module, name, values, scale, axis, precision)
+            if name not in rounded:
+                rounded[name] = _rounded(values, scale, axis, steps, precision, channels)
+            by_name[name] = _quantized_weight(module, name, rounded[name][0], scale, axis)
         found[node.name, 1] = by_name[name]
         if node.op_type != "Conv" or len(node.input) < 3 or not node.input[2]:
             continue
         bias = np.asarray(graph.constant(node.input[2]), np.float32)
+        if channels is not None:
+            bias = bias - rounded[name][1]
         point = plan.points[node.input[0]]
         if point.dtype == TensorProto.UINT8:
-            found[node.name, 2] = _quantized_bias(module, node.input[2], bias, np.float32(point.scale) * scale)
+            found[node.name, 2] = _quantized_bias(module, f"{module}.bias", bias, np.float32(point.scale) * scale)
+        elif channels is not None:
+            corrected = f"{module}.bias.corrected"
+            found[node.name, 2] = _Weight(corrected, [numpy_helper.from_array(bias, corrected)], [])
     return found
 
 
@@ -260,16 +290,30 @@ def _weight_scale(values: NDArray[np.float32], axis: int, steps: float) -> NDArr
     return np.maximum(largest / np.float32(steps), np.float32(max(float(largest.max()), 1e-6) * 1e-4 / steps))
 
 
-def _quantized_weight(
-    module: str, name: str, values: NDArray[np.float32], scale: NDArray[np.float32], axis: int, precision: str
-) -> _Weight:
-    shape = [-1 if i == axis else 1 for i in range(values.ndim)]
-    ratio = values / scale.reshape(shape)
-    if precision == "int8":
-        stored = numpy_helper.from_array(np.clip(np.rint(ratio), -127, 127).astype(np.int8), f"{name}.int8")
+def _rounded(
+    values: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    axis: int,
+    steps: float,
+    precision: str,
+    inputs: Channels | None,
+) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """Weights in their 8-bit type, and what that adds to each output channel on average."""
+    first = np.moveaxis(values, axis, 0)
+    ratio = first.reshape(*first.shape[:2], -1) / scale[:, None, None]
+    if precision == "fp8":
+        stored: NDArray[Any] = np.clip(ratio, -_FP8_MAX, _FP8_MAX).astype(ml_dtypes.float8_e4m3fn)
+    elif inputs is None:
+        stored = np.clip(np.rint(ratio), -steps, steps).astype(np.int8)
     else:
-        clipped = np.clip(ratio, -_FP8_MAX, _FP8_MAX).astype(ml_dtypes.float8_e4m3fn)
-        stored = numpy_helper.from_array(clipped, f"{name}.fp8")
+        stored = np.clip(round_weights(ratio, inputs, int(steps)), -steps, steps).astype(np.int8)
+    shift = np.zeros_like(scale) if inputs is None else mean_error(stored.astype(np.float32) - ratio, inputs) * scale
+    return np.ascontiguousarray(np.moveaxis(stored.reshape(first.shape), 0, axis)), shift
+
+
+def _quantized_weight(module: str, name: str, values: NDArray[Any], scale: NDArray[np.float32], axis: int) -> _Weight:
+    kind = "int8" if values.dtype == np.int8 else "fp8"
+    stored = numpy_helper.from_array(values, f"{name}.{kind}")
     scales = numpy_helper.from_array(scale, f"{name}.scale")
     leaf = name.rpartition(".")[2]
     node = helper.make_node(

@@ -38,6 +38,52 @@ Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
+class Channels:
+    """What is known of each channel of a layer's input: (C,) float32 each.
+
+    Attributes:
+        largest: magnitude.
+        mean, square: of all values, and of their squares.
+    """
+
+    largest: NDArray[np.float32]
+    mean: NDArray[np.float32]
+    square: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, values: NDArray[np.float32], axis: int) -> Channels:
+        """Measure an array with channels along ``axis``."""
+        others = tuple(i for i in range(values.ndim) if i != axis % values.ndim)
+        moments = (values.mean(axis=others, dtype=np.float64), np.square(values).mean(axis=others, dtype=np.float64))
+        return cls(np.abs(values).max(axis=others), *(moment.astype(np.float32) for moment in moments))
+
+    def merged(self, other: Channels, share: float) -> Channels:
+        """Channels of the values of both, ``share`` of which are the other's."""
+        mean, square = (
+            ((1 - share) * mine.astype(np.float64) + share * its).astype(np.float32)
+            for mine, its in ((self.mean, other.mean), (self.square, other.square))
+        )
+        return Channels(np.maximum(self.largest, other.largest), mean, square)
+
+    def to_dict(self) -> dict[str, list[float]]:
+        """Plain JSON types, six digits each."""
+        return {name: [float(f"{value:.6g}") for value in getattr(self, name)] for name in _CHANNEL_FIELDS}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Channels:
+        """Inverse of :meth:`to_dict`."""
+        if not isinstance(document, dict):
+            raise ValueError("channels of an earlier version: measure the ranges again")
+        arrays = [np.asarray(document[name], np.float32) for name in _CHANNEL_FIELDS]
+        if len({array.shape for array in arrays}) > 1 or arrays[0].ndim != 1:
+            raise ValueError("channels of different lengths")
+        return cls(*arrays)
+
+
+_CHANNEL_FIELDS = ("largest", "mean", "square")
+
+
+@dataclass(frozen=True)
 class TensorRange:
     """Distribution of one tensor.
 
@@ -46,7 +92,7 @@ class TensorRange:
         width: of a bin, a power of two.
         first: index of the first bin; bin i covers ``[i * width, (i + 1) * width)``.
         counts: values in each bin from ``first`` on.
-        channels: largest magnitude by index of the last axis; only of inputs of linear layers.
+        channels: of inputs of convolutions and linear layers.
     """
 
     minimum: float
@@ -54,11 +100,11 @@ class TensorRange:
     width: float
     first: int
     counts: Counts
-    channels: NDArray[np.float32] | None = None
+    channels: Channels | None = None
 
     @classmethod
-    def of(cls, values: NDArray[np.float32], *, channels: bool = False) -> TensorRange:
-        """Measure an array.
+    def of(cls, values: NDArray[np.float32], *, axis: int | None = None) -> TensorRange:
+        """Measure an array, and its channels along ``axis``.
 
         Raises:
             ModelFileError: a value is not finite.
@@ -70,8 +116,7 @@ class TensorRange:
         index = np.floor(values.ravel() * np.float32(1 / width)).astype(np.int32)
         first = int(index.min())
         counts = np.bincount(index - first)
-        largest = np.abs(values).reshape(-1, values.shape[-1]).max(axis=0) if channels else None
-        return cls(low, high, width, first, counts, largest)
+        return cls(low, high, width, first, counts, None if axis is None else Channels.of(values, axis))
 
     def merged(self, other: TensorRange) -> TensorRange:
         """Distribution of the values of both."""
@@ -84,7 +129,7 @@ class TensorRange:
             counts[part.first - first : part.first - first + len(part.counts)] += part.counts
         channels = None
         if self.channels is not None and other.channels is not None:
-            channels = np.maximum(self.channels, other.channels)
+            channels = self.channels.merged(other.channels, int(other.counts.sum()) / int(counts.sum()))
         return TensorRange(
             min(self.minimum, other.minimum), max(self.maximum, other.maximum), width, first, counts, channels
         )
@@ -180,7 +225,7 @@ class TensorRange:
             "counts": self.counts.tolist(),
         }
         if self.channels is not None:
-            document["channels"] = [float(f"{value:.6g}") for value in self.channels]
+            document["channels"] = self.channels.to_dict()
         return document
 
     @classmethod
@@ -197,7 +242,7 @@ class TensorRange:
             width,
             int(document["first_bin"]),
             counts,
-            None if channels is None else np.asarray(channels, np.float32),
+            None if channels is None else Channels.from_dict(channels),
         )
 
 
@@ -283,29 +328,31 @@ class Ranges:
         return functools.reduce(Ranges.merge, rest, first)
 
 
-def observed_tensors(model: onnx.ModelProto) -> dict[str, bool]:
-    """Values whose ranges quantization may need -> whether by channel too (inputs of linear layers).
+def observed_tensors(model: onnx.ModelProto) -> dict[str, int | None]:
+    """Values whose ranges quantization may need -> axis of their channels, where these are of interest.
 
-    Inputs and outputs of quantizable nodes, the activation behind them, residual sums, and queries and keys.
+    Inputs and outputs of quantizable nodes, the activation behind them, residual sums, and queries and keys. Channels
+    matter of what a quantizable node reads: axis 1 for a convolution, the last one for a linear layer.
     """
     graph = Graph(model)
-    found: dict[str, bool] = {}
+    found: dict[str, int | None] = {}
     for node in graph.quantizable():
-        name = node.input[0]
-        found[name] = found.get(name, False) or node.op_type != "Conv"
+        if found.get(node.input[0]) is None:
+            found[node.input[0]] = 1 if node.op_type == "Conv" else -1
         if node.op_type != "Conv":
             continue
         queue = [node.output[0]]
         while queue:
             name = queue.pop()
-            found.setdefault(name, False)
+            found.setdefault(name, None)
             queue += [
                 reader.output[0]
                 for reader in graph.consumers[name]
                 if reader.op_type in ("Relu", "Clip", "Add", "MaxPool") and reader.output[0] not in found
             ]
     for node in graph.attention_scores():
-        found |= {name: found.get(name, False) for name in node.input}
+        for name in node.input:
+            found.setdefault(name, None)
     return found
 
 
@@ -343,7 +390,7 @@ def collect_ranges(
     for feeds in batches:
         for name, values in session(feeds).items():
             try:
-                measured = TensorRange.of(values, channels=wanted[name])
+                measured = TensorRange.of(values, axis=wanted[name])
             except ModelFileError as error:
                 raise ModelFileError(f"{name} has {error}: the model's weights are broken") from error
             tensors[name] = tensors[name].merged(measured) if name in tensors else measured

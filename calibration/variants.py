@@ -17,7 +17,7 @@ from cats.calibration.calibrate import FloatModel
 from cats.calibration.inputs import Feeds, PairSet
 from cats.calibration.modules import module_of, modules
 from cats.calibration.parity import SessionMatcher, fixed_batch, flow_distance
-from cats.calibration.quantize import quantize
+from cats.calibration.quantize import RoundedWeights, quantize
 from cats.calibration.ranges import Ranges
 from cats.calibration.sessions import Session
 from cats.errors import InputError
@@ -92,6 +92,7 @@ class Variants:
         self._feeds: list[Feeds] | None = None
         self._reference: tuple[Any, float, float | None] | None = None
         self._known: dict[tuple[str, ...], Effect] = {}
+        self._rounded: RoundedWeights = {}
         self.fingerprint = self._fingerprint()
         if state is not None and state.exists():
             self._load_state(state)
@@ -103,7 +104,14 @@ class Variants:
         if self.precision == "fp16":
             return to_fp16(self.source.model, sorted(keep))
         assert self.ranges is not None
-        return quantize(self.source.model, self.ranges, precision=self.precision, keep=sorted(keep), **self.options)
+        return quantize(
+            self.source.model,
+            self.ranges,
+            precision=self.precision,
+            keep=sorted(keep),
+            rounded=self._rounded,
+            **self.options,
+        )
 
     def measure(self, keep: Iterable[str]) -> Effect:
         """Compare the variant that keeps some modules with the float model, or recall the comparison."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cats.calibration.balance import balance_factors, balanced
-from cats.calibration.calibrate import measure_ranges
+from cats.calibration.calibrate import load_float_model, measure_ranges, write_quantized
 from cats.calibration.inputs import PairSet
 from cats.calibration.modules import Graph
 from cats.calibration.parity import flow_distance
@@ -58,6 +58,27 @@ def test_it_brings_int8_nearer_where_there_is_an_outlier(source, skewed, pairs, 
         result = quantize(skewed, ranges, method="minmax", keep=["feature_extraction"])
         drift[balance] = np.median(flow_distance(expected, Session(result)(feeds)["flow"]))
     assert drift[True] < drift[False]
+
+
+def test_norms_that_share_their_parameters(source, feeds, copy, tmp_path):
+    """As the exporter writes equal ones, such as those of a model before its first update."""
+    model = copy(source.model)
+    for node in model.graph.node:
+        if node.op_type == "LayerNormalization":
+            node.input[1:3] = ["decoder.blocks.0.norm1.weight", "decoder.blocks.0.norm1.bias"]
+    read = {name for node in model.graph.node for name in node.input}
+    kept = [item for item in model.graph.initializer if item.name in read]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    expected = Session(model)(feeds)["flow"]
+    largest = channels(model, feeds)
+    assert balance_factors(model, largest) == {}
+    write_quantized(model, source.metadata, tmp_path / "shared.onnx")
+    loaded = load_float_model(tmp_path / "shared.onnx").model
+    factors = balance_factors(loaded, largest)
+    assert set(factors) == {f"decoder.blocks.0.norm{k}" for k in (1, 2, 3, 4)}
+    assert flow_distance(expected, Session(loaded)(feeds)["flow"]).max() == 0
+    assert flow_distance(expected, Session(balanced(loaded, factors))(feeds)["flow"]).max() < 0.02
 
 
 def test_weights_stored_as_half(source, feeds):

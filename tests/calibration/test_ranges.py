@@ -109,6 +109,8 @@ def test_two_halves_merge_to_the_whole(source, pairs, ranges):
         # The sums inside one run differ by rounding between batches only.
         assert value.maximum == pytest.approx(ranges.tensors[name].maximum, rel=1e-4), name
         assert value.counts.sum() == ranges.tensors[name].counts.sum()
+        if value.channels is not None:
+            assert value.channels.mean == pytest.approx(ranges.tensors[name].channels.mean, rel=1e-3, abs=1e-5), name
 
 
 def test_what_is_observed_is_what_the_model_computes(source, ranges, feeds):
@@ -119,9 +121,13 @@ def test_what_is_observed_is_what_the_model_computes(source, ranges, feeds):
     for name, array in values.items():
         measured = ranges.tensors[name]
         assert measured.minimum == pytest.approx(array.min(), rel=1e-3, abs=1e-4), name
+        axis = observed_tensors(source.model)[name]
+        assert (measured.channels is None) == (axis is None)
         if measured.channels is not None:
-            largest = np.abs(array).reshape(-1, array.shape[-1]).max(axis=0)
-            assert measured.channels == pytest.approx(largest, rel=1e-3, abs=1e-4)
+            flat = np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis])
+            assert measured.channels.largest == pytest.approx(np.abs(flat).max(axis=0), rel=1e-3, abs=1e-4)
+            assert measured.channels.mean == pytest.approx(flat.mean(axis=0), rel=1e-3, abs=1e-4)
+            assert measured.channels.square == pytest.approx(np.square(flat).mean(axis=0), rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from commands import runner
 from onnx import numpy_helper
 
 from cats.calibration.calibrate import FloatModel, measure_ranges, write_quantized
+from cats.calibration.calibrate import calibrate as calibrate_model
 from cats.calibration.cli import main
 from cats.calibration.confidence import (
     Predictions,
@@ -18,6 +19,7 @@ from cats.calibration.confidence import (
     with_temperature,
 )
 from cats.calibration.divergence import find_divergence
+from cats.calibration.inputs import pairs_from_images
 from cats.calibration.modules import modules
 from cats.calibration.quantize import quantize
 from cats.calibration.search import Bound, search
@@ -41,7 +43,7 @@ def calibrate(monkeypatch, capsys, tmp_path):
 
 @pytest.fixture(scope="session")
 def planted(source, tmp_path_factory):
-    """The model with one channel made tiny and its weights in the next layer huge: exact in float, lost in INT8."""
+    """The model with every other channel tiny and its weights in the next layer huge: exact in float, lost in INT8."""
     model = onnx.ModelProto()
     model.CopyFrom(source.model)
     names = {item.name for item in model.graph.initializer}
@@ -49,9 +51,9 @@ def planted(source, tmp_path_factory):
     for item in model.graph.initializer:
         values = numpy_helper.to_array(item).copy()
         if item.name in (f"{BEFORE}.weight", f"{BEFORE}.bias"):
-            values[0] *= 1e-4
+            values[::2] *= 1e-4
         elif item.name == f"{BAD}.weight":
-            values[:, 0] *= 1e4
+            values[:, ::2] *= 1e4
         else:
             continue
         item.CopyFrom(numpy_helper.from_array(values, item.name))
@@ -201,12 +203,43 @@ def test_commands(calibrate, float_file, photos, tmp_path):
     assert low <= match.calibrated_confidence.min() <= match.calibrated_confidence.max() <= high
     with pytest.raises(InputError, match="--fit-confidence"):
         _ = Matcher(float_file, threads=1).match(*sorted(photos.iterdir())[:2]).calibrated_confidence
+    sure = Matcher("c.onnx", threads=1, calibrated=True).match(*sorted(photos.iterdir())[:2])
+    np.testing.assert_array_equal(sure.confidence, match.calibrated_confidence)
+    np.testing.assert_array_equal(sure.calibrated_confidence, sure.confidence)
+    np.testing.assert_array_equal(sure.expected_error, match.expected_error)
+    assert np.corrcoef(sure.expected_error.ravel(), match.confidence.ravel())[0, 1] < 0
+    with pytest.raises(InputError, match="--fit-confidence"):
+        Matcher(float_file, threads=1, calibrated=True)
     assert calibrate("--find-divergence", float_file, float_file).code == 0
     done = calibrate("--find-divergence", float_file, "c.onnx", "--json", "--threshold", "1e-9")
     assert done.code == (1 if fit["temperature"] != fit["old_temperature"] else 0)
     done = calibrate(float_file, "--images", photos, "--max-drift", "1000px", "--by", "block", "--json", "-o", "m.onnx")
     assert done.code in (0, 1), done.err
     assert json.loads(done.out)["keep"] == []
+
+
+def test_quantizing_keeps_the_fitted_confidence(source, ranges, photos, tmp_path):
+    mapping = {"confidence": [0.0, 1.0], "probability": [0.25, 0.75], "error_px": [40.0, 4.0]}
+    metadata = source.metadata.with_(calibration={"confidence": {"mapping": mapping}})
+    path = tmp_path / "q.onnx"
+    report = calibrate_model(
+        FloatModel(source.path, source.model, metadata), ranges, path, pairs=pairs_from_images(photos)
+    )
+    assert report.metadata.calibration["confidence"]["mapping"] == mapping
+    match = Matcher(path, threads=1, calibrated=True).match(*sorted(photos.iterdir())[:2])
+    np.testing.assert_allclose(match.confidence, 0.25 + match.raw_confidence / 2, atol=1e-6)
+    np.testing.assert_allclose(match.expected_error, 40 - 36 * match.raw_confidence, atol=1e-4)
+
+
+def test_mixed_precision_by_name(calibrate, float_file, photos):
+    done = calibrate(float_file, "--images", photos, "--precision", "mixed", "--by", "block", "--for", "cpu")
+    metadata = read_onnx_metadata("small.mixed.onnx")
+    assert done.code == 0, done.err
+    assert metadata.verified
+    assert metadata.parity["p99_px"] <= 2
+    assert metadata.precision == ("mixed" if metadata.calibration["kept"] else "int8")
+    assert "kept in float32" in done.err
+    assert "search of its own" in calibrate(float_file, "--precision", "mixed", "--sensitivity").error
 
 
 def test_wrong_inputs_of_studies(calibrate, float_file, photos, tmp_path):

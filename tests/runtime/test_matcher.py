@@ -335,15 +335,6 @@ print(elapsed, *sorted(heavy & set(sys.modules)))
 """
 
 
-def test_a_match_shows_itself_in_one_line_and_a_closed_matcher_says_so(model_file: Path, texture: np.ndarray) -> None:
-    with Matcher(model_file) as matcher:
-        match = matcher.match(texture[:192, :320], texture, forward_backward=True)
-    confidence = f"{match.confidence.mean():.2f}"
-    assert repr(match) == f"Match(a 320x192 -> b 640x480, grid 16, mean confidence {confidence}, both ways)"
-    with pytest.raises(BackendError, match=r"tiny\.onnx is closed"):
-        matcher.match(texture, texture)
-
-
 def test_importing_the_runtime_is_light() -> None:
     runs = [
         subprocess.run([sys.executable, "-c", IMPORT_TEST], capture_output=True, text=True, check=True).stdout.split()
