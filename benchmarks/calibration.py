@@ -1,17 +1,19 @@
 """INT8 models against their float originals on the CPU: latency in ONNX Runtime, drift in pixels, PCK, size.
 
-cats-tiny is calibrated on photos of Caltech-101 in the form for CPUs, once with every module in integers and once with
-the modules kept in float32 that its 99th percentile of drift demands (``--keep``). The ResNet-101 model has the
-goldens' structure with random weights: its speed is compared with PyTorch eager computed as the authors do.
+cats-tiny is calibrated on photos of Caltech-101 and judged on pairs of PF-WILLOW: in the form for CPUs with the modules
+in float32 that its 99th percentile of drift demands (``cats-calibrate --keep``), and with every module in integers; and
+in the form for GPUs. The ResNet-101 model has the goldens' structure with random weights: its speed is compared with
+PyTorch eager computed as the authors do.
 
 Every contestant rests before it is timed and runs twice untimed first, because ONNX Runtime's idle threads spin for a
 while and would disturb the next one; contestants alternate within a round, figures are medians over the rounds with
 the central half as spread, ratios are medians of the ratios within a round. Nothing else may run beside it.
 
-Usage: python benchmarks/calibration.py make FOLDER         write the models into FOLDER, with their drift and PCK
+Usage: python benchmarks/calibration.py all FOLDER         everything below, alone on the machine
+       python benchmarks/calibration.py make FOLDER        write the models into FOLDER, with their drift and PCK
        python benchmarks/calibration.py make-resnet101 FOLDER
        python benchmarks/calibration.py time FOLDER [--resnet]   time them, alone on the machine
-       python benchmarks/calibration.py report FOLDER       benchmarks/results/calibration.json and .md
+       python benchmarks/calibration.py report FOLDER      benchmarks/results/calibration.json and .md
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from cats.assets import asset
 from cats.calibration.calibrate import calibrate, load_float_model, measure_ranges
 from cats.calibration.inputs import pairs_from_data
 from cats.console import execute, new_app, note
-from cats.files import write_text
+from cats.files import write_bytes, write_text
 
 app = new_app()
 
@@ -49,11 +51,23 @@ AUTHORS = "PyTorch eager, as the authors compute"
 Folder = Annotated[Path, typer.Argument(help="Where the models are.")]
 
 
+@app.command("all")
+def everything(folder: Folder) -> None:
+    """Make, time and report; run it alone."""
+    make(folder)
+    make_resnet101(folder)
+    time_models(folder)
+    time_models(folder, resnet=True)
+    report(folder)
+
+
 @app.command()
 def make(
     folder: Folder,
+    model: Annotated[
+        Path | None, typer.Option(help="Float32 export of that structure.", show_default="the shipped cats-tiny")
+    ] = None,
     pairs: Annotated[int, typer.Option(help="Pairs of photos to measure ranges on.", min=2)] = 48,
-    pck: Annotated[bool, typer.Option(help="Measure PCK on PF-WILLOW too.")] = True,
 ) -> None:
     """Write the quantized models and what they lose."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +75,9 @@ def make(
     willow = f"willow:{SHARED / 'data' / 'PF-WILLOW'}"
     photos = pairs_from_data(f"categories:{SHARED / 'data' / 'Caltech-101'}").spread(pairs)
     judged = pairs_from_data(willow).spread(36)
-    source = load_float_model(asset("cats-tiny.onnx"))
+    copied = folder / "cats-tiny.onnx"
+    write_bytes(copied, Path(model or asset("cats-tiny.onnx")).read_bytes())
+    source = load_float_model(copied)
     ranges = measure_ranges(source, photos)
     ranges.save(folder / "cats-tiny.ranges.json")
     recipes: dict[str, dict[str, Any]] = {
@@ -71,7 +87,7 @@ def make(
         "cats-tiny.int8-any": {"target": "any", "keep": KEEP, "method": "minmax"},
     }
     for name, recipe in recipes.items():
-        data = willow if pck and name != "cats-tiny.int8-any" else None
+        data = willow if name == "cats-tiny.int8" else None
         report = calibrate(source, ranges, folder / f"{name}.onnx", pairs=judged, data=data, **recipe)
         figures[name] = {
             "bytes": report.path.stat().st_size,
@@ -123,7 +139,7 @@ def time_models(
         calls[AUTHORS] = lambda: authors(a, b)
         files = [folder / "resnet101.onnx", folder / "resnet101.int8.onnx"]
     else:
-        files = [Path(asset("cats-tiny.onnx")), *sorted(folder.glob("cats-tiny.*.onnx"))]
+        files = [folder / "cats-tiny.onnx", *sorted(folder.glob("cats-tiny.*.onnx"))]
     for file in files:
         calls[file.stem] = _call(file, feeds, threads)
     figures = _summary(_interleaved(calls, rounds))
@@ -187,7 +203,7 @@ def report(folder: Folder) -> None:
         "date": datetime.date.today().isoformat(),
         "machine": f"{_processor()}, {os.cpu_count()} cores, no GPU",
         "versions": {"onnxruntime": onnxruntime.__version__, "python": platform.python_version()},
-        "cats_tiny_weights_sha256": load_float_model(asset("cats-tiny.onnx")).metadata.weights_sha256,
+        "cats_tiny_weights_sha256": load_float_model(folder / "cats-tiny.onnx").metadata.weights_sha256,
         "models": models,
         "times": times,
     }
