@@ -16,12 +16,10 @@ from typing import Any
 
 from cats.errors import ModelFileError
 from cats.geometry import DIRECTION
+from cats.onnx_reader import read_onnx_entry
 
 KEY = "cats"
 FORMAT = 1
-
-_METADATA_PROPS_FIELD = 14  # of onnx.ModelProto
-_MAX_ENTRY_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -150,66 +148,3 @@ def read_onnx_metadata(path: str | Path) -> Metadata:
     if text is None:
         raise ModelFileError(f"{path}: an ONNX file without CATs metadata; write it with cats-export")
     return Metadata.from_json(text, path)
-
-
-def read_onnx_entry(path: str | Path, key: str) -> bytes | None:
-    """Value of one entry of an ONNX file's ``metadata_props``; None where it has no such entry.
-
-    Raises:
-        ModelFileError: unreadable, or not a protobuf.
-    """
-    try:
-        with open(path, "rb") as handle:
-            return _find_metadata_entry(handle, Path(path).stat().st_size, key.encode())
-    except OSError as error:
-        raise ModelFileError(f"cannot read {path}: {error.strerror}") from error
-    except (EOFError, ValueError) as error:
-        raise ModelFileError(f"{path}: not an ONNX file ({error})") from error
-
-
-def _find_metadata_entry(handle: Any, size: int, wanted: bytes) -> bytes | None:
-    """Walk the top-level fields of a ModelProto; returns the value of one entry of field 14."""
-    while handle.tell() < size:
-        number, wire = divmod(_read_varint(handle), 8)
-        if wire == 0:
-            _read_varint(handle)
-        elif wire == 2:
-            length = _read_varint(handle)
-            if length > size - handle.tell():
-                raise ValueError(f"field {number} ends beyond the end of the file")
-            if number == _METADATA_PROPS_FIELD and length <= _MAX_ENTRY_BYTES:
-                key, value = _string_entry(handle.read(length))
-                if key == wanted:
-                    return value
-            else:
-                handle.seek(length, 1)
-        elif wire in (1, 5):
-            handle.seek(8 if wire == 1 else 4, 1)
-        else:
-            raise ValueError(f"wire type {wire} at byte {handle.tell()}")
-    return None
-
-
-def _string_entry(data: bytes) -> tuple[bytes, bytes]:
-    """Decode a StringStringEntryProto: field 1 key, field 2 value."""
-    import io
-
-    handle, parts = io.BytesIO(data), {1: b"", 2: b""}
-    while handle.tell() < len(data):
-        number, wire = divmod(_read_varint(handle), 8)
-        if wire != 2:
-            raise ValueError("malformed metadata entry")
-        parts[number] = handle.read(_read_varint(handle))
-    return parts[1], parts[2]
-
-
-def _read_varint(handle: Any) -> int:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = handle.read(1)
-        if not byte:
-            raise EOFError("unexpected end of file")
-        value |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:
-            return value
-    raise ValueError("varint longer than 10 bytes")

@@ -14,8 +14,8 @@ from cats.console import execute, new_app, print_json, stdout
 from cats.errors import ModelFileError, require
 from cats.files import sha256_file
 from cats.metadata import KEY, Metadata
+from cats.onnx_reader import OnnxSummary, TensorInfo, read_onnx_summary
 from cats.runtime.backends import ENGINE_SUFFIXES
-from cats.runtime.onnx_reader import OnnxSummary, TensorInfo, read_onnx_summary
 
 app = new_app()
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from cats.console import note
 from cats.errors import ModelFileError
-from cats.metadata import read_onnx_entry
+from cats.onnx_reader import read_onnx_entry
 from cats.runtime.flavours import Flavour
 from cats.runtime.hardware import nvidia
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from cats.errors import BackendError, InputError, require
+from cats.onnx_reader import read_onnx_summary
 from cats.runtime.hardware import nvidia
-from cats.runtime.onnx_reader import read_onnx_summary
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",

@@ -20,8 +20,8 @@ from tiny_onnx import tiny_metadata
 from cats.assets import asset
 from cats.errors import CatsError, ModelFileError
 from cats.files import sha256_file
+from cats.onnx_reader import read_onnx_summary
 from cats.runtime.inspect import inspect, main
-from cats.runtime.onnx_reader import read_onnx_summary
 
 
 @pytest.fixture

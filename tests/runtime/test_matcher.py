@@ -294,7 +294,7 @@ def test_values_that_are_not_numbers_are_caught(model_file: Path, monkeypatch: p
         ("photo.jpg", b"\xff\xd8", "a model file ends in one of .engine, .onnx, .plan"),
         ("best.pt", b"PK", "is a checkpoint: export it first, cats-export --ckpt"),
         ("noise.onnx", b"certainly not a protobuf", "not an ONNX file"),
-        ("empty.onnx", b"", "without CATs metadata"),
+        ("empty.onnx", b"", "not an ONNX file"),
     ],
 )
 def test_files_that_are_no_models(tmp_path: Path, name: str, content: bytes | None, text: str) -> None:

@@ -5,6 +5,7 @@ Walks the protobuf fields of ModelProto in the mapped file; the field numbers ar
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 from collections import Counter
@@ -13,6 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cats.errors import ModelFileError
+
+_METADATA_PROPS = 14  # field of ModelProto
+_MAX_STRING = 16 << 20
 
 _TYPES = {  # TensorProto.DataType: name, bits
     1: ("float32", 32),
@@ -71,22 +75,44 @@ class OnnxSummary:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
+def read_onnx_entry(path: str | Path, key: str) -> bytes | None:
+    """Value of one entry of an ONNX file's ``metadata_props``, skipping over graph and weights; None without it.
+
+    Raises:
+        ModelFileError: unreadable, or not a protobuf.
+    """
+    with _mapped(path) as message:
+        for number, value in message:
+            if number == _METADATA_PROPS:
+                entry = {part: _span(text) for part, text in _span(value)}
+                if 1 in entry and entry[1].content() == key.encode():
+                    return entry[2].content() if 2 in entry else b""
+    return None
+
+
 def read_onnx_summary(path: str | Path) -> OnnxSummary:
     """Read the structure of an ONNX file.
 
     Raises:
         ModelFileError: unreadable, empty, or not an ONNX file.
     """
+    with _mapped(path) as message:
+        summary = _model(message)
+    if not summary.ir_version or not summary.opsets:
+        raise ModelFileError(f"{path} is not an ONNX file (no IR version or operator set)")
+    return summary
+
+
+@contextlib.contextmanager
+def _mapped(path: str | Path) -> Iterator[_Message]:
+    """A file as one message; what goes wrong with it becomes a :class:`ModelFileError`."""
     try:
         with open(path, "rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            summary = _model(_Message(data, 0, len(data)))
+            yield _Message(data, 0, len(data))
     except OSError as error:
         raise ModelFileError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, IndexError, AttributeError) as error:
         raise ModelFileError(f"{path} is not an ONNX file ({error})") from error
-    if not summary.ir_version or not summary.opsets:
-        raise ModelFileError(f"{path} is not an ONNX file (no IR version or operator set)")
-    return summary
 
 
 @dataclass(frozen=True)
@@ -129,8 +155,15 @@ class _Message:
                 return value, at
         raise ValueError(f"a number longer than 10 bytes at byte {at}")
 
+    def content(self) -> bytes:
+        """The bytes of a string."""
+        if self.end - self.start > _MAX_STRING:
+            raise ValueError(f"a string of {self.end - self.start} bytes at byte {self.start}")
+        return self.data[self.start : self.end]
+
     def text(self) -> str:
-        return self.data[self.start : self.end].decode("utf-8", errors="replace")
+        """A string."""
+        return self.content().decode("utf-8", errors="replace")
 
     def strings(self) -> dict[int, str]:
         """The string fields of a message by number."""
@@ -167,7 +200,7 @@ def _model(message: _Message) -> OnnxSummary:
             if isinstance(version, int):
                 name = domain.text() if isinstance(domain, _Message) else ""
                 summary.opsets[name or "ai.onnx"] = version
-        elif number == 14:
+        elif number == _METADATA_PROPS:
             entry = _span(value).strings()
             summary.metadata[entry.get(1, "")] = entry.get(2, "")
         elif number == 25:
