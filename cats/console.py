@@ -27,6 +27,10 @@ from cats.errors import CatsError
 
 _PIPE = 240  # columns of a table that no terminal limits
 
+for _name in ("stdout", "stderr"):  # closed by the caller, as some services do
+    if getattr(sys, _name) is None:
+        setattr(sys, _name, open(os.devnull, "w"))  # noqa: SIM115
+
 stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE)
 
@@ -75,9 +79,6 @@ def execute(app: typer.Typer) -> None:
     :class:`~cats.errors.CatsError` becomes one line on stderr; any other exception is a bug and keeps its traceback.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    for name in ("stdout", "stderr"):  # closed by the caller, as some services do
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     try:
         try:
             app()
