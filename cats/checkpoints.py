@@ -12,6 +12,7 @@ import collections
 import hashlib
 import json
 import pickle
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,10 +156,12 @@ def _read(file: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(_HARMLESS):
             document = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0][:200]
+        found = re.search(r"GLOBAL (\S+)", str(error))  # the rest of PyTorch's text says how to run the code anyway
+        if found is None:
+            raise CheckpointError(f"{file} is not a checkpoint that can be read") from error
         raise CheckpointError(
-            f"{file} is not a checkpoint, or holds objects other than tensors and plain data, which are not loaded "
-            f"because loading them runs code ({reason})"
+            f"{file} holds objects other than tensors and plain data, which are not loaded because loading them runs "
+            f"code: it refers to {found[1]}"
         ) from error
     except Exception as error:  # torch.load also raises zip, EOF, OS, key and runtime errors
         raise CheckpointError(f"cannot read checkpoint {file}: {str(error).splitlines()[0][:200]}") from error
