@@ -8,12 +8,14 @@ TensorBoard events.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import copy
 import csv
 import json
 import math
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +31,7 @@ from cats import __version__
 from cats.checkpoints import save_checkpoint, save_document
 from cats.configs import TrainConfig
 from cats.console import note, progress
-from cats.errors import CatsError, CheckpointError, InputError
+from cats.errors import BackendError, CatsError, CheckpointError, InputError
 from cats.files import write_text
 from cats.model import CATs
 from cats.objectives import Batch, Objective
@@ -46,13 +48,14 @@ class TrainingError(CatsError):
 
 @dataclass
 class Progress:
-    """What a resumed run needs besides weights and optimizer."""
+    """What a resumed run needs besides weights and optimizer; ``start`` holds the metrics before the first update."""
 
     step: int = 0
     best_score: float = -math.inf
     best_step: int = 0
     without_gain: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    start: dict[str, float] = field(default_factory=dict)
 
 
 class Trainer:
@@ -102,10 +105,9 @@ class Trainer:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
         self.state = Progress()
-        self.forward: Callable[..., Any] = objective
+        self.step: nn.Module = _Step(self.model, objective)
         if self.world > 1:
-            wrapped = DistributedDataParallel(_Step(self.model, objective), find_unused_parameters=True)
-            self.forward = lambda model, batch: wrapped(batch)
+            self.step = DistributedDataParallel(self.step, find_unused_parameters=True)
 
     @property
     def resume_file(self) -> Path:
@@ -120,6 +122,26 @@ class Trainer:
             TrainingError: the loss is not finite, named with its step.
         """
         self._open_folder(resume)
+        try:
+            self._train()
+        except KeyboardInterrupt:
+            kept = (
+                f"{self.output} holds the state of the last validation, go on from there with --resume"
+                if self.resume_file.is_file()
+                else f"nothing was saved yet, the first validation comes after step {self.config.validate_every}"
+            )
+            self._say(f"stopped after step {self.state.step}; {kept}")
+            raise
+        if self.rank == 0 and self._tensorboard() is not None:
+            self._tensorboard().flush()
+        self._say(f"best score {self.state.best_score:.2f} at step {self.state.best_step}: {self.output / 'best.pt'}")
+        return self.output / "best.pt"
+
+    def _train(self) -> None:
+        if self.state.step == 0 and self.rank == 0:
+            # Also tells at once, not at the first validation, that its data cannot be read.
+            self.state.start = self._metrics(self._saved_model())
+            note(f"start: {_shown(self.state.start)}")
         bar = progress()
         bar.disable = self.rank != 0
         with bar:
@@ -138,26 +160,19 @@ class Trainer:
                             f"stopped early at step {self.state.step}: no gain in {self.config.patience} validations"
                         )
                         break
-        if self.rank == 0 and self._tensorboard() is not None:
-            self._tensorboard().flush()
-        self._say(f"best score {self.state.best_score:.2f} at step {self.state.best_step}: {self.output / 'best.pt'}")
-        return self.output / "best.pt"
 
     def _batches(self) -> Iterator[list[Batch]]:
         """Lists of ``accumulate`` batches on the device, from the current step on."""
         config = self.config
-        size = config.batch_size
         first, end = self.state.step * config.accumulate, self.steps * config.accumulate
-        indices = [
-            (micro * self.world + self.rank) * size + item for micro in range(first, end) for item in range(size)
-        ]
         loader = DataLoader(
             self.dataset,
-            batch_size=size,
-            sampler=indices,
+            batch_size=config.batch_size,
+            sampler=_Share(first, end, config.batch_size, self.rank, self.world),
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
             prefetch_factor=4 if self.workers else None,
+            worker_init_fn=_leave_interrupts_to_the_main_process,
         )
         pending: list[Batch] = []
         try:
@@ -173,23 +188,20 @@ class Trainer:
         config = self.config
         self.model.train()
         logs: dict[str, float] = {}
-        for batch in batches:
-            with _autocast(self.device, config.amp):
-                loss, parts = self.forward(self.model, batch)
-            value = loss.item()
-            if not math.isfinite(value):
-                best = self.output / "best.pt"
-                kept = f"{best} holds the best weights before that" if best.is_file() else "nothing was saved yet"
-                raise TrainingError(
-                    f"the loss is {value} at step {self.state.step + 1}; {kept}. Lower lr, set clip=1, or use amp=bf16 "
-                    "instead of fp16"
-                )
-            self.scaler.scale(loss / len(batches)).backward()
+        for number, batch in enumerate(batches, start=1):
+            with self._gradients_stay_here(number < len(batches)):
+                with _autocast(self.device, config.amp):
+                    loss, parts = self.step(batch)
+                value = loss.item()
+                self._check_finite("loss", value)
+                self.scaler.scale(loss / len(batches)).backward()
             for key, part in {"loss": value, **parts}.items():
                 logs[key] = logs.get(key, 0.0) + part / len(batches)
-        if config.clip:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], config.clip)
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, config.clip or math.inf).item()
+        if not self.scaler.is_enabled():  # which leaves out updates that overflow
+            self._check_finite("norm of the gradient", norm)
         logs["lr"] = self.optimizer.param_groups[0]["lr"]
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -199,14 +211,36 @@ class Trainer:
             _average(self.averaged, self.model, min(config.ema, (self.state.step + 1) / (self.state.step + 10)))
         return logs
 
+    def _gradients_stay_here(self, kept: bool) -> Any:
+        """Whether this process keeps its gradients, as more of this update follow, or averages them with the others."""
+        if kept and isinstance(self.step, DistributedDataParallel):
+            return self.step.no_sync()
+        return contextlib.nullcontext()
+
+    def _check_finite(self, what: str, value: float) -> None:
+        """Stop before a value that is not a number reaches the weights."""
+        if math.isfinite(value):
+            return
+        best = self.output / "best.pt"
+        kept = f"{best} holds the best weights before that" if best.is_file() else "nothing was saved yet"
+        raise TrainingError(
+            f"the {what} is {value} at step {self.state.step + 1}; {kept}. Lower lr, set clip=1, or use amp=bf16 "
+            "instead of fp16"
+        )
+
+    def _metrics(self, model: CATs) -> dict[str, float]:
+        """Validate a model and log what was found."""
+        with torch.no_grad():
+            metrics = self.validate(model)
+        self._plot({f"validation/{key}": value for key, value in metrics.items()})
+        return metrics
+
     def _validate_and_save(self) -> None:
         """Validate the (averaged) weights, keep the best, and write the resume file; only rank 0 works."""
         state = self.state
         if self.rank == 0:
             model = self._saved_model()
-            with torch.no_grad():
-                state.metrics = self.validate(model)
-            self._plot({f"validation/{key}": value for key, value in state.metrics.items()})
+            state.metrics = self._metrics(model)
             score = state.metrics["score"]
             improved = score > state.best_score
             if improved:
@@ -214,6 +248,7 @@ class Trainer:
                 training = {
                     "config": self.config.to_dict(),
                     "step": state.step,
+                    "start": state.start,
                     "version": __version__,
                     **self.description,
                 }
@@ -221,8 +256,7 @@ class Trainer:
             else:
                 state.without_gain += 1
             self._save_resume()
-            shown = ", ".join(f"{key} {value:.2f}" for key, value in state.metrics.items() if key != "score")
-            note(f"step {state.step}: {shown}{' (best so far)' if improved else ''}")
+            note(f"step {state.step}: {_shown(state.metrics)}{' (best so far)' if improved else ''}")
         if self.world > 1:  # early stopping must be decided alike everywhere
             shared = [state.without_gain]
             dist.broadcast_object_list(shared, src=0)
@@ -341,6 +375,30 @@ class Trainer:
             note(text)
 
 
+class _Share:
+    """Indices of the items that one of ``world`` processes trains on, batch by batch, without a list of them all."""
+
+    def __init__(self, first: int, end: int, batch_size: int, rank: int, world: int):
+        self.micro, self.batch_size, self.rank, self.world = range(first, end), batch_size, rank, world
+
+    def __len__(self) -> int:
+        return len(self.micro) * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        for micro in self.micro:
+            start = (micro * self.world + self.rank) * self.batch_size
+            yield from range(start, start + self.batch_size)
+
+
+def _leave_interrupts_to_the_main_process(worker: int) -> None:
+    """A terminal sends Ctrl-C to all processes; the main one says what happened and ends the loader's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _shown(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{key} {value:.2f}" for key, value in metrics.items() if key != "score")
+
+
 class _Step(nn.Module):
     """Model and objective as one module, so that DistributedDataParallel sees every parameter."""
 
@@ -393,9 +451,30 @@ def _local_rank() -> int:
 
 
 def _join_process_group(device: str) -> tuple[int, int]:
-    """Rank and world size; joins the group that torchrun announces in the environment."""
-    if "WORLD_SIZE" not in os.environ:
+    """Rank and world size; joins the group that torchrun announces in the environment.
+
+    Raises:
+        InputError: a GPU by its index, where every process has its own.
+        BackendError: fewer GPUs than processes.
+    """
+    if not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys():
         return 0, 1
+    cuda = device.startswith("cuda")
+    if cuda:
+        if device != "cuda":
+            raise InputError(f"--device {device}: under torchrun every process takes its own GPU, give --device cuda")
+        if _local_rank() >= torch.cuda.device_count():
+            raise BackendError(
+                f"process {_local_rank() + 1} of this machine has no GPU, PyTorch sees {torch.cuda.device_count()}; "
+                "give torchrun --nproc-per-node at most that"
+            )
+        torch.cuda.set_device(_local_rank())  # collectives of Python objects go through the current GPU
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        dist.init_process_group("nccl" if cuda else "gloo")
+        atexit.register(_leave_process_group)
     return dist.get_rank(), dist.get_world_size()
+
+
+def _leave_process_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from cats.errors import BackendError, InputError
 app = new_app()
 
 SUPERVISED = ("spair", "pfpascal", "pairs")
-_HELD_OUT = 1 << 32  # far from the seeds that people give
+_TRAINING_SEEDS = 1 << 32  # warps of smaller seeds are for validation, here and in cats-eval
 KINDS = (*SUPERVISED, "warps", "categories")
 
 EXAMPLES = """
@@ -50,8 +51,8 @@ def train(
         data: ``KIND:DIR`` with KIND one of :data:`KINDS`.
         config: settings.
         output: folder of the run.
-        validation: ``KIND:DIR`` of annotated pairs or ``warps:DIR``. Default: the ``val`` split of supervised data,
-            else warps of the training photos that training does not draw.
+        validation: ``KIND:DIR`` of annotated pairs or ``warps:DIR``. Default: the ``val`` split where the data set has
+            one, the training pairs of a CSV file, warps of the training photos that training does not draw.
         resume: go on where the run in ``output`` stopped.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         workers: loader processes.
@@ -91,17 +92,18 @@ def _training_data(data: str, config: TrainConfig) -> tuple[Any, Any, int]:
     drawn = {"size": model.image_size, "grid": model.feature_size, "seed": config.seed}
     if kind == "categories":
         folder = CategoryFolder.open(path)
-        note(
+        _say(
             f"{len(folder)} photos in {len(folder.categories)} categories"
             + (f"; with one photo only, left out: {', '.join(folder.dropped)}" if folder.dropped else "")
         )
         return CategoryTriplets(folder, config=config.warp, **drawn), WarpConsistencyObjective(config), config.steps
     if kind == "warps":
         photos = PhotoFolder.open(path)
-        note(f"{len(photos)} photos ({photos.skipped} other files skipped)")
+        _say(f"{len(photos)} photos ({photos.skipped} other files skipped)")
+        drawn["seed"] += _TRAINING_SEEDS
         return WarpPairs(photos, config=config.warp, **drawn), FlowObjective(), config.steps
     pairs = open_dataset(data, None if kind == "pairs" else "train")
-    note(pairs.description)
+    _say(pairs.description)
     dataset = SupervisedPairs(pairs, augment=config.augment, crop=config.crop, **drawn)
     update = config.batch_size * config.accumulate
     return dataset, FlowObjective(), config.epochs * max(1, len(pairs) // update)
@@ -115,19 +117,20 @@ def _validation(validation: str | None, data: str, config: TrainConfig) -> Any:
     from cats.validation import KeypointValidation, WarpValidation
 
     amp = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.amp)
-    kind, path = parse_data(validation or data, (*KINDS, "willow", "tss"))
+    kind, path = parse_data(validation or data, (*KINDS, "willow"))
     if kind in ("warps", "categories"):
-        seed = config.seed + _HELD_OUT if validation is None else 0
-        pairs = WarpPairs(
-            PhotoFolder.open(path),
-            size=config.model.image_size,
-            grid=config.model.feature_size,
-            seed=seed,
-            config=config.warp,
-        )
-        return WarpValidation(pairs, amp=amp)
+        size, grid = config.model.image_size, config.model.feature_size
+        return WarpValidation(WarpPairs(PhotoFolder.open(path), size=size, grid=grid, config=config.warp), amp=amp)
     split = "val" if kind in ("spair", "pfpascal") else None
+    if validation is None and split is None:
+        _say(f"{path} has no val split: validating on the pairs of the training itself, give others with --val")
     return KeypointValidation(open_dataset(validation or data, split), amp=amp)
+
+
+def _say(text: str) -> None:
+    """A line on stderr, of one process where torchrun started several."""
+    if os.environ.get("RANK", "0") == "0":
+        note(text)
 
 
 def _described(data: str) -> str:
@@ -146,8 +149,8 @@ def main_command(
     val: Annotated[
         str | None,
         typer.Option(
-            help="Validation data: KIND:DIR of annotated pairs (willow too), or warps:DIR. Default: the val split, or "
-            "other warps of the training photos.",
+            help="Validation data: KIND:DIR of annotated pairs (willow too), or warps:DIR. Default: the val split of "
+            "spair and pfpascal, the training pairs themselves of pairs, other warps of the training photos.",
             show_default=False,
         ),
     ] = None,
@@ -170,7 +173,7 @@ def main_command(
         return
     if data is None:
         raise InputError(f"--data is missing: KIND:DIR with KIND one of {', '.join(KINDS)}")
-    note(f"cats-train {shlex.join(sys.argv[1:])}")
+    _say(f"cats-train {shlex.join(sys.argv[1:])}")
     train(data, settings, output, validation=val, resume=resume, device=device, workers=workers)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cats.data.samples import PairDataset, Sample
 from cats.data.warps import WarpPairs
+from cats.errors import InputError
 from cats.model import CATs
 from cats.objectives import normalise
 from cats.pck import DEFAULT_ALPHAS, Protocol, pck_table, preset, score_flow
@@ -29,10 +30,15 @@ class KeypointValidation:
     Args:
         dataset: pairs; images are kept decoded and resized (192 KiB each at 256x256).
         amp: autocast dtype of the forward pass, as in training, or None.
+
+    Raises:
+        InputError: no pair has keypoints, or an annotation is broken.
     """
 
     def __init__(self, dataset: PairDataset, protocol: Protocol | None = None, amp: torch.dtype | None = None):
         self.samples: Sequence[Sample] = [sample for sample in dataset if sample.annotated]
+        if not self.samples:
+            raise InputError(f"{dataset.root}: no pair has keypoints in both images; validation needs some that have")
         self.protocol = protocol or preset("corrected", dataset.kind)
         self.amp = amp
         self._images: dict[Any, Tensor] = {}

@@ -43,17 +43,18 @@ SPAIR_PAIR: dict[str, Any] = {
 }
 
 
-def make_spair(root: Path, **changes: Any) -> Path:
-    """Two pairs (cat, dog) in the test list of layout ``large``; ``changes`` go into the cat's annotation."""
+def make_spair(root: Path, splits: tuple[str, ...] = ("test",), **changes: Any) -> Path:
+    """Two pairs (cat, dog) in the lists of layout ``large``; ``changes`` go into the cat's annotation."""
     dog = {**SPAIR_PAIR, "filename": "000008-2008_000003-2008_000001:dog", "category": "dog"}
     dog |= {"src_imname": "2008_000003.jpg", "trg_imname": "2008_000001.jpg"}
     dog |= {"src_imsize": [100, 60, 3], "trg_imsize": [120, 80, 3], "viewpoint_variation": 0}
-    for pair in ({**SPAIR_PAIR, **changes}, dog):
-        path = root / "PairAnnotation" / "test" / f"{pair['filename']}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(pair))
     (root / "Layout" / "large").mkdir(parents=True)
-    (root / "Layout" / "large" / "test.txt").write_text(f"{SPAIR_PAIR['filename']}\n{dog['filename']}\n")
+    for split in splits:
+        for pair in ({**SPAIR_PAIR, **changes}, dog):
+            path = root / "PairAnnotation" / split / f"{pair['filename']}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(pair))
+        (root / "Layout" / "large" / f"{split}.txt").write_text(f"{SPAIR_PAIR['filename']}\n{dog['filename']}\n")
     make_image(root / "JPEGImages" / "cat" / "2008_000001.jpg", (120, 80), 1)
     make_image(root / "JPEGImages" / "cat" / "2008_000002.jpg", (100, 60), 2)
     make_image(root / "JPEGImages" / "dog" / "2008_000003.jpg", (100, 60), 3)

@@ -47,7 +47,7 @@ class SPair(PairDataset):
         if chosen is None:
             tried = " or ".join(str(path.relative_to(root)) for path in lists.values())
             raise InputError(f"{root} lacks {tried}; {WHERE}")
-        self._names = lists[chosen].read_text("utf-8").split()
+        self._names = _read_names(lists[chosen])
         parts = [_parse_name(name, lists[chosen]) for name in self._names]
         self._categories = [category for _, _, category in parts]
         self._annotations = [root / "PairAnnotation" / folder / f"{name}.json" for name in self._names]
@@ -74,6 +74,16 @@ class SPair(PairDataset):
             raise InputError(f"broken annotation {path}: it lacks {error}") from error
         except (ValueError, TypeError, IndexError) as error:
             raise InputError(f"broken annotation {path}: {error}") from error
+
+
+def _read_names(path: Path) -> list[str]:
+    try:
+        names = path.read_text("utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the list of pairs {path}: {error}") from error
+    if not names:
+        raise InputError(f"{path} lists no pairs; {WHERE}")
+    return names
 
 
 def _parse_name(name: str, path: Path) -> tuple[str, str, str]:

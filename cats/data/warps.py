@@ -51,6 +51,20 @@ class WarpConfig:
     occlusion: float = 0.2
     flip: float = 0.5
 
+    def __post_init__(self) -> None:
+        bounds = {
+            **dict.fromkeys(("homography", "spline", "occlusion", "flip"), (0, 1)),
+            **dict.fromkeys(("rotation", "shear"), (0, 80)),
+            "scale": (1, 10),
+            "translation": (0, 2),
+            "perspective": (0, 0.4),  # beyond it the horizon comes into the image
+            "bend": (0, 1),
+        }
+        for name, (low, high) in bounds.items():
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and low <= value <= high):
+                raise InputError(f"warp.{name} is {value!r}, it must lie in [{low}, {high}]")
+
 
 @dataclass(frozen=True)
 class Warp:

@@ -104,6 +104,14 @@ def test_spair_damaged_files(tmp_path: Path) -> None:
         open_dataset(f"spair:{root}")
 
 
+@pytest.mark.parametrize(("content", "message"), [(b"", "lists no pairs"), (b"\xff\xfe", "cannot read the list")])
+def test_spair_list_problems(tmp_path: Path, content: bytes, message: str) -> None:
+    root = make_spair(tmp_path)
+    (root / "Layout/large/test.txt").write_bytes(content)
+    with pytest.raises(InputError, match=rf"{message}.*test.txt|test.txt {message}"):
+        open_dataset(f"spair:{root}")
+
+
 def test_missing_images_are_named_on_opening(tmp_path: Path) -> None:
     root = make_spair(tmp_path)
     (root / "JPEGImages/cat/2008_000002.jpg").unlink()

@@ -158,6 +158,25 @@ def test_nan_loss_is_named_and_leaves_the_best_weights(photos, tmp_path):
     assert load_checkpoint(tmp_path / "run" / "best.pt").training["step"] == 4
 
 
+class WithoutDerivative(FlowObjective):
+    """The loss stays finite, its gradient is not a number from the sixth step on."""
+
+    calls = 0
+
+    def __call__(self, model, batch):
+        self.calls += 1
+        loss, parts = super().__call__(model, batch)
+        return (loss + (0 * loss).sqrt() if self.calls >= 6 else loss), parts
+
+
+def test_nan_gradient_does_not_reach_the_weights(photos, tmp_path):
+    trainer = small_trainer(tmp_path / "run", WithoutDerivative(), photos)
+    with pytest.raises(TrainingError, match=r"norm of the gradient is nan at step 6.*best\.pt"):
+        trainer.run()
+    assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
+    assert torch.load(tmp_path / "run" / "resume.pt", weights_only=True)["progress"]["step"] == 4
+
+
 def test_full_disk_leaves_the_last_good_checkpoint(photos, tmp_path, monkeypatch):
     trainer = small_trainer(tmp_path / "run", FlowObjective(), photos)
     save = torch.save
@@ -175,14 +194,34 @@ def test_full_disk_leaves_the_last_good_checkpoint(photos, tmp_path, monkeypatch
     assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
 
 
-def test_ctrl_c_is_one_line(photos, tmp_path, cats_train, monkeypatch):
-    def interrupt(self, batches):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Trainer, "_update", interrupt)
-    done = cats_train("--data", f"warps:{photos}", "--config", "tiny", "-o", tmp_path / "run", *settings(steps=4))
-    assert done.code == 130
-    assert "interrupted" in done.err
+def test_ctrl_c_says_how_to_go_on(photos, tmp_path):
+    folder = tmp_path / "run"
+    words = ["--data", f"warps:{photos}", "--config", "tiny", "-o", str(folder), *settings(steps=100_000)]
+    errors = tmp_path / "stderr"
+    with errors.open("w") as handle:
+        run = subprocess.Popen(
+            [sys.executable, "-m", "cats.train_cli", *words],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stderr=handle,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+        )
+    deadline = time.monotonic() + 200
+    try:
+        while not (folder / "resume.pt").is_file():
+            assert run.poll() is None, errors.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(run.pid, signal.SIGINT)  # as a terminal does: the loader's process gets it too
+        assert run.wait(60) == 130
+    finally:
+        run.kill()
+    text = errors.read_text()
+    assert "Traceback" not in text
+    assert "go on from there with --resume" in text
+    assert text.rstrip().endswith("interrupted; nothing was left half-written")
+    assert load_checkpoint(folder / "best.pt").training["step"] >= 4
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
 def test_sparse_flow_averages_the_keypoints_that_a_cell_covers():
@@ -239,20 +278,14 @@ def test_a_missing_gpu_is_said(cats_train, photos):
 
 
 @pytest.mark.slow
-def test_200_steps_on_warps_lower_the_validation_error_by_a_quarter(tmp_path):
+def test_200_steps_on_warps_lower_the_validation_error_by_a_quarter(tmp_path, cats_train):
     from reference import shared
 
-    from cats.data.folders import PhotoFolder
-    from cats.data.warps import WarpPairs
-    from cats.validation import WarpValidation
-
-    config = find_config("tiny").override(["interpolate=1", "validate_every=200", "batch_size=4"])
-    dataset = WarpPairs(PhotoFolder.open(shared("data", "Caltech-101")))
-    validation = WarpValidation(WarpPairs(PhotoFolder.open(shared("data", "photos"))))
-    trainer = Trainer(config, dataset, FlowObjective(), validation, tmp_path / "run", steps=200)
-    with torch.no_grad():
-        before = validation(trainer.model.eval())["EPE (px)"]
-    trainer.run()
-    after = trainer.state.metrics["EPE (px)"]
-    print(f"EPE on {len(validation.items)} warps: {before:.2f} px before, {after:.2f} px after 200 steps")
+    data = ("--data", f"warps:{shared('data', 'Caltech-101')}", "--val", f"warps:{shared('data', 'photos')}")
+    given = ("--set", "interpolate=1", "--set", "steps=200", "--set", "warmup=20", "--set", "validate_every=200")
+    done = cats_train(*data, "--config", "tiny", "-o", tmp_path / "run", *given)
+    assert done.code == 0, done.err
+    checkpoint = load_checkpoint(tmp_path / "run" / "best.pt")
+    before, after = (metrics["EPE (px)"] for metrics in (checkpoint.training["start"], checkpoint.metrics))
+    print(f"EPE on warps of other photos: {before:.2f} px before, {after:.2f} px after 200 updates")
     assert after < 0.75 * before

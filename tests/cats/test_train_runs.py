@@ -91,13 +91,18 @@ def test_two_processes_are_one_that_accumulates(photos: Path, tmp_path: Path) ->
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     both = subprocess.run(
-        [*launch, *arguments(photos, tmp_path / "two")], env=environment, capture_output=True, text=True, timeout=500
+        [*launch, *arguments(photos, tmp_path / "two", accumulate=2)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
     )
     assert both.returncode == 0, both.stderr[-3000:]
     assert "equal after 4\n" in both.stdout
+    assert both.stderr.count("start: EPE (px)") == both.stderr.count("cats-train --data") == 1
     assert steps(tmp_path / "two") == [1, 2, 3, 4]
 
-    alone = [sys.executable, "-m", "cats.train_cli", *arguments(photos, tmp_path / "one", accumulate=2)]
+    alone = [sys.executable, "-m", "cats.train_cli", *arguments(photos, tmp_path / "one", accumulate=4)]
     done = subprocess.run(alone, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     assert steps(tmp_path / "one") == [1, 2, 3, 4]
@@ -117,7 +122,7 @@ def trainer(folder: Path, photos: Path, scores: list[float], **changes: object) 
 
 
 def test_a_run_stops_where_nothing_improves(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    run = trainer(tmp_path / "run", photos, [1, 3, 2, 3, 9], steps=10, patience=2)
+    run = trainer(tmp_path / "run", photos, [5, 1, 3, 2, 3, 9], steps=10, patience=2)  # the first is the start's
     run.run()
     assert steps(tmp_path / "run") == list(range(1, 9))  # validated at 2, 4 (best), 6 and 8
     assert load_checkpoint(tmp_path / "run" / "best.pt").training["step"] == 4
@@ -126,7 +131,7 @@ def test_a_run_stops_where_nothing_improves(photos: Path, tmp_path: Path, capsys
 
 def test_tensorboard_has_what_the_table_has(photos: Path, tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    run = trainer(tmp_path / "run", photos, [1, 2])
+    run = trainer(tmp_path / "run", photos, [0.5, 1, 2])
     run.run()
     run._tensorboard().flush()
     events = accumulator.EventAccumulator(str(tmp_path / "run")).Reload()
@@ -135,6 +140,9 @@ def test_tensorboard_has_what_the_table_has(photos: Path, tmp_path: Path) -> Non
         scalars = events.Scalars(name)
         assert [event.step for event in scalars] == [int(row["step"]) for row in rows]
         assert [event.value for event in scalars] == pytest.approx([float(row[name]) for row in rows], rel=1e-6)
+    scores = events.Scalars("validation/score")
+    assert [(event.step, event.value) for event in scores] == [(0, 0.5), (2, 1), (4, 2)]
+    assert load_checkpoint(tmp_path / "run" / "best.pt").training["start"] == {"score": 0.5}
 
 
 def test_an_unreadable_photo_in_a_worker_is_one_line(tmp_path: Path, photos: Path) -> None:
@@ -153,13 +161,13 @@ def test_an_unreadable_photo_in_a_worker_is_one_line(tmp_path: Path, photos: Pat
 
 
 def test_what_a_run_without_a_checkpoint_says(photos: Path, tmp_path: Path) -> None:
-    run = trainer(tmp_path / "run", photos, [1, 2], lr=1e20, clip=0.0)
+    run = trainer(tmp_path / "run", photos, [0, 1, 2], lr=1e20, clip=0.0)
     with pytest.raises(TrainingError, match="nothing was saved yet"):
         run.run()
 
 
 def test_saved_weights_lie_between_the_start_and_the_trained(photos: Path, tmp_path: Path) -> None:
-    run = trainer(tmp_path / "run", photos, [1, 2], interpolate=0.25, ema=0.0, start="zero", lr=1e-2)
+    run = trainer(tmp_path / "run", photos, [0, 1, 2], interpolate=0.25, ema=0.0, start="zero", lr=1e-2)
     start = {key: value.clone() for key, value in run.model.state_dict().items()}
     run.run()
     saved = torch.load(tmp_path / "run" / "best.pt", weights_only=True)["state_dict"]

@@ -95,6 +95,15 @@ def test_triplets_keep_to_a_category(photos, monkeypatch):
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("scale", 0.5), ("rotation", -1), ("occlusion", 1.5), ("perspective", 0.6), ("bend", float("nan"))],
+)
+def test_distributions_that_cannot_be_drawn_are_refused(name, value):
+    with pytest.raises(InputError, match=rf"warp\.{name} is"):
+        WarpConfig(**{name: value})
+
+
 def test_wrong_folders_are_named(photos, tmp_path):
     with pytest.raises(InputError, match="is not a folder"):
         PhotoFolder.open(tmp_path / "none")
