@@ -62,6 +62,7 @@ def transfer(matcher: Any, sample: Sample, protocol: Protocol, alpha: float = 0.
     directed = sample.keypoints.directed(protocol.direction)
     flow = flow_of(matcher.match(query, reference), sample.name)
     score = score_flow(sample.keypoints, flow, protocol)
+    backwards = "" if protocol.direction == "a->b" else ", backwards"  # the name says a -> b
     return Transfer(
         query,
         reference,
@@ -69,7 +70,7 @@ def transfer(matcher: Any, sample: Sample, protocol: Protocol, alpha: float = 0.
         transfer_points(directed.points_a, flow, directed.size_a, directed.size_b),
         directed.points_b,
         score.correct(alpha),
-        f"{sample.name}   PCK@{alpha:g} {score.pck(alpha):.0f}",
+        f"{sample.name}{backwards}   PCK@{alpha:g} {score.pck(alpha):.0f}",
     )
 
 

@@ -48,7 +48,10 @@ class CATsConfig:
     swapping: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hyperpixels", tuple(int(i) for i in self.hyperpixels))
+        try:
+            object.__setattr__(self, "hyperpixels", tuple(int(i) for i in self.hyperpixels))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"config: hyperpixels {self.hyperpixels!r} are not numbers such as 0, 8, 20") from error
         for name in ("image_size", "feature_size", "projection_dim", "depth", "num_heads", "mlp_ratio", "temperature"):
             if not getattr(self, name) > 0:
                 raise InputError(f"config: {name} is {getattr(self, name)}, it must be positive")

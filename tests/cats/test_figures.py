@@ -118,6 +118,7 @@ def test_transfers_of_the_authors_protocol_go_from_b_to_a(sample: Sample) -> Non
     item = transfer(Still(), sample, preset("cats2021", "spair"))
     assert (item.query.size, item.reference.size) == (sample.size_b, sample.size_a)
     np.testing.assert_array_equal(item.points, sample.points_b)
+    assert item.title.startswith(f"{sample.name}, backwards ")
 
 
 def test_maps_are_drawn(model: CATs, sample: Sample, tmp_path: Path) -> None:

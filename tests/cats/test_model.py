@@ -153,6 +153,7 @@ def test_frozen_backbone_stays_as_it_is():
         ({"temperature": 0.0}, "temperature"),
         ({"hyperpixels": (3, 99)}, "hyperpixels"),
         ({"hyperpixels": ()}, "hyperpixels"),
+        ({"hyperpixels": ("a",)}, "hyperpixels"),
         ({"backbone": "nonesuch"}, "unknown backbone 'nonesuch'"),
     ],
 )
