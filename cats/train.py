@@ -16,6 +16,7 @@ import json
 import math
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -393,6 +394,13 @@ class _Share:
 def _leave_interrupts_to_the_main_process(worker: int) -> None:
     """A terminal sends Ctrl-C to all processes; the main one says what happened and ends the loader's."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _unless_hung_up
+
+
+def _unless_hung_up(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Print what ended a thread, other than that the main process went away while a batch was handed over."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _shown(metrics: dict[str, float]) -> str:

@@ -282,7 +282,7 @@ def test_200_steps_on_warps_lower_the_validation_error_by_a_quarter(tmp_path, ca
     from reference import shared
 
     data = ("--data", f"warps:{shared('data', 'Caltech-101')}", "--val", f"warps:{shared('data', 'photos')}")
-    given = ("--set", "interpolate=1", "--set", "steps=200", "--set", "warmup=20", "--set", "validate_every=200")
+    given = ("--set", "interpolate=1", "--set", "steps=200", "--set", "validate_every=200")
     done = cats_train(*data, "--config", "tiny", "-o", tmp_path / "run", *given)
     assert done.code == 0, done.err
     checkpoint = load_checkpoint(tmp_path / "run" / "best.pt")
