@@ -1,15 +1,16 @@
 """Everything that the libraries of a machine with an NVIDIA GPU allow, in one command, without a network.
 
-PyTorch on the GPU against PyTorch on the CPU; each exported file (float32, and typed in float16) operator by operator
-in PyTorch on the GPU, in ONNX Runtime's CUDA provider, and as an engine of each TensorRT that loads, against the
-float32 file in ONNX Runtime on the CPU; and the tests marked gpu. Differences are of the flow, in pixels at the model's
-input size. A step that fails, or that this machine does not allow, is recorded with its reason.
+For ``cats-tiny`` and the published structure (ResNet-101 with weights from a formula), on the demo photos: PyTorch on
+the GPU against PyTorch on the CPU; each exported file (float32, and typed in float16) operator by operator in PyTorch
+on the GPU, in ONNX Runtime's GPU providers, and as an engine of each TensorRT that loads, against the float32 file in
+ONNX Runtime on the CPU; and the tests marked gpu. Differences are of the flow, in pixels at the model's input size. A
+step that fails, or that this machine does not allow, is recorded with its reason.
 
 Without a network, install the toolkit itself by ``pip install --no-build-isolation --no-deps -e .`` first, and bring
 the wheels of its base dependencies (all pure Python but numpy and Pillow) where they are missing. TensorRT-RTX then
 needs no more than its Python module and its two libraries on the module path.
 
-Usage: python benchmarks/gpu_suite.py [--ckpt assets/cats-tiny.pt] [--output FILE.json]
+Usage: python benchmarks/gpu_suite.py [--model assets/cats-tiny.pt --model resnet101] [--output FILE.json]
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,12 +31,13 @@ import numpy as np
 import onnx
 import torch
 import typer
-from onnx_on_torch import OnnxOnTorch
 
+from cats.assets import asset
 from cats.checkpoints import load_checkpoint
 from cats.console import execute, new_app, note, print_json
 from cats.errors import BackendError
 from cats.export.export import export_onnx
+from cats.export.pairs import demo_pairs
 from cats.files import write_text
 from cats.model import CATs
 from cats.runtime import Matcher
@@ -45,6 +48,12 @@ from cats.runtime.flavours import FLAVOURS
 from cats.runtime.hardware import nvidia
 
 HERE = Path(__file__).resolve().parent
+sys.path += [str(HERE), str(HERE.parent / "tests")]
+
+from onnx_on_torch import OnnxOnTorch  # noqa: E402
+from reference import tamed_goldens  # noqa: E402
+
+PROVIDERS = ("cuda", "tensorrt", "tensorrt-rtx")
 ROUNDS = 50
 
 app = new_app()
@@ -140,63 +149,85 @@ def on_engine(file: Path, flavour: str, feeds: Arrays, expected: np.ndarray, mod
     return results
 
 
+def on_provider(file: Path, provider: str, feeds: Arrays, expected: np.ndarray, model: CATs) -> dict[str, Any]:
+    """A GPU provider of ONNX Runtime on host arrays."""
+    with Matcher(file, provider=provider) as matcher:
+        return on_backend(matcher.backend, feeds, expected, model)
+
+
 def gpu_tests() -> dict[str, Any]:
     """The tests marked gpu."""
-    tests = str(HERE.parent / "tests" / "runtime")
+    tests = str(HERE.parent / "tests")
     # Files of tests that need what is not installed there, such as hypothesis, must not stop the others.
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--continue-on-collection-errors", tests]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return {"exit": done.returncode, "end": done.stdout.strip().splitlines()[-12:]}
 
 
+def load_model(name: str) -> CATs:
+    """A checkpoint, or the published structure."""
+    return tamed_goldens() if name == "resnet101" else load_checkpoint(Path(name)).model.eval()
+
+
+def photos(model: CATs, batch: int) -> Arrays:
+    """Inputs of the first demo pairs."""
+    pairs = [pair for pair, _ in zip(demo_pairs().inputs(model.config.preprocessing), range(batch), strict=False)]
+    return {
+        name: np.stack(images) for name, images in zip(("image_a", "image_b"), zip(*pairs, strict=True), strict=True)
+    }
+
+
+def on_model(model: CATs, batch: int, folder: Path) -> dict[str, Any]:
+    """Every step with one model: name of the step -> figures, or why it did not run."""
+    feeds, found = photos(model, batch), {"torch": attempt("torch", lambda: on_torch(model, photos(model, batch)))}
+    reference: np.ndarray | None = None
+    for precision in ("fp32", "fp16"):
+        file = folder / f"model.{precision}.onnx"
+        found[f"export {precision}"] = attempt(f"export {precision}", partial(_export, model, file, precision))
+        if not file.is_file():
+            continue
+        if reference is None:
+            with Matcher(file, provider="cpu") as matcher:
+                reference = matcher.backend.run(feeds)["flow"]
+        steps = {f"torch {precision}, the file's operators": partial(on_torch_typed, file)}
+        steps |= {f"onnxruntime {name} {precision}": partial(on_provider, file, name) for name in PROVIDERS}
+        steps |= {f"{flavour} {precision}": partial(on_engine, file, flavour) for flavour in FLAVOURS}
+        for name, work in steps.items():
+            found[name] = attempt(name, partial(work, feeds, reference, model))
+    return found
+
+
+def attempt(name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Figures of a step, or the reason why there are none: one library's failure is a result, the others still run."""
+    note(name)
+    try:
+        result = work()
+    except Exception as error:
+        result = {"not_run": f"{type(error).__name__}: {error}"[:500]}
+    note(f"  {result}")
+    return result
+
+
 @app.command()
 def main_command(
-    ckpt: Annotated[Path, typer.Option(help="Checkpoint to run.")] = HERE.parent / "assets" / "cats-tiny.pt",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Checkpoint, or resnet101. Default: cats-tiny and resnet101.", show_default=False),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Default: benchmarks/results/gpu-DATE.json.")] = None,
     batch: Annotated[int, typer.Option(help="Pairs of one run, 1 to 8.", min=1, max=8)] = 1,
+    tests: Annotated[bool, typer.Option("--tests/--no-tests", help="Run the tests marked gpu too.")] = True,
 ) -> None:
     """Run what this machine allows and write a dated results file."""
     today = datetime.date.today().isoformat()
-    model = load_checkpoint(ckpt).model.eval()
-    side = model.config.image_size
-    rng = np.random.default_rng(0)
-    coarse = rng.standard_normal((2, batch, 3, side // 16, side // 16)).repeat(16, axis=3).repeat(16, axis=4)
-    noise = rng.standard_normal(coarse.shape) * 0.3
-    feeds = dict(zip(("image_a", "image_b"), (coarse + noise).astype(np.float32), strict=True))
     found: dict[str, Any] = {}
-
-    def step(name: str, work: Callable[[], dict[str, Any]]) -> None:
+    for name in model or [str(asset("cats-tiny.pt")), "resnet101"]:
         note(name)
-        try:
-            found[name] = work()
-        except Exception as error:  # one library's failure is a result; the others still run
-            found[name] = {"not_run": f"{type(error).__name__}: {error}"[:500]}
-        note(f"  {found[name]}")
-
-    with tempfile.TemporaryDirectory() as folder:
-        step("torch", lambda: on_torch(model, feeds))
-        for precision in ("fp32", "fp16"):
-            file = Path(folder, f"model.{precision}.onnx")
-            step(f"export {precision}", lambda: _export(model, file, precision))  # noqa: B023  # run at once
-            if not file.is_file():
-                continue
-            with Matcher(Path(folder, "model.fp32.onnx"), provider="cpu") as matcher:
-                expected = matcher.backend.run(feeds)["flow"]
-
-            step(f"torch {precision}, the file's", lambda: on_torch_typed(file, feeds, expected, model))  # noqa: B023
-
-            def cuda_provider(file: Path = file, reference: np.ndarray = expected) -> dict[str, Any]:
-                with Matcher(file, provider="cuda") as matcher:
-                    return on_backend(matcher.backend, feeds, reference, model)
-
-            step(f"onnxruntime cuda {precision}", cuda_provider)
-            for flavour in FLAVOURS:
-                step(
-                    f"{flavour} {precision}",
-                    lambda: on_engine(file, flavour, feeds, expected, model),  # noqa: B023  # run at once
-                )
-    step("gpu tests", gpu_tests)
-    document = {"date": today, "batch": batch, "rounds": ROUNDS, "checkpoint": ckpt.name, **doctor(), "results": found}
+        with tempfile.TemporaryDirectory() as folder:
+            found[Path(name).stem] = on_model(load_model(name), batch, Path(folder))
+    if tests:
+        found["gpu tests"] = attempt("gpu tests", gpu_tests)
+    document = {"date": today, "batch": batch, "rounds": ROUNDS, **doctor(), "results": found}
     path = output or HERE / "results" / f"gpu-{today}.json"
     write_text(path, json.dumps(document, indent=1) + "\n")
     note(f"wrote {path}")

@@ -6,6 +6,7 @@ GPU. A plan holds compiled code; load plans only from where you would run progra
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import threading
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from typing import Any
 
 from cats.console import progress
 from cats.errors import BackendError, InputError, ModelFileError
-from cats.files import sha256_file, write_bytes, write_text
-from cats.metadata import Metadata, read_onnx_metadata
+from cats.files import atomic_path, write_bytes
+from cats.metadata import read_onnx_metadata
 from cats.runtime.backends import CHECKPOINT_SUFFIXES, ENGINE_SUFFIXES
 from cats.runtime.flavours import Flavour, find_flavour
 from cats.runtime.hardware import nvidia
@@ -100,8 +101,8 @@ def build_engine(
     plan = Path(output) if output else source.with_suffix(".plan")
     options = options or EngineOptions()
     _check_paths(source, plan, timing_cache)
-    if not force and (plan.exists() or sidecar_path(plan).exists()):
-        raise InputError(f"{plan} exists already: give --force to replace it, or another -o")
+    if not force:
+        _check_absent(plan)
     metadata = read_onnx_metadata(source)
     if (metadata.calibration or {}).get("target") == "cpu":
         raise ModelFileError(f"{source} was calibrated for CPUs, TensorRT has no zero points: cats-calibrate --for any")
@@ -124,7 +125,8 @@ def build_engine(
     data = _build(trt, builder, network, config, messages)
     if cache is not None and timing_cache is not None:
         write_bytes(timing_cache, bytes(config.get_timing_cache().serialize()))
-    _write(plan, data, metadata, chosen, trt, source, network.name, profiles, plugins, options)
+    described = _describe(data, chosen, trt, source, network.name, profiles, plugins, options)
+    _write(plan, data, sidecar_text(metadata.with_(engine=described)), force)
     return plan
 
 
@@ -137,12 +139,18 @@ def _check_paths(source: Path, plan: Path, timing_cache: str | Path | None) -> N
     for path in (plan, timing_cache):
         if path is not None and not Path(path).parent.is_dir():
             raise InputError(f"cannot write {path}: there is no folder {Path(path).parent}")
+        if path is not None and Path(path).is_dir():
+            raise InputError(f"cannot write {path}: it is a folder")
 
 
-def _write(
-    plan: Path,
+def _check_absent(plan: Path) -> None:
+    for path in (plan, sidecar_path(plan)):
+        if path.exists():
+            raise InputError(f"{path} exists already: give --force to replace it, or another -o")
+
+
+def _describe(
     data: bytes,
-    metadata: Metadata,
     flavour: Flavour,
     trt: ModuleType,
     source: Path,
@@ -150,9 +158,9 @@ def _write(
     profiles: list[dict[str, Any]],
     plugins: list[str],
     options: EngineOptions,
-) -> None:
-    write_bytes(plan, data)
-    engine = {
+) -> dict[str, Any]:
+    """The ``engine`` part of the sidecar."""
+    return {
         "flavour": flavour.name,
         "version": trt.__version__,
         "targets": list(options.targets) or _present_gpu(flavour, options),
@@ -162,14 +170,33 @@ def _write(
         "network": network,
         "profiles": profiles,
         "plugins": plugins,
-        "sha256": sha256_file(plan),
+        "sha256": hashlib.sha256(data).hexdigest(),
         "source": source.name,
     }
+
+
+def _write(plan: Path, data: bytes, sidecar: str, force: bool) -> None:
+    """Put plan and sidecar in place, both or neither: one without the other is of no use."""
+    before = _identity(plan)
     try:
-        write_text(sidecar_path(plan), sidecar_text(metadata.with_(engine=engine)))
+        with atomic_path(sidecar_path(plan)) as second, atomic_path(plan) as first:
+            try:
+                first.write_bytes(data)
+                second.write_text(sidecar, "utf-8")
+            except OSError as error:
+                raise InputError(f"cannot write {plan}: {error.strerror}") from error
+            if not force:
+                _check_absent(plan)  # another build may have been quicker
     except BaseException:
-        plan.unlink(missing_ok=True)  # a plan without its sidecar is of no use
+        if _identity(plan) != before:
+            for path in (plan, sidecar_path(plan)):
+                path.unlink(missing_ok=True)
         raise
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another one that takes its place."""
+    return (path.stat().st_ino, path.stat().st_mtime_ns) if path.exists() else None
 
 
 def _present_gpu(flavour: Flavour, options: EngineOptions) -> list[str]:

@@ -300,7 +300,7 @@ class Matcher:
         for first in range(0, len(pairs), step):
             part = list(encoded[first : first + step])
             wanted = len(part)
-            part += [part[-1]] * (self._batch - wanted if self._batch else 0)  # a file of fixed batch takes no less
+            part += [part[-1]] * (max(self._batch or 1, self.backend.min_batch) - wanted)  # the file takes no less
             outputs = self.backend.run(self._feeds(part))
             flow, confidence = outputs[FLOW], outputs[CONFIDENCE]
             grid = self.metadata.grid

@@ -82,7 +82,7 @@ def run_batches(backend: Backend, feeds: Sequence[dict[str, Array]]) -> list[dic
     for first in range(0, len(feeds), step):
         part = list(feeds[first : first + step])
         wanted = len(part)
-        part += [part[-1]] * (fixed - wanted if fixed else 0)
+        part += [part[-1]] * (max(fixed or 1, backend.min_batch) - wanted)
         dtypes = {spec.name: spec.dtype for spec in backend.inputs}
         stacked = {name: np.stack([item[name] for item in part]).astype(dtypes[name], copy=False) for name in part[0]}
         outputs = backend.run(stacked)

@@ -54,7 +54,9 @@ class FakeStream:
         return f"event {self.handle}"
 
     def wait(self, event_or_stream: Any) -> None:
-        self._log.append(f"{self.handle} waits for {event_or_stream}")
+        assert self.capturing is None, "waiting in a capturing stream"
+        what = f"stream {event_or_stream.handle}" if isinstance(event_or_stream, FakeStream) else event_or_stream
+        self._log.append(f"{self.handle} waits for {what}")
 
     def create_graph_builder(self) -> FakeGraphBuilder:
         return FakeGraphBuilder(self)
@@ -102,6 +104,20 @@ class FakeView:
         return (2, self.device_id) if self.is_device_accessible else (1, 0)
 
 
+class FakeBufferView:
+    """Of a buffer; cuda-core's ignores the stream that a consumer names."""
+
+    def __init__(self, buffer: FakeBuffer, shape: tuple[int, ...], *, dtype: np.dtype) -> None:
+        assert buffer.size == int(np.prod(shape)) * dtype.itemsize
+        self.buffer, self.shape, self.dtype = buffer, shape, dtype
+
+    def __dlpack__(self, *, stream: int | None = None, max_version: Any = None, dl_device: Any = None) -> Any:
+        return self
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (2, 0)
+
+
 class FakeCuda:
     """``cuda.core``, ``cuda.core.utils`` and ``cuda.bindings.driver`` in one; ``log`` is what happened in order."""
 
@@ -109,7 +125,7 @@ class FakeCuda:
         self.log: list[str] = []
         self.depth = 0  # contexts pushed by us
         self.utils = types.SimpleNamespace(
-            StridedMemoryView=types.SimpleNamespace(from_any_interface=self._view, from_buffer=lambda *a, **k: None)
+            StridedMemoryView=types.SimpleNamespace(from_any_interface=self._view, from_buffer=FakeBufferView)
         )
         self.core = types.SimpleNamespace(
             Device=lambda index: types.SimpleNamespace(name="Fake GPU", compute_capability=(8, 9)),
@@ -141,9 +157,18 @@ class FakeCuda:
             self.contexts.append(context)
         return 0
 
+    @property
+    def streams(self) -> int:
+        """Number of streams that were created."""
+        return self._handles - 100
+
     def _new_handle(self) -> int:
         self._handles += 1
         return self._handles
+
+    def execute(self, stream_handle: int, compute: Any) -> None:
+        """Put the work of a stand-in for TensorRT into a stream."""
+        FakeStream.by_handle[stream_handle].do("execute", compute)
 
     def _stream(self, handle: int) -> FakeStream:
         return FakeStream(handle, self.log)
@@ -177,14 +202,14 @@ class Listed:
 
 
 class FakeTensorRT(Listed):
-    """A library with one engine: y = 2 x + 1, z = -x, float32 (batch, 3), batches 1 to ``most``."""
+    """A library with one engine: y = 2 x + 1, z = -x, float32 (batch, ``width``), batches 1 to 4."""
 
-    def __init__(self, cuda: FakeCuda, release: str, *, fixed: int | None = None, most: int = 4) -> None:
+    def __init__(self, cuda: Any, release: str, *, fixed: int | None = None, width: int = 3) -> None:
         self_ = object.__setattr__
         self_(self, "cuda", cuda)
         self_(self, "contexts", [])
         self_(self, "refitted", [])
-        shape = (fixed or -1, 3)
+        shape = (fixed or -1, width)
         mode = Listed("TensorIOMode", release, INPUT="in")
         engine = Listed(
             "ICudaEngine",
@@ -196,7 +221,7 @@ class FakeTensorRT(Listed):
             get_tensor_dtype=lambda name: "FLOAT",
             get_tensor_mode=lambda name: mode.INPUT if name == "x" else "out",
             create_runtime_config=lambda: Listed("IRuntimeConfig", release),
-            create_execution_context=lambda config=None: self._context(release, config, fixed, most),
+            create_execution_context=lambda config=None: self._context(release, config, fixed, width),
         )
         runtime = Listed("Runtime", release, deserialize_cuda_engine=lambda data: engine)
         members: dict[str, Any] = {
@@ -216,16 +241,16 @@ class FakeTensorRT(Listed):
         super().__init__("", release, **members)
         self_(self, "__version__", "1.2.3")
 
-    def _context(self, release: str, config: Any, fixed: int | None, most: int) -> Any:
+    def _context(self, release: str, config: Any, fixed: int | None, width: int) -> Any:
         shapes: dict[str, tuple[int, ...]] = {}
         addresses: dict[str, int] = {}
 
         def set_input_shape(name: str, shape: tuple[int, ...]) -> bool:
             shapes[name] = shape
-            return len(shape) == 2 and shape[1] == 3 and (shape[0] == fixed if fixed else shape[0] <= most)
+            return len(shape) == 2 and shape[1] == width and (shape[0] == fixed if fixed else 1 <= shape[0] <= 4)
 
         def array(name: str) -> np.ndarray:
-            count = shapes["x"][0] * 3
+            count = shapes["x"][0] * width
             return np.frombuffer((ctypes.c_float * count).from_address(addresses[name]), np.float32)
 
         def compute() -> None:
@@ -233,7 +258,7 @@ class FakeTensorRT(Listed):
             array("z")[:] = -array("x")
 
         def execute(stream_handle: int) -> bool:
-            FakeStream.by_handle[stream_handle].do("execute", compute)
+            self.cuda.execute(stream_handle, compute)
             return True
 
         context = Listed(

@@ -43,6 +43,9 @@ class Backend(ABC):
     """Whether many pairs take less time in one run than one after the other: on GPUs. On CPUs their values fall out of
     the caches and they take more."""
 
+    min_batch: int = 1
+    """Smallest batch of one call. The matcher fills smaller ones up."""
+
     @abstractmethod
     def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
         """Run the model once on host arrays that fit :attr:`inputs`; returns all outputs by name."""

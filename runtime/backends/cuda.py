@@ -17,6 +17,7 @@ import numpy as np
 from cats.errors import BackendError, InputError, require
 from cats.runtime.backends.base import Array, TensorSpec
 
+_ON_HOST = (1, 3)  # DLPack's device types of host memory, the second one pinned
 _DEFAULT_STREAM = 1  # by its name; DLPack and the CUDA array interface do not allow its other one, 0
 
 
@@ -41,22 +42,38 @@ class CudaContext:
         self._handle = self._driver.CUcontext(_address(context)) if context is not None else None
         if self._handle is None:
             self._handle = self._check(self._driver.cuDevicePrimaryCtxRetain(index))
+        self._idle_streams: list[Any] = []
         self._memory = self._core.DeviceMemoryResource(index)
         self._pinned = self._core.LegacyPinnedMemoryResource()
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Make the context current for this thread while the block runs."""
+        """Make the context current for this thread while the block runs.
+
+        Raises:
+            BackendError: cuda-core reports a failure of the driver inside (no memory, a lost device).
+        """
         self._check(self._driver.cuCtxPushCurrent(self._handle))
         try:
             yield
+        except Exception as error:
+            if type(error).__name__ != "CUDAError":  # cuda-core does not publish it
+                raise
+            raise BackendError(f"CUDA on GPU {self.index} failed: {error}") from error
         finally:
             self._check(self._driver.cuCtxPopCurrent())
 
-    def new_stream(self) -> Any:
-        """A stream that does not wait for the default one."""
-        flags = self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING
-        return self._core.Stream.from_handle(int(self._check(self._driver.cuStreamCreate(flags))))
+    def take_stream(self) -> Any:
+        """A stream that does not wait for the default one, for one thread until :meth:`give_stream_back`."""
+        try:
+            return self._idle_streams.pop()
+        except IndexError:
+            flags = self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING
+            return self._core.Stream.from_handle(int(self._check(self._driver.cuStreamCreate(flags))))
+
+    def give_stream_back(self, stream: Any) -> None:
+        """Let another thread have a stream of :meth:`take_stream`. It is never destroyed: buffers are freed in it."""
+        self._idle_streams.append(stream)
 
     def stream_of(self, stream: Any) -> Any:
         """The caller's stream: ``__cuda_stream__``, PyTorch's, CuPy's, PyCUDA's, or an address.
@@ -86,16 +103,21 @@ class CudaContext:
     def view(self, array: Any, spec: TensorSpec, stream: Any) -> Any:
         """A caller's array on this GPU, in the order of ``stream``, without a copy.
 
+        ``stream`` waits for the stream in which the array's library computes it, where that one tells (PyTorch, CuPy);
+        PyCUDA does not: its arrays are taken as complete in ``stream``.
+
         Raises:
             InputError: not on the GPU, of another dtype, or not contiguous.
         """
+        device = getattr(array, "__dlpack_device__", None)
+        if device is not None and int(device()[0]) in _ON_HOST:
+            raise InputError(f"{spec.name} is in the memory of the host, the engine on GPU {self.index}")
         try:
             view = self._views.StridedMemoryView.from_any_interface(array, stream_ptr=int(stream.handle))
         except (BufferError, TypeError, ValueError, RuntimeError, NotImplementedError) as error:
             raise InputError(f"{spec.name}: no array on a GPU that can be shared ({error})") from error
-        if not view.is_device_accessible or view.device_id not in (-1, self.index):
-            where = f"GPU {view.device_id}" if view.is_device_accessible else "the host"
-            raise InputError(f"{spec.name} is in the memory of {where}, the engine on GPU {self.index}")
+        if view.device_id not in (-1, self.index):  # -1: managed memory
+            raise InputError(f"{spec.name} is in the memory of GPU {view.device_id}, the engine on GPU {self.index}")
         if view.dtype != spec.dtype:
             raise InputError(f"{spec.name} is {view.dtype}, the engine takes {spec.dtype}")
         shape = tuple(view.shape)
@@ -117,10 +139,12 @@ class CudaContext:
 class DeviceArray:
     """A result on the GPU, not waited for: work put into its stream afterwards sees it complete.
 
-    Consumed without a copy by ``torch.as_tensor``, ``cupy.asarray`` and ``from_dlpack`` of either.
+    Consumed without a copy by ``torch.as_tensor``, ``cupy.asarray`` and ``from_dlpack`` of either, whose own stream
+    then waits for this one, on the GPU.
 
     Attributes:
         shape, dtype: as of a numpy array.
+        address: of its first element.
         stream: address of the stream that computes it.
     """
 
@@ -128,7 +152,7 @@ class DeviceArray:
         self, buffer: Any, shape: tuple[int, ...], dtype: np.dtype[Any], stream: Any, context: CudaContext
     ) -> None:
         self.shape, self.dtype = shape, dtype
-        self.stream = int(stream.handle)
+        self.address, self.stream = int(buffer.handle), int(stream.handle)
         self._buffer, self._order, self._context = buffer, stream, context
         self._view = context._views.StridedMemoryView.from_buffer(buffer, shape, dtype=dtype)
 
@@ -145,13 +169,19 @@ class DeviceArray:
         return {
             "shape": self.shape,
             "typestr": self.dtype.str,
-            "data": (int(self._buffer.handle), False),
+            "data": (self.address, False),
             "version": 3,
             "stream": self.stream,
         }
 
-    def __dlpack__(self, **options: Any) -> Any:
-        return self._view.__dlpack__(**options)
+    def __dlpack__(self, *, stream: int | None = None, **options: Any) -> Any:
+        """``stream`` as the protocol has it: the consumer's, None for the default one, -1 for no order."""
+        if stream != -1:
+            with self._context.current():
+                consumer = self._context.stream_of(stream or _DEFAULT_STREAM)
+                if int(consumer.handle) != self.stream:
+                    consumer.wait(self._order)
+        return self._view.__dlpack__(stream=-1, **options)  # cuda-core establishes no order for buffers
 
     def __dlpack_device__(self) -> tuple[int, int]:
         device: tuple[int, int] = self._view.__dlpack_device__()

@@ -160,12 +160,14 @@ class OnnxRuntimeBackend(Backend):
             while len(runs) >= _SHAPES_KEPT:
                 runs.pop(next(iter(runs)))
             names = [output.name for output in self.outputs]
-            runs[key] = BoundRun(self._ort, self._session, feeds, names, "cuda", self.device)
+            # The plugin comes with ONNX Runtime for CPUs, which cannot allocate on a GPU: there the provider copies.
+            where = ("cpu", 0) if self.provider == TENSORRT_RTX else ("cuda", self.device)
+            runs[key] = BoundRun(self._ort, self._session, feeds, names, *where)
         return runs[key]
 
 
 class BoundRun:
-    """Inputs of fixed shapes that stay on a device, bound to a session; for one thread at a time."""
+    """Inputs of fixed shapes that stay in the memory of a device, bound to a session; for one thread at a time."""
 
     def __init__(
         self, ort: Any, session: Any, feeds: dict[str, Array], outputs: list[str], memory: str, device: int

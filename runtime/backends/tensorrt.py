@@ -5,7 +5,10 @@ Everything that can be checked is checked before TensorRT sees the plan: sidecar
 
 from __future__ import annotations
 
+import math
+import re
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from cats.runtime.hardware import nvidia
 from cats.runtime.sidecar import read_sidecar
 
 _SHAPES_KEPT = 4
+_ALIGNMENT = 256  # bytes, of every address that the CUDA allocator gives
 _ANY_GPU = {"tensorrt": "8.0 or later", "tensorrt-rtx": "8.0, 8.6, 8.9, 12.0 or later"}  # as NVIDIA documents them
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -64,7 +68,8 @@ class TensorRTBackend(Backend):
                 f"run the ONNX file that it was built from instead: {engine['source']}"
             )
         flavour, trt = find_flavour(self.name)
-        if trt.__version__ != engine["version"] and not engine.get("version_compatible"):
+        newer = engine.get("version_compatible") and _numbers(trt.__version__) >= _numbers(engine["version"])
+        if trt.__version__ != engine["version"] and not newer:
             raise BackendError(
                 f"{self.path} was built with {flavour.name} {engine['version']}, installed is {trt.__version__}: "
                 f"build it again with cats-build {engine['source']}"
@@ -95,6 +100,7 @@ class TensorRTBackend(Backend):
         self.cuda_graph = fixed if cuda_graph is None else cuda_graph
         profiles = engine.get("profiles") or []
         self.max_batch = min(shape["max"][0] for shape in profiles[0].values()) if profiles else self.inputs[0].shape[0]
+        self.min_batch = max(shape["min"][0] for shape in profiles[0].values()) if profiles else self.max_batch or 1
         self._threads = threading.local()
 
     def _refit(self, source: Path) -> None:
@@ -137,8 +143,9 @@ class TensorRTBackend(Backend):
 
         Args:
             feeds: by name of :attr:`inputs`, anything contiguous with DLPack or ``__cuda_array_interface__`` (PyTorch,
-                CuPy, PyCUDA); must stay as it is until the stream has passed. What another stream still computes is
-                waited for by the GPU.
+                CuPy, PyCUDA), of one batch size; must stay as it is until the stream has passed. For the order of
+                streams see :meth:`CudaContext.view`. Batches larger than :attr:`max_batch` are several runs, one after
+                the other in the stream.
             stream: the caller's; None takes the backend's own.
 
         Raises:
@@ -162,7 +169,7 @@ class TensorRTBackend(Backend):
 
     def _thread(self) -> _Thread:
         if not hasattr(self._threads, "state"):
-            self._threads.state = _Thread(self, self._stream or self._cuda.new_stream())
+            self._threads.state = _Thread(self, self._stream)
         state: _Thread = self._threads.state
         return state
 
@@ -183,9 +190,14 @@ class TensorRTBackend(Backend):
             raise BackendError(f"no memory on GPU {self._cuda.index} for another execution context of {self.path}")
         for spec, shape in zip(self.inputs, shapes, strict=True):
             if not context.set_input_shape(spec.name, shape):
-                limit = f", batches up to {self.max_batch}" if self.max_batch else ""
-                raise InputError(f"{self.path} takes {spec.name} {spec.shape}{limit}, not {shape}")
+                raise InputError(f"{self.path} takes {spec.name} {self._range(spec)}, not {shape}")
         return context, tuple(tuple(context.get_tensor_shape(spec.name)) for spec in self.outputs)
+
+    def _range(self, spec: TensorSpec) -> str:
+        """Shapes that an input takes."""
+        sides = ", ".join("batch" if side is None else str(side) for side in spec.shape)
+        fixed = spec.shape[0] is not None or self.max_batch is None
+        return f"({sides})" if fixed else f"({sides}), batch {self.min_batch} to {self.max_batch}"
 
     def describe(self) -> str:
         """Flavour, version, GPU, precision and CUDA graph."""
@@ -205,7 +217,9 @@ class _Thread:
     """What one thread keeps: its stream, buffers for the shapes it uses, and contexts for arrays of the caller."""
 
     def __init__(self, backend: TensorRTBackend, stream: Any) -> None:
-        self.backend, self.stream = backend, stream
+        self.backend, self.stream = backend, stream or backend._cuda.take_stream()
+        if stream is None:
+            weakref.finalize(self, backend._cuda.give_stream_back, self.stream)
         self._bound: dict[Shapes, _Bound] = {}
         self._contexts: dict[Shapes, tuple[Any, Shapes]] = {}
         self._last: tuple[int, Any] | None = None  # stream and event of the last run on the caller's arrays
@@ -219,28 +233,57 @@ class _Thread:
         return self._bound[shapes]
 
     def enqueue(self, views: list[Any], stream: Any) -> dict[str, DeviceArray]:
-        """One run on the caller's memory in the order of ``stream``."""
+        """One run on the caller's memory in the order of ``stream``, or several on parts of it."""
         backend, cuda = self.backend, self.backend._cuda
         shapes = tuple(tuple(view.shape) for view in views)
-        if shapes not in self._contexts:
-            while len(self._contexts) >= _SHAPES_KEPT:
-                self._contexts.pop(next(iter(self._contexts)))
-            self._contexts[shapes] = backend.shaped_context(shapes)
-        context, found = self._contexts[shapes]
+        batch, step = shapes[0][0] if shapes[0] else 0, backend.max_batch or 0
+        if any(shape[:1] != (batch,) for shape in shapes):
+            described = ", ".join(f"{spec.name} {shape}" for spec, shape in zip(backend.inputs, shapes, strict=True))
+            raise InputError(f"{backend.path} takes inputs of one batch size, not {described}")
+        if not 0 < step < batch or not _sliceable((*backend.inputs, *backend.outputs)):
+            step = batch
+        parts = [(first, min(step, batch - first)) for first in range(0, batch, step or 1)] or [(0, 0)]
+        contexts = [self._context(tuple((size, *shape[1:]) for shape in shapes)) for _, size in parts]
         handle = int(stream.handle)
         if self._last is not None and self._last[0] != handle:
             stream.wait(self._last[1])  # contexts have one working memory: runs on other streams come first
-        for spec, view in zip(backend.inputs, views, strict=True):
-            context.set_tensor_address(spec.name, int(view.ptr))
         results = {}
-        for spec, shape in zip(backend.outputs, found, strict=True):
-            buffer = cuda.device_memory(int(np.prod(shape)) * spec.dtype.itemsize, stream)
-            context.set_tensor_address(spec.name, int(buffer.handle))
-            results[spec.name] = DeviceArray(buffer, shape, spec.dtype, stream, cuda)
-        if not context.execute_async_v3(handle):
-            raise BackendError(f"{backend.name} failed to run {backend.path}")
+        for spec, shape in zip(backend.outputs, contexts[0][1], strict=True):
+            size = math.prod((batch, *shape[1:])) * spec.dtype.itemsize
+            buffer = cuda.device_memory(size, stream)
+            results[spec.name] = DeviceArray(buffer, (batch, *shape[1:]), spec.dtype, stream, cuda)
+        for (first, _), (context, _) in zip(parts, contexts, strict=True):
+            for spec, view in zip(backend.inputs, views, strict=True):
+                context.set_tensor_address(spec.name, int(view.ptr) + first * _row_bytes(spec))
+            for spec in backend.outputs:
+                context.set_tensor_address(spec.name, results[spec.name].address + first * _row_bytes(spec))
+            if not context.execute_async_v3(handle):
+                raise BackendError(f"{backend.name} failed to run {backend.path}")
         self._last = (handle, stream.record())
         return results
+
+    def _context(self, shapes: Shapes) -> tuple[Any, Shapes]:
+        """As :meth:`TensorRTBackend.shaped_context`; the oldest go where there are too many."""
+        if shapes not in self._contexts:
+            while len(self._contexts) >= _SHAPES_KEPT:
+                self._contexts.pop(next(iter(self._contexts)))
+            self._contexts[shapes] = self.backend.shaped_context(shapes)
+        return self._contexts[shapes]
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """``11.4.0.106`` as numbers, to be compared."""
+    return tuple(int(part) for part in re.findall(r"\d+", version))
+
+
+def _row_bytes(spec: TensorSpec) -> int:
+    """Size of one item of a batch."""
+    return math.prod(side or 0 for side in spec.shape[1:]) * spec.dtype.itemsize
+
+
+def _sliceable(specs: tuple[TensorSpec, ...]) -> bool:
+    """Whether parts of a batch begin where the GPU's allocator could have put them."""
+    return all(None not in spec.shape[1:] and _row_bytes(spec) % _ALIGNMENT == 0 for spec in specs)
 
 
 class _Bound:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,11 +13,11 @@ import torch
 from commands import runner
 
 from cats.checkpoints import save_checkpoint
-from cats.errors import BackendError
+from cats.errors import BackendError, InputError
 from cats.metadata import read_onnx_metadata
 from cats.model import CATs, CATsConfig
 from cats.runtime import build_cli, cli
-from cats.runtime.engine import _load_timing_cache
+from cats.runtime.engine import _load_timing_cache, _write
 from cats.runtime.flavours import FLAVOURS
 from cats.runtime.hardware import nvidia
 from cats.runtime.sidecar import read_sidecar
@@ -72,6 +73,34 @@ def test_engines_are_not_overwritten(engine, model, cats_build):
     assert cats_build(model, "-o", engine, "--force", "--target", "sm89", "--batch", "1,2,4", "--json").code == 0
 
 
+def test_of_two_builds_at_once_the_second_is_refused(tmp_path):
+    plan, sidecar = tmp_path / "x.plan", tmp_path / "x.plan.json"
+    _write(plan, b"first", "{1}", force=False)
+    with pytest.raises(InputError, match="--force"):
+        _write(plan, b"second", "{2}", force=False)
+    assert (plan.read_bytes(), sidecar.read_text()) == (b"first", "{1}")
+    _write(plan, b"second", "{2}", force=True)
+    assert (plan.read_bytes(), sidecar.read_text()) == (b"second", "{2}")
+    assert sorted(tmp_path.iterdir()) == [plan, sidecar]
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_an_interrupt_while_writing_leaves_both_files_or_none(at, tmp_path, monkeypatch):
+    plan, replace, calls = tmp_path / "x.plan", Path.replace, []
+
+    def interrupted(self, target):
+        calls.append(target)
+        if len(calls) == at + 1:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _write(plan, b"engine", "{}", force=False)
+    assert not list(tmp_path.iterdir())
+    assert len(calls) == at + 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -82,6 +111,7 @@ def test_engines_are_not_overwritten(engine, model, cats_build):
         (("--target", "sm75"), "no float32 products for sm75"),
         (("-o", "x.onnx"), "ends in .plan or .engine"),
         (("-o", "nowhere/x.plan"), "no folder nowhere"),
+        (("--timing-cache", "/"), "it is a folder"),
         (("--timing-cache", "nowhere/x.cache"), "no folder nowhere"),
         (("--timing-cache", "x.cache"), "no timing cache"),
         (("--hardware-compatible",), "--target"),

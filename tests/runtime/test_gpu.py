@@ -31,7 +31,7 @@ def cuda() -> CudaContext:
 
 def test_pinned_memory_to_the_gpu_and_back_as_a_graph(cuda: CudaContext) -> None:
     with cuda.current():
-        stream = cuda.new_stream()
+        stream = cuda.take_stream()
         (source, given), (target, found) = (cuda.pinned((4, 5), np.dtype(np.float32)) for _ in range(2))
         memory = cuda.device_memory(source.size, stream)
         capture = stream.create_graph_builder()
@@ -56,7 +56,7 @@ def test_arrays_of_other_libraries_without_a_copy(cuda: CudaContext, library: st
     )
     spec = TensorSpec("x", np.dtype(np.float32), (6,))
     with cuda.current():
-        stream = cuda.new_stream()
+        stream = cuda.take_stream()
         view = cuda.view(array, spec, stream)
         assert int(view.ptr) == (array.data_ptr() if library == "torch" else array.data.ptr)
         copy = cuda.device_memory(24, stream)

@@ -58,6 +58,21 @@ def test_forward_backward_error_tells_wrong_from_right(matcher: Matcher, texture
         matcher.match(a, b).forward_backward_error(points)
 
 
+def test_batches_below_the_smallest_are_filled_up(model_file: Path, texture: np.ndarray) -> None:
+    """As of an engine whose profile begins at 4."""
+    a, b, _ = crops(texture)
+    with Matcher(model_file, threads=1) as matcher:
+        expected = matcher.match_batch([(a, b), (b, a)])
+        run, sizes = matcher.backend.run, []
+        matcher.backend.min_batch, matcher.backend.max_batch = 4, 5
+        matcher.backend.run = lambda feeds: sizes.append(len(feeds["image_a"])) or run(feeds)  # type: ignore[method-assign]
+        found = matcher.match_batch([(a, b), (b, a)] * 3)
+    assert sizes == [5, 4]
+    assert len(found) == 6
+    for index, match in enumerate(found):
+        np.testing.assert_allclose(match.flow, expected[index % 2].flow, atol=ROUNDING)
+
+
 def test_dense_flow_at_any_size(matcher: Matcher, texture: np.ndarray) -> None:
     a, b, _ = crops(texture)
     match = matcher.match(a, b[:, :200])

@@ -170,6 +170,15 @@ def test_bound_runs_equal_plain_runs(model_file: Path) -> None:
     np.testing.assert_array_equal(second[0], expected[0])
 
 
+def test_the_plugin_provider_runs_with_a_build_for_cpus(model_file: Path) -> None:
+    """Which is what its extra installs, and which cannot allocate on a GPU."""
+    backend = OnnxRuntimeBackend(model_file, provider="cpu", threads=1)
+    expected = backend.run(feeds(2))
+    backend.provider, backend._on_gpu = TENSORRT_RTX, True
+    for name, value in backend.run(feeds(2)).items():
+        np.testing.assert_array_equal(value, expected[name])
+
+
 def test_session_settings(model_file: Path) -> None:
     backend = OnnxRuntimeBackend(model_file, threads=1)
     options = backend._session.get_session_options()

@@ -40,13 +40,15 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 def make(cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """``make(release, fixed=batch, engine={changed sidecar}, **options)`` -> backend, library."""
 
-    def build(release: str, fixed: int | None = None, engine: dict | None = None, **options: Any) -> Any:
-        library = FakeTensorRT(cuda, release, fixed=fixed)
+    def build(
+        release: str, fixed: int | None = None, engine: dict | None = None, width: int = 3, **options: Any
+    ) -> Any:
+        library = FakeTensorRT(cuda, release, fixed=fixed, width=width)
         name = "tensorrt-rtx" if release == "tensorrt-rtx" else "tensorrt"
         monkeypatch.setattr(backend_module, "find_flavour", lambda _: (FLAVOURS[name], library))
         plan = tmp_path / "x.plan"
         plan.write_bytes((b"vtrt" if name == "tensorrt-rtx" else b"ftrt") + bytes(60))
-        profiles = [] if fixed else [{"x": {"min": [1, 3], "opt": [1, 3], "max": [4, 3]}}]
+        profiles = [] if fixed else [{"x": {"min": [1, width], "opt": [1, width], "max": [4, width]}}]
         described = {
             "flavour": name,
             "version": "1.2.3",
@@ -138,7 +140,7 @@ def test_each_thread_has_its_own_context_and_stream(make: Any) -> None:
 
 def test_shapes_outside_the_profile_are_named(make: Any, cuda: FakeCuda) -> None:
     backend, _ = make("tensorrt-11.4")
-    with pytest.raises(InputError, match=r"x \(None, 3\), batches up to 4, not \(9, 3\)"):
+    with pytest.raises(InputError, match=r"takes x \(batch, 3\), batch 1 to 4, not \(9, 3\)"):
         backend.run({"x": feed(9)})
     assert cuda.depth == 0  # the caller's context is back
 
@@ -165,6 +167,48 @@ def test_device_arrays_run_in_the_callers_stream_without_waiting(make: Any, cuda
     assert (interface["shape"], interface["typestr"], interface["stream"]) == ((2, 3), "<f4", handle)
     memory = (fake_cuda.ctypes.c_float * 6).from_address(interface["data"][0])
     np.testing.assert_array_equal(np.frombuffer(memory, np.float32), (2 * x + 1).ravel())
+
+
+@pytest.mark.parametrize("fixed", [None, 3])
+def test_larger_batches_on_the_gpu_are_several_runs(make: Any, cuda: FakeCuda, fixed: int | None) -> None:
+    backend, library = make("tensorrt-11.4", fixed=fixed, width=64)
+    x = np.arange(9 * 64, dtype=np.float32).reshape(9, 64)
+    cuda.log.clear()
+    results = backend.run_device({"x": FakeView(x)}, stream=33)
+    assert cuda.log == ["execute"] * 3 + ["record 33"]
+    assert len(library.contexts) == (1 if fixed else 2)
+    np.testing.assert_array_equal(results["y"].to_host(), 2 * x + 1)
+    np.testing.assert_array_equal(results["z"].to_host(), -x)
+    if fixed:
+        with pytest.raises(InputError, match=r"takes x \(3, 64\), not \(1, 64\)"):
+            backend.run_device({"x": FakeView(x[:7])})
+
+
+@pytest.mark.parametrize(
+    ("consumer", "order"),
+    [({"stream": 44}, ["44 waits for stream 33"]), ({}, ["1 waits for stream 33"]), ({"stream": 33}, [])],
+)
+def test_who_takes_a_result_by_dlpack_waits_for_it_on_the_gpu(
+    make: Any, cuda: FakeCuda, consumer: dict, order: list[str]
+) -> None:
+    backend, _ = make("tensorrt-11.4")
+    result = backend.run_device({"x": FakeView(feed(1))}, stream=33)["y"]
+    cuda.log.clear()
+    assert result.__dlpack_device__() == (2, 0)
+    assert result.__dlpack__(max_version=(1, 0), **consumer).buffer.handle == result.address
+    assert cuda.log == order
+    result.__dlpack__(stream=-1)
+    assert cuda.log == order
+    assert cuda.depth == 0
+
+
+def test_threads_that_end_leave_their_stream_to_others(make: Any, cuda: FakeCuda) -> None:
+    backend, _ = make("tensorrt-11.4")
+    for number in range(5):
+        thread = threading.Thread(target=check, args=(backend, feed(2, start=number)))
+        thread.start()
+        thread.join()
+    assert cuda.streams == 1
 
 
 def test_results_on_the_gpu_come_to_the_host_when_asked(make: Any, cuda: FakeCuda) -> None:
@@ -217,7 +261,7 @@ def test_batches_on_the_gpu_are_one_run_for_each_array(matcher: Any, cuda: FakeC
     assert "sync" not in cuda.log
     np.testing.assert_array_equal(second.flow_on_host(), 2 * feed(3, start=3) + 1)
     np.testing.assert_array_equal(first.flow_on_host(), 2 * feed(1, start=1) + 1)
-    with pytest.raises(InputError, match="batches up to 4"):
+    with pytest.raises(InputError, match="batch 1 to 4"):  # rows of 12 bytes are no addresses for a GPU
         matcher.match(FakeView(feed(9)), FakeView(feed(9)))
 
 
@@ -289,6 +333,7 @@ def test_the_callers_context_and_stream(make: Any, cuda: FakeCuda) -> None:
     ("engine", "options", "message"),
     [
         ({"version": "9.9"}, {}, r"built with tensorrt 9.9, installed is 1.2.3.*cats-build x.onnx"),
+        ({"version": "1.10.0", "version_compatible": True}, {}, r"built with tensorrt 1.10.0, installed is 1.2.3"),
         ({"targets": ["sm86"]}, {}, r"built for sm86 and Fake GPU is sm89.*cats-build x.onnx"),
         ({"network": "other"}, {}, "holds the network network, its sidecar other"),
         ({}, {"device": 1}, "no GPU 1"),
