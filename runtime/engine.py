@@ -183,8 +183,8 @@ def _write(plan: Path, data: bytes, sidecar: str, force: bool) -> None:
             try:
                 first.write_bytes(data)
                 second.write_text(sidecar, "utf-8")
-            except OSError as error:
-                raise InputError(f"cannot write {plan}: {error.strerror}") from error
+            except OSError as problem:
+                raise InputError(f"cannot write {plan}: {problem.strerror}") from problem
             if not force:
                 _check_absent(plan)  # another build may have been quicker
     except BaseException:
