@@ -13,6 +13,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +31,7 @@ from cats.errors import InputError
 from cats.evaluate import evaluate
 from cats.export.exported import ExportedModel, Floats
 from cats.export.forms import build_form
+from cats.export.moments import channel_moments
 from cats.export.pairs import demo_pairs
 from cats.export.precision import to_fp16
 from cats.export.verify import activation_range
@@ -38,17 +40,27 @@ from cats.metadata import Preprocessing
 from cats.model import CATs
 from cats.runtime.doctor import doctor
 from cats.runtime.images import ImageSource, preprocess, read_image
+from cats.starts import start_as_consensus
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent / "tests"))
 
 from reference import SHARED, tamed_goldens  # noqa: E402
 
+
+def consensus() -> CATs:
+    """Where the training of cats-tiny starts."""
+    model = CATs(find_config("tiny").model, backbone_weights="auto")
+    start_as_consensus(model)
+    return model.eval()
+
+
 MODELS: dict[str, Callable[[], CATs]] = {
     "cats-tiny": lambda: load_checkpoint(asset("cats-tiny.pt")).model.eval(),
-    "efficientnet-lite0, zero-started": lambda: CATs(
-        find_config("tiny").model, backbone_weights="auto", zero_start=True
+    "efficientnet-lite0, zero-started, temperature 0.02": lambda: CATs(
+        replace(find_config("tiny").model, temperature=0.02), backbone_weights="auto", zero_start=True
     ).eval(),
+    "efficientnet-lite0, started as consensus": consensus,
     "resnet101, weights of the goldens, bn3 scaled to 0.2": tamed_goldens,
 }
 
@@ -110,8 +122,9 @@ def pixels(flows: list[Floats], expected: list[Floats]) -> dict[str, float]:
 def accuracy(model: CATs, data: str, every: int) -> dict[str, Any]:
     """Figures of one model."""
     built = build_form(model, "split")
-    typed = {kind: to_fp16(exported) for kind, exported in built.items()}
-    matchers = {k: SplitMatcher(m, model.config.preprocessing) for k, m in (("fp32", built), ("fp16", typed))}
+    preprocessing = model.config.preprocessing
+    typed = {kind: to_fp16(file, moments=channel_moments(file, preprocessing)) for kind, file in built.items()}
+    matchers = {k: SplitMatcher(m, preprocessing) for k, m in (("fp32", built), ("fp16", typed))}
     found: dict[str, Any] = {}
     images = list(demo_pairs().images())
     for matcher in matchers.values():

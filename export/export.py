@@ -16,6 +16,7 @@ from cats.data import open_dataset
 from cats.errors import InputError
 from cats.export.forms import FORMS, build_form
 from cats.export.graph import DeploymentOptions
+from cats.export.moments import channel_moments
 from cats.export.onnx_writer import DEFAULT_OPSET
 from cats.export.pairs import PairSource, demo_pairs
 from cats.export.plugin_nodes import has_correlation, use_plugins
@@ -106,7 +107,8 @@ def export_onnx(
     _check_modules(models, float32)
     for kind, exported in models.items():
         if fp16:
-            exported = to_fp16(exported, modules_in(exported, float32))
+            moments = channel_moments(exported, model.config.preprocessing, batch)
+            exported = to_fp16(exported, modules_in(exported, float32), moments)
         if inline:
             exported = inline_functions(exported)
         if plugins and has_correlation(exported):

@@ -29,6 +29,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cats.errors import InputError
 from cats.export.half_correlation import half_correlation
+from cats.export.half_weights import TYPICAL, Moments, round_weights
 
 FLOAT_MODULES = ("correlation", "preprocess", "soft_argmax", "transfer")
 """Modules that stay in float32 whatever happens."""
@@ -81,7 +82,7 @@ _HALF, _FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
 _LARGEST = float(np.finfo(np.float16).max)
 
 
-def to_fp16(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:
+def to_fp16(model: onnx.ModelProto, keep: Collection[str] = (), moments: Moments | None = None) -> onnx.ModelProto:
     """Type a model in float16.
 
     Args:
@@ -89,6 +90,8 @@ def to_fp16(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelPro
             are stored in float16 become float32 first.
         keep: modules to leave in float32, each with all inside it, such as ``feature_extraction.backbone.conv1`` or
             ``decoder.blocks.0.mlp``; ``""`` is what belongs to no module.
+        moments: of the inputs of convolutions (:func:`cats.export.moments.channel_moments`), by which their weights
+            are rounded; of those that are missing something typical is assumed.
 
     Returns:
         A checked model: the same nodes in the same order, and a Cast wherever a value changes its type, named after the
@@ -111,7 +114,7 @@ def to_fp16(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelPro
         if (function.domain, function.name) == _FUNCTION and "correlation" not in keep:
             half |= {node.name for node in graph.node if (node.domain, node.op_type) == _FUNCTION}
             function.CopyFrom(half_correlation(function))
-    _Typing(graph, half).apply()
+    _Typing(graph, half, moments or {}).apply()
     del graph.value_info[:]
     result = onnx.shape_inference.infer_shapes(result, strict_mode=True, data_prop=True)
     onnx.checker.check_model(result, full_check=True)
@@ -236,7 +239,7 @@ def _fits(weight: onnx.TensorProto) -> bool:
 class _Typing:
     """Rewrites a graph so that the nodes in ``half`` read and write float16, and all others what they did before."""
 
-    def __init__(self, graph: onnx.GraphProto, half: set[str]) -> None:
+    def __init__(self, graph: onnx.GraphProto, half: set[str], moments: Moments) -> None:
         self.graph, self.half = graph, half
         self.floats = _types(graph, _FLOAT)
         self.weights = {item.name: item for item in graph.initializer if item.data_type == _FLOAT}
@@ -245,6 +248,11 @@ class _Typing:
         self.nodes: list[onnx.NodeProto] = []
         self.casts: dict[tuple[str, int], str] = {}
         self.renamed: dict[str, str] = {}
+        self.convolutions = {
+            node.input[1]: (node.input[2] if len(node.input) > 2 else "", *moments.get(node.input[0], TYPICAL))
+            for node in reversed(graph.node)  # of a weight that several read, the first counts
+            if node.op_type == "Conv" and node.name in half
+        }
 
     def apply(self) -> None:
         """Rewrite the graph in place."""
@@ -263,10 +271,18 @@ class _Typing:
                 if kinds != {_HALF}:
                     kept.append(item)
                 name = item.name if kinds == {_HALF} else f"{item.name}.half"
-                kept.append(numpy_helper.from_array(numpy_helper.to_array(item).astype(np.float16), name))
+                kept.append(numpy_helper.from_array(self._half_weight(item), name))
             else:
                 kept.append(item)
         _replace(self.graph.initializer, kept)
+
+    def _half_weight(self, item: onnx.TensorProto) -> np.ndarray:
+        values = numpy_helper.to_array(item)
+        if item.name not in self.convolutions:
+            return values.astype(np.float16)
+        name, mean, square = self.convolutions[item.name]
+        bias = numpy_helper.to_array(self.weights[name]) if name in self.weights else None
+        return round_weights(values, bias, mean, square)
 
     def _wanted(self, node: onnx.NodeProto) -> int | None:
         """The type in which a node reads its floats; None leaves them as they come."""
