@@ -21,6 +21,7 @@ from cats.calibration.quantize import RoundedWeights, quantize
 from cats.calibration.ranges import Ranges
 from cats.calibration.sessions import Session
 from cats.errors import InputError
+from cats.export.moments import channel_moments
 from cats.export.precision import half_tensors, to_fp16
 from cats.export.rounding import rounded
 from cats.files import write_text
@@ -89,6 +90,7 @@ class Variants:
         self.options, self.dataset, self.threads, self.state = options or {}, dataset, threads, state
         self.candidates = _half_modules(source.model) if precision == "fp16" else list(modules(source.model))
         self.nodes = _node_names(source.model, self.candidates)
+        self._moments = channel_moments(source.model, source.metadata.preprocessing) if precision == "fp16" else None
         self._feeds: list[Feeds] | None = None
         self._reference: tuple[Any, float, float | None] | None = None
         self._known: dict[tuple[str, ...], Effect] = {}
@@ -102,7 +104,7 @@ class Variants:
         if set(self.candidates) <= set(keep):
             return self.source.model
         if self.precision == "fp16":
-            return to_fp16(self.source.model, sorted(keep))
+            return to_fp16(self.source.model, sorted(keep), self._moments)
         assert self.ranges is not None
         return quantize(
             self.source.model,

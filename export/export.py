@@ -107,7 +107,7 @@ def export_onnx(
     _check_modules(models, float32)
     for kind, exported in models.items():
         if fp16:
-            moments = channel_moments(exported, model.config.preprocessing, batch)
+            moments = channel_moments(exported, model.config.preprocessing)
             exported = to_fp16(exported, modules_in(exported, float32), moments)
         if inline:
             exported = inline_functions(exported)

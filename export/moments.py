@@ -18,12 +18,12 @@ _AXES, _SQUARED = "cats.axes", ".squared"
 _PAIRS = 3  # of the demo: the two photos both ways, and one pair of views
 
 
-def channel_moments(model: onnx.ModelProto, preprocessing: Preprocessing, batch: int | None = None) -> Moments:
+def channel_moments(model: onnx.ModelProto, preprocessing: Preprocessing) -> Moments:
     """Mean and mean square of each channel of each convolution's input, over the first demo pairs; seconds.
 
     Args:
         model: float32, of any kind of ``cats-export``; is not changed.
-        batch: its fixed batch size, None where it is free.
+        preprocessing: of the model.
     """
     inputs = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.op_type == "Conv"))
     if not inputs:
@@ -40,7 +40,11 @@ def channel_moments(model: onnx.ModelProto, preprocessing: Preprocessing, batch:
             graph.node.append(helper.make_node("ReduceMean", [value, _AXES], [result], keepdims=0))
             graph.output.append(helper.make_tensor_value_info(result, TensorProto.FLOAT, None))
     session = Session(watched)
-    results = [session(feeds) for feeds in _feeds([value.name for value in model.graph.input], preprocessing, batch)]
+    batches = {value.name: value.type.tensor_type.shape.dim[0].dim_value or 1 for value in model.graph.input}
+    results = [
+        session({name: np.repeat(value[None], batches[name], axis=0) for name, value in feeds.items()})
+        for feeds in _feeds(list(batches), preprocessing)
+    ]
     means = {name: np.mean([result[name] for result in results], axis=0) for name in results[0]}
     # To three digits, so that another order of sums, on another machine, seldom gives other weights.
     return {name: (_half(means[f"{name}.mean"]), _half(means[f"{name}{_SQUARED}"])) for name in inputs}
@@ -50,8 +54,8 @@ def _half(values: np.ndarray) -> np.ndarray:
     return np.clip(values, -6e4, 6e4).astype(np.float16).astype(np.float64)
 
 
-def _feeds(names: list[str], preprocessing: Preprocessing, batch: int | None) -> list[dict[str, Any]]:
-    """Inputs of the model for each demo pair (or image, where it takes one)."""
+def _feeds(names: list[str], preprocessing: Preprocessing) -> list[dict[str, Any]]:
+    """Inputs of the model, without the batch axis, for each demo pair (or image, where it takes one)."""
     source, found = demo_pairs(_PAIRS), []
     if "points_a" in names:
         for pair in source.images():
@@ -61,4 +65,4 @@ def _feeds(names: list[str], preprocessing: Preprocessing, batch: int | None) ->
         found = [{"image": image} for image in itertools.chain.from_iterable(source.inputs(preprocessing))]
     else:
         found = [dict(zip(("image_a", "image_b"), pair, strict=True)) for pair in source.inputs(preprocessing)]
-    return [{name: np.repeat(value[None], batch or 1, axis=0) for name, value in feeds.items()} for feeds in found]
+    return found

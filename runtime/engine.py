@@ -17,7 +17,7 @@ from typing import Any
 from cats.console import progress
 from cats.errors import BackendError, InputError, ModelFileError
 from cats.files import atomic_path, write_bytes
-from cats.metadata import read_onnx_metadata
+from cats.metadata import Metadata, read_onnx_metadata
 from cats.runtime.backends import CHECKPOINT_SUFFIXES, ENGINE_SUFFIXES
 from cats.runtime.flavours import Flavour, find_flavour
 from cats.runtime.hardware import nvidia
