@@ -15,6 +15,9 @@ products, residual sums and norms of the aggregator. In float32:
   operations;
 - pre-processing and keypoint transfer, which count in pixels.
 
+The weights of convolutions are not rounded to the nearest, but so that their errors cancel
+(:mod:`cats.export.half_weights`): that alone brings the 99th percentile of a model like cats-tiny from 2 to 0.6 px.
+
 Inputs and outputs keep their types. Neither torch nor an inference library is used.
 """
 

@@ -9,6 +9,7 @@ from cats.checkpoints import load_checkpoint
 from cats.configs import find_config
 from cats.export.export import describe, write_model
 from cats.export.forms import build_form
+from cats.export.moments import channel_moments
 from cats.export.pairs import PairSource, demo_pairs
 from cats.export.precision import to_fp16
 from cats.export.verify import verify
@@ -32,7 +33,9 @@ MODELS = {
 def case(request):
     """Name, model in PyTorch, typed pair model."""
     model = MODELS[request.param]()
-    return request.param, model, to_fp16(build_form(model, "pair")["pair"])
+    exported = build_form(model, "pair")["pair"]
+    moments = channel_moments(exported, model.config.preprocessing)
+    return request.param, model, to_fp16(exported, moments=moments)
 
 
 def test_flow_is_within_a_pixel_of_float32(case):
