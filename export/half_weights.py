@@ -14,47 +14,49 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Moments = Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
-"""Name of a convolution's input -> mean and mean square of its channels, each (C,)."""
+Array = NDArray[Any]
+Moments = Mapping[str, tuple[Array, Array]]
+"""Name of a convolution's input -> mean of its channels (C,), and their mean square (C,) or mean products (C, C)."""
 
 TYPICAL = (1.0, 2.0)
 """Mean and mean square of a channel of which nothing is known: of an activation that is seldom negative."""
 
-_CANDIDATES = 64  # weights of one filter that may go to the neighbour which is not the nearest
+_FLIPS = 256  # weights of one filter, at most, that go to the neighbour which is not the nearest
 _ALIKE = 0.9  # correlation of a channel's neighbouring positions
 
 
 def round_weights(
     weight: NDArray[np.float32],
     bias: NDArray[np.float32] | None,
-    mean: NDArray[Any] | float = TYPICAL[0],
-    square: NDArray[Any] | float = TYPICAL[1],
+    mean: Array | float = TYPICAL[0],
+    square: Array | float = TYPICAL[1],
 ) -> NDArray[np.float16]:
     """A convolution's weight in float16.
 
     Args:
         weight: (O, I, ...), O output channels; I is 1 for a depthwise convolution, of O input channels.
         bias: (O,), which is rounded to the nearest elsewhere.
-        mean, square: mean and mean square of the input channels, (I,), for a depthwise convolution (O,); or of all.
+        mean: of the input channels, (I,), for a depthwise convolution (O,); or of all.
+        square: their mean square, or of a 1 x 1 convolution the mean products of every two (I, I).
     """
     rows = weight.reshape(len(weight), -1).astype(np.float64)
-    taps = rows.shape[1] // weight.shape[1]
-    depthwise = weight.shape[1] == 1
-    first, second = (_spread(value, rows.shape, taps, depthwise) for value in (mean, square))
-    spread = np.maximum(second - first**2, 0) + 1e-6 * (second + 1e-6)
     nearest = rows.astype(np.float16)
     error = nearest - rows
     other = np.nextafter(nearest, np.where(error > 0, -np.inf, np.inf).astype(np.float16))
-    step = np.where(np.isfinite(other), other, nearest) - rows - error
-    cost = spread * (1 - _ALIKE * depthwise) * ((error + step) ** 2 - error**2)
+    other = np.where(np.isfinite(other), other, nearest)
     constant = np.zeros(len(rows)) if bias is None else bias.astype(np.float16).astype(np.float64) - bias
-    flips = _flips(
-        (error * first).sum(1) + constant, step * first, error.sum(1), step, spread[:, 0] * _ALIKE * depthwise, cost
-    )
+    step = other - rows - error
+    if np.ndim(square) == 2 and np.shape(square)[0] == rows.shape[1] == weight.shape[1]:
+        flips = _flip_correlated(error, step, constant, np.asarray(mean), np.asarray(square))
+    else:
+        depthwise, taps = weight.shape[1] == 1, rows.shape[1] // weight.shape[1]
+        squares = np.diagonal(square) if np.ndim(square) == 2 else square
+        first, second = (_of_each_weight(value, rows.shape, taps, depthwise) for value in (mean, squares))
+        flips = _flip(error, step, constant, first, np.maximum(second - first**2, 0) + 1e-6 * second, depthwise)
     return np.where(flips, other, nearest).reshape(weight.shape)
 
 
-def _spread(value: NDArray[Any] | float, shape: tuple[int, ...], taps: int, depthwise: bool) -> NDArray[np.float64]:
+def _of_each_weight(value: Array | float, shape: tuple[int, ...], taps: int, depthwise: bool) -> Array:
     """A value of each input channel, or of all, for each weight of each filter."""
     channels = np.asarray(value, np.float64)
     if channels.ndim:
@@ -62,37 +64,51 @@ def _spread(value: NDArray[Any] | float, shape: tuple[int, ...], taps: int, dept
     return np.broadcast_to(channels, shape)
 
 
-def _flips(
-    total: NDArray[Any],
-    step: NDArray[Any],
-    plain_total: NDArray[Any],
-    plain_step: NDArray[Any],
-    plain_weight: NDArray[Any],
-    cost: NDArray[Any],
-) -> NDArray[np.bool_]:
-    """Which weights of each filter (O, n) leave the nearest value, one after the other as each makes the error least.
-
-    The error is ``total ** 2 + plain_weight * plain_total ** 2`` plus the cost of each flip; a flip adds its ``step``
-    to ``total`` and its ``plain_step`` to ``plain_total``.
-    """
-    result = np.zeros(step.shape, bool)
-    count = min(_CANDIDATES, step.shape[1])
-    chosen = np.argpartition(cost, count - 1, axis=1)[:, :count]
-    step, plain_step, cost = (np.take_along_axis(x, chosen, 1) for x in (step, plain_step, cost))
-    flipped = np.zeros(step.shape, bool)
-    rows = np.arange(len(step))
-    for _ in range(count):
-        change = step * (2 * total[:, None] + step) + cost
-        change += plain_weight[:, None] * plain_step * (2 * plain_total[:, None] + plain_step)
+def _flip_correlated(error: Array, step: Array, constant: Array, mean: Array, products: Array) -> NDArray[np.bool_]:
+    """Which weights of each filter (O, n) leave the nearest value by ``step``, one after the other as each makes the
+    mean square of the filter's error least; ``constant`` (O,) is the bias's error."""
+    slope = error @ products + constant[:, None] * mean
+    own = np.diagonal(products)
+    rows, step, flipped = np.arange(len(error)), step.copy(), np.zeros(error.shape, bool)
+    for _ in range(_FLIPS):
+        change = step * (2 * slope + step * own)
         best = change.argmin(1)
         better = change[rows, best] < 0
         if not better.any():
             break
         at = rows[better], best[better]
-        total[better] += step[at]
-        plain_total[better] += plain_step[at]
+        slope[better] += step[at][:, None] * products[best[better]]
         flipped[at] ^= True
-        for values in (step, plain_step, cost):
-            values[at] *= -1  # a further flip goes back
+        step[at] *= -1  # a further flip goes back
+    return flipped
+
+
+def _flip(
+    error: Array, step: Array, constant: Array, mean: Array, variance: Array, depthwise: bool
+) -> NDArray[np.bool_]:
+    """As :func:`_flip_correlated` for channels that vary independently, or in a depthwise filter (O, n) almost alike:
+    ``mean`` and ``variance`` are of the input of each weight."""
+    alike = _ALIKE if depthwise else 0.0
+    shared = alike * variance[:, 0]
+    cost = (1 - alike) * variance * step * (2 * error + step)
+    count = min(_FLIPS // 4, step.shape[1])
+    chosen = np.argpartition(cost, count - 1, axis=1)[:, :count]  # the others are too near to their nearest value
+    total, plain = (error * mean).sum(1) + constant, error.sum(1)
+    cost, moved, step = (np.take_along_axis(x, chosen, 1) for x in (cost, step * mean, step))
+    rows, flipped = np.arange(len(step)), np.zeros(step.shape, bool)
+    for _ in range(count):
+        change = moved * (2 * total[:, None] + moved) + cost
+        change += shared[:, None] * step * (2 * plain[:, None] + step)
+        best = change.argmin(1)
+        better = change[rows, best] < 0
+        if not better.any():
+            break
+        at = rows[better], best[better]
+        total[better] += moved[at]
+        plain[better] += step[at]
+        flipped[at] ^= True
+        for values in (moved, step, cost):
+            values[at] *= -1
+    result = np.zeros(error.shape, bool)
     np.put_along_axis(result, chosen, flipped, 1)
     return result
