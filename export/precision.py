@@ -251,11 +251,11 @@ class _Typing:
         self.nodes: list[onnx.NodeProto] = []
         self.casts: dict[tuple[str, int], str] = {}
         self.renamed: dict[str, str] = {}
-        self.convolutions = {
-            node.input[1]: (node.input[2] if len(node.input) > 2 else "", *moments.get(node.input[0], TYPICAL))
-            for node in reversed(graph.node)  # of a weight that several read, the first counts
-            if node.op_type == "Conv" and node.name in half
-        }
+        self.convolutions: dict[str, tuple[str, Any, Any]] = {}  # weight -> bias, moments of the input
+        for node in reversed(graph.node):  # of a weight that several read, the first counts
+            if node.op_type == "Conv" and node.name in half:
+                mean, square = moments.get(node.input[0], TYPICAL)
+                self.convolutions[node.input[1]] = (node.input[2] if len(node.input) > 2 else "", mean, square)
 
     def apply(self) -> None:
         """Rewrite the graph in place."""
