@@ -40,22 +40,23 @@ def channel_moments(model: onnx.ModelProto, preprocessing: Preprocessing) -> Mom
         square, flat, turned = f"{name}.square", f"{name}.flat", f"{name}.turned"
         graph.node.append(helper.make_node("Mul", [name, name], [square]))
         results = [f"{name}.mean", f"{name}.power"]
-        for value, result in zip((name, square), results, strict=True):
-            graph.node.append(helper.make_node("ReduceMean", [value, _AXES], [result], keepdims=0))
+        for source, target in zip((name, square), results, strict=True):
+            graph.node.append(helper.make_node("ReduceMean", [source, _AXES], [target], keepdims=0))
         if with_products:
             results.append(f"{name}.products")
             graph.node.append(helper.make_node("Reshape", [name, _FLAT], [flat]))
             graph.node.append(helper.make_node("Transpose", [flat], [turned], perm=[0, 2, 1]))
             graph.node.append(helper.make_node("MatMul", [flat, turned], [results[-1]]))
-        graph.output.extend(helper.make_tensor_value_info(result, TensorProto.FLOAT, None) for result in results)
+        graph.output.extend(helper.make_tensor_value_info(target, TensorProto.FLOAT, None) for target in results)
     session = Session(watched)
     batches = {value.name: value.type.tensor_type.shape.dim[0].dim_value or 1 for value in model.graph.input}
     sums: dict[str, Any] = {}
     feeds = _feeds(list(batches), preprocessing)
     for values in feeds:
         found = session({name: np.repeat(value[None], batches[name], axis=0) for name, value in values.items()})
-        for name, value in found.items():
-            sums[name] = sums.get(name, 0) + (value.mean(axis=0) if name.endswith(".products") else value) / len(feeds)
+        for name, result in found.items():
+            part = result.mean(axis=0) if name.endswith(".products") else result
+            sums[name] = sums.get(name, 0) + part / len(feeds)
     moments = {}
     for name, with_products in pointwise.items():
         power = sums[f"{name}.power"]
