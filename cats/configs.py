@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,11 @@ from cats.data.warps import WarpConfig
 from cats.errors import InputError
 from cats.model import CATsConfig
 from cats.starts import STARTS
+
+_NOT_NEGATIVE = (
+    "lr_backbone", "weight_decay", "warmup", "clip", "direct", "direct_share", "direct_epe", "composed", "unmatched",
+    "patience", "seed",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,8 +96,13 @@ class TrainConfig:
             if getattr(self, name) not in known:
                 raise InputError(f"config: {name} is {getattr(self, name)!r}, expected one of {', '.join(known)}")
         for name in ("lr", "batch_size", "accumulate", "epochs", "steps", "validate_every", "sigma"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"config: {name} is {getattr(self, name)}, it must be positive")
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"config: {name} is {getattr(self, name)}, it must be positive and finite")
+        for name in _NOT_NEGATIVE:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"config: {name} is {getattr(self, name)}, it must be finite and not negative")
+        if not all(isinstance(value, (int, float)) and 0 < value < 1 for value in self.milestones):
+            raise InputError(f"config: milestones {self.milestones!r} are not shares of the run, such as 0.7, 0.8")
         if not 0 <= self.ema < 1 or not 0 < self.keep <= 1:
             raise InputError("config: ema must lie in [0, 1) and keep in (0, 1]")
         if not 0 < self.interpolate <= 1 or (self.interpolate < 1 and self.start == "random"):
@@ -145,6 +156,10 @@ def _assign(values: dict[str, Any], path: list[str], value: Any, assignment: str
             raise InputError(f"--set {assignment}: {path[0]} has no part {path[1]!r}")
         _assign(current, path[1:], value, assignment)
         return
+    if isinstance(current, dict):
+        raise InputError(
+            f"--set {assignment}: {path[0]} has parts, set them one by one: {path[0]}.{next(iter(current))}=..."
+        )
     if isinstance(current, float) and type(value) is int:
         value = float(value)
     if type(value) is not type(current):

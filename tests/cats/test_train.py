@@ -253,6 +253,11 @@ def test_overrides(cats_train):
         ('lr="fast"', "takes a float"),
         ("lr=-1", "must be positive"),
         ("amp=fp8", "expected one of off, bf16, fp16"),
+        ("seed=-1", "seed is -1, it must be finite and not negative"),
+        ("composed=NaN", "composed is nan"),
+        ('milestones=["a"]', "not shares of the run"),
+        ('warp={"x": 1}', "warp has parts, set them one by one: warp.rotation="),
+        ("warp.scale=0", "warp.scale is 0.0"),
         ("start=random", "below 1 it needs start=zero or start=consensus"),
     ):
         assert message in cats_train("--config", "tiny", "--set", text, "--print-config").error
