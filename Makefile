@@ -28,8 +28,8 @@ cats-tiny: .venv/done  ## repeat the training of the shipped model (hours on 2 c
 	.venv/bin/python benchmarks/ship_tiny.py runs/cats-tiny/best.pt
 
 bench: .venv/done  ## every backend side by side, into benchmarks/results/; nothing else may run beside it
-	for model in cats-tiny resnet101; do .venv/bin/cats-bench $$model -o benchmarks/results/bench-$$model.json \
-	  --html benchmarks/results/bench-$$model.html || exit; done
+	for model in cats-tiny resnet101; do .venv/bin/cats-bench $$model --int8 $(CATS_SHARED)/data/Caltech-101 \
+	  -o benchmarks/results/bench-$$model.json --html benchmarks/results/bench-$$model.html || exit; done
 
 SOURCES := $(shell git ls-files --cached --others --exclude-standard -- cats export runtime calibration assets benchmarks/suite pyproject.toml setup.py)
 

@@ -141,7 +141,8 @@ def main(trained: Path) -> None:
     zero = trained.with_name("zero-started.pt")
     config = dataclasses.replace(checkpoint.model.config, temperature=CATsConfig.temperature)  # the paper's
     save_checkpoint(zero, CATs(config, backbone_weights="auto", zero_start=True))
-    write_card(checkpoint, zero, half, onnx)
+    subprocess.run([COMMANDS / "cats-export", "--ckpt", zero, "-o", zero.with_suffix(".onnx")], check=True)
+    write_card(checkpoint, zero.with_suffix(".onnx"), half, onnx)
 
 
 if __name__ == "__main__":
