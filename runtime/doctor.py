@@ -82,13 +82,14 @@ def doctor(*, measure: bool = False) -> dict[str, Any]:
         :func:`cats.runtime.fastest.recommend`, None where not measured), ``warnings``.
     """
     findings = [*_onnxruntime(), *(_library(name) for name in BACKENDS if name != "onnxruntime")]
+    runs = any(finding.status == READY for finding in findings)
     return {
         "toolkit": {"cats-toolkit": __version__, "python": platform.python_version(), "platform": platform.platform()},
         "machine": _machine(),
         "packages": {name: _version(name) for name in PACKAGES},
         "backends": [asdict(finding) for finding in findings],
         "choice": _choices(findings),
-        "speed": recommend(asset("cats-tiny.onnx")) if measure and not _on_gpu(findings) else None,
+        "speed": recommend(asset("cats-tiny.onnx")) if measure and runs and not _on_gpu(findings) else None,
         "warnings": _warnings(),
     }
 

@@ -114,6 +114,7 @@ def test_openvino_is_recommended_where_it_is_faster(
     clock = Clock()
     monkeypatch.setattr(fastest, "open_backend", opened)
     monkeypatch.setattr(fastest, "time", clock)
+    monkeypatch.setattr(fastest, "measure_apart", fastest.measure)
     speed, shown = json.loads(cats_doctor("--json").out)["speed"], cats_doctor().out
     assert len(speed["advice"]) == len(expected)
     for line, start in zip(speed["advice"], expected, strict=True):
@@ -126,6 +127,13 @@ def test_the_shipped_model_is_really_timed() -> None:
     assert first.name == "onnxruntime"
     assert first.ms > 1
     assert first.ratio == 1
+
+
+def test_a_library_that_crashes_is_said(tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"junk")
+    found = fastest.recommend(tmp_path / "broken.onnx")
+    assert found["measured"] == []
+    assert found["advice"][0].startswith("no speeds were measured: the process that measures them failed: ")
 
 
 @pytest.mark.usefixtures("no_gpu")
