@@ -28,12 +28,14 @@ SIZE_A, SIZE_B = (320, 192), (330, 200)
 
 
 @pytest.fixture(scope="module")
-def data() -> Iterator[Any]:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """``ray.data`` on a Ray of this process alone."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray = pytest.importorskip("ray")
     pytest.importorskip("ray.data")
+    folder = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("ray"))  # where workers begin: the repository holds another cats/
     path = list(sys.path)
     sys.path[:] = [entry for entry in path if entry != str(TESTS)]  # workers get it, and would find tests/cats there
     ray.init(num_cpus=3, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
@@ -43,6 +45,7 @@ def data() -> Iterator[Any]:
     context.wait_for_min_actors_s = 120  # so that there are two to choose from when one is killed
     yield ray.data
     ray.shutdown()
+    os.chdir(folder)
 
 
 @pytest.fixture(scope="module")
