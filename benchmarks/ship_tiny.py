@@ -26,6 +26,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 ASSETS = REPOSITORY / "assets"
 COMMANDS = Path(sys.executable).parent
 SHARED = Path(os.environ.get("CATS_SHARED", REPOSITORY.parent / "shared")) / "data"
+SEEDS = REPOSITORY / "benchmarks/results/cats-tiny-seeds.json"
 PROTOCOLS = ("corrected", "cats2021", "per-point")
 
 CARD = """\
@@ -84,10 +85,9 @@ def evaluate(model: Path, data: str, *arguments: str) -> dict[str, Any]:
 
 def seeds_text() -> str:
     """What ``benchmarks/tiny_seeds.py`` measured last, or that it was not run."""
-    path = REPOSITORY / "benchmarks/results/cats-tiny-seeds.json"
-    if not path.is_file():
+    if not SEEDS.is_file():
         return "How much other seeds differ has not been measured."
-    found = json.loads(path.read_text())
+    found = json.loads(SEEDS.read_text())
     pck = [run["PCK@0.1 (corrected)"] for run in found["runs"]]
     seeds = ", ".join(str(run["seed"]) for run in found["runs"])
     return (

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,10 +20,9 @@ from cats.checkpoints import load_checkpoint
 from cats.files import write_text
 from cats.runtime.hardware import cpu_name
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-SHARED = Path(os.environ.get("CATS_SHARED", REPOSITORY.parent / "shared")) / "data"
-RESULTS = REPOSITORY / "benchmarks/results/cats-tiny-seeds.json"
-COMMANDS = Path(sys.executable).parent
+sys.path.append(str(Path(__file__).resolve().parent))
+
+from ship_tiny import COMMANDS, SEEDS, SHARED, evaluate
 
 
 def train(folder: Path, seed: int, steps: int) -> dict[str, float]:
@@ -36,8 +34,7 @@ def train(folder: Path, seed: int, steps: int) -> dict[str, float]:
         arguments = [part for setting in settings for part in ("--set", setting)]
         command = [COMMANDS / "cats-train", *data, "--config", "tiny", *arguments, "--output", folder]
         subprocess.run(command, check=True)
-    command = [COMMANDS / "cats-eval", best, "--data", f"warps:{SHARED / 'photos'}", "--json"]
-    dense = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["dense"]
+    dense = evaluate(best, f"warps:{SHARED / 'photos'}")["dense"]
     metrics = load_checkpoint(best).metrics
     return {"seed": seed, "EPE (px)": dense["epe"], **{key: metrics[key] for key in metrics if key != "score"}}
 
@@ -58,7 +55,7 @@ def main() -> None:
         "steps": options.steps,
         "runs": runs,
     }
-    write_text(RESULTS, json.dumps(document, indent=1) + "\n")
+    write_text(SEEDS, json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

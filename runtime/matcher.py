@@ -26,7 +26,6 @@ from cats.runtime.result import Match, confidence_mapping
 from cats.runtime.split import encode_tensors, find_split, fixed_batch, matcher_feeds, open_split
 
 INPUTS = ("image_a", "image_b")
-_GALLERY_BATCH = 8
 _RECENT_IMAGES = 32  # of 0.8 MB each
 FLOW, CONFIDENCE = "flow", "confidence"
 
@@ -167,7 +166,7 @@ class Matcher:
             One match a -> b for each of the gallery, in its order.
         """
         if batch_size is None:
-            batch_size = _GALLERY_BATCH if self.backend.prefers_batches else 1
+            batch_size = self.backend.gallery_batch
         if batch_size < 1:
             raise InputError(f"batch_size {batch_size} must be at least 1")
         first = self._prepare(a)

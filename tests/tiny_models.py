@@ -18,6 +18,19 @@ TINY: dict[str, Any] = {
     "num_heads": 4,
 }
 
+TRAINING: dict[str, Any] = {
+    "model.image_size": 64,
+    "model.feature_size": 4,
+    "model.hyperpixels": "[2,3]",
+    "model.projection_dim": 16,
+    "model.num_heads": 4,
+    "backbone_weights": "none",
+    "batch_size": 2,
+    "validate_every": 2,
+    "steps": 4,
+}
+"""Settings with which a run of ``cats-train`` takes a second."""
+
 
 def tiny_model(**options: Any) -> CATs:
     """A CATs whose batch norms have statistics and whose soft-argmax has width; options as of CATsConfig."""

@@ -88,7 +88,7 @@ class SplitContestant(Contestant):
         start = time.perf_counter()
         gallery = [self.encode(image[None]) for _ in range(min(count, 8))]
         encode_ms = _since(start) / len(gallery) * count
-        batch = 8 if self.matcher.prefers_batches else 1  # as Matcher.match_gallery
+        batch = self.matcher.gallery_batch
         start = time.perf_counter()
         first = self.encode(image[None])
         for begin in range(0, count, batch):

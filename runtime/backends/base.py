@@ -46,6 +46,11 @@ class Backend(ABC):
     min_batch: int = 1
     """Smallest batch of one call. The matcher fills smaller ones up."""
 
+    @property
+    def gallery_batch(self) -> int:
+        """Pairs of one run where one image is matched against many."""
+        return 8 if self.prefers_batches else 1
+
     @abstractmethod
     def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
         """Run the model once on host arrays that fit :attr:`inputs`; returns all outputs by name."""

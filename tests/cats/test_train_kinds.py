@@ -11,6 +11,7 @@ import pytest
 import torch
 from commands import Command, runner
 from datasets import make_image, make_pfpascal, make_spair
+from tiny_models import TRAINING
 from torch import Tensor
 
 from cats import train_cli
@@ -21,19 +22,7 @@ from cats.data.warps import CategoryTriplets, WarpPairs
 from cats.objectives import FlowObjective
 from cats.train import Trainer
 
-SMALL = {
-    "model.image_size": 64,
-    "model.feature_size": 4,
-    "model.hyperpixels": "[2,3]",
-    "model.projection_dim": 16,
-    "model.num_heads": 4,
-    "backbone_weights": "none",
-    "batch_size": 2,
-    "validate_every": 2,
-    "steps": 4,
-    "epochs": 4,
-    "warmup": 0,
-}
+SMALL = {**TRAINING, "epochs": 4, "warmup": 0}
 
 
 def settings(**changes: object) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import make_image
+from tiny_models import TRAINING
 
 from cats.checkpoints import load_checkpoint
 from cats.configs import find_config
@@ -44,19 +45,7 @@ if dist.get_rank() == 0:
     print("equal after", trainer.state.step)
 dist.destroy_process_group()
 """
-SETTINGS = {
-    "model.image_size": 64,
-    "model.feature_size": 4,
-    "model.hyperpixels": "[2,3]",
-    "model.projection_dim": 16,
-    "model.num_heads": 4,
-    "backbone_weights": "none",
-    "batch_size": 2,
-    "amp": "off",
-    "validate_every": 2,
-    "steps": 4,
-    "lr": 1e-4,
-}
+SETTINGS = {**TRAINING, "amp": "off", "lr": 1e-4}
 
 
 @pytest.fixture
