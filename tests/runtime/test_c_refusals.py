@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from c_library import CatsStatusError, CMatcher, Library, image
-from split_onnx import save_split
+from split_onnx import save_split, tiny_split
 from tiny_onnx import save_model, tiny_metadata, tiny_model
 
 from cats.metadata import Preprocessing
@@ -118,6 +118,37 @@ def test_refused_models(library: Library, tmp_path: Path, split: tuple[Path, Pat
     refused(c_library.RUNTIME, "nowhere.so.*CATS_ORT_LIBRARY", library.open, model_file, ort_library=missing)
     libm = b"libm.so.6"
     refused(c_library.RUNTIME, "not ONNX Runtime", library.open, model_file, ort_library=libm)
+
+
+def rename(model: onnx.ModelProto, names: dict[str, str]) -> None:
+    for node in model.graph.node:
+        for side in (node.input, node.output):
+            side[:] = [names.get(name, name) for name in side]
+    for port in (*model.graph.input, *model.graph.output):
+        port.name = names.get(port.name, port.name)
+
+
+def test_split_models_that_leave_an_input_without_a_tensor_are_refused(library: Library, tmp_path: Path) -> None:
+    """Each would hand ONNX Runtime a pointer that nothing was written to."""
+    metadata = {kind: tiny_metadata(kind=kind).to_json() for kind in ("encoder", "matcher")}
+    long = "x" * 256
+    twice, rest = tiny_split()
+    twice.graph.output[1].CopyFrom(twice.graph.output[0])
+    alike, two = tiny_split()  # names that differ after the 256th character only
+    rename(alike, {"features_0": f"{long}0", "appearance": f"{long}1"})
+    rename(two, {"features_0_a": f"{long}_a", "features_0_b": f"{long}_b"})
+    for encoder, matcher in ((twice, rest), (alike, two)):
+        path = save_model(tmp_path / "m.encoder.onnx", encoder, metadata["encoder"])
+        save_model(tmp_path / "m.matcher.onnx", matcher, metadata["matcher"])
+        refused(c_library.MODEL, "do not fit each other at", library.open, path)
+
+
+def test_models_in_memory_are_told_apart(library: Library, split: tuple[Path, Path], model_file: Path) -> None:
+    other = model_file.read_bytes()
+    words = "partner in memory is of kind pair, but the matcher of a split model belongs to the model in memory"
+    data = split[0].read_bytes()
+    refused(c_library.MODEL, words, library.open, data, partner_data=other, partner_size=len(other))
+    refused(c_library.ARGUMENT, "less than 2 GiB", library.open, data, partner_data=other, partner_size=1 << 31)
 
 
 OPEN = """

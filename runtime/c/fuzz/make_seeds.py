@@ -21,9 +21,15 @@ from tiny_onnx import tiny_metadata, tiny_model  # noqa: E402
 
 
 def _model(model, kind: str) -> bytes:  # type: ignore[no-untyped-def]
-    entry = model.metadata_props.add()
+    made = type(model).FromString(model.SerializeToString())
+    entry = made.metadata_props.add()
     entry.key, entry.value = "cats", tiny_metadata(kind=kind).to_json()
-    return b"\x01" + model.SerializeToString()
+    return b"\x01" + made.SerializeToString()
+
+
+def _split(encoder, matcher) -> bytes:  # type: ignore[no-untyped-def]
+    halves = [_model(encoder, "encoder")[1:], _model(matcher, "matcher")[1:]]
+    return b"\x04" + struct.pack("<I", len(halves[0])) + b"".join(halves)
 
 
 def seeds() -> dict[str, bytes]:
@@ -44,8 +50,9 @@ def seeds() -> dict[str, bytes]:
         "model-encoder": _model(encoder, "encoder"),
         "model-matcher": _model(matcher, "matcher"),
     }
-    halves = [result[f"model-{kind}"][1:] for kind in ("encoder", "matcher")]
-    result["split"] = b"\x04" + struct.pack("<I", len(halves[0])) + b"".join(halves)
+    result["split"] = _split(encoder, matcher)
+    encoder.graph.output[1].CopyFrom(encoder.graph.output[0])
+    result["split-twice"] = _split(encoder, matcher)  # one output twice, two inputs that nothing is for
     for number, gap in ((1, 0), (3, 5), (5, -80)):
         result[f"image-{number}"] = b"\x02" + struct.pack("<HHBh", 40, 30, number, gap) + pixels
     for choice in (0x00, 0x07, 0x9F, 0xFF):

@@ -127,7 +127,7 @@ typedef struct cats_options {
   const void *partner_data; /* the other file of a split model in memory, for cats_open_memory */
   size_t partner_size;      /* bytes */
   int64_t max_pixels;       /* larger images are refused; 0: 89478485, as cats-run */
-  int32_t run_pairs;        /* most pairs of one run of a model whose batch is free, which bounds the memory; 0: 8 */
+  int32_t run_pairs;        /* most pairs of one run where the file leaves the batch free, which bounds memory; 0: 8 */
   int32_t reserved;         /* 0 */
 } cats_options;
 
@@ -204,9 +204,9 @@ CATS_API void cats_context_destroy(cats_context *context);
  * CATS_ERROR_BUSY. */
 CATS_API cats_status cats_match(cats_context *context, const cats_image *a, const cats_image *b);
 
-/* Matches a[i] to b[i] for i < count (1 to 1024), cats_options.run_pairs at a time or as many as the file fixes; the
- * results are pairs 0 .. count - 1 of the context. All images are checked before anything runs. Otherwise as
- * cats_match. */
+/* Matches a[i] to b[i] for i < count (1 to 1024), cats_options.run_pairs at a time or as many as the file fixes; a split
+ * model one at a time, encoding an image once where a[i] is a[i - 1]. The results are pairs 0 .. count - 1 of the
+ * context. All images are checked before anything runs. Otherwise as cats_match. */
 CATS_API cats_status cats_match_batch(cats_context *context, const cats_image *const *a, const cats_image *const *b,
                                       size_t count);
 
@@ -280,7 +280,8 @@ typedef struct cats_device_batch {
  * On the stream that the matcher was opened with, the work is only enqueued: outputs are complete when the stream is,
  * and the four buffers must live until then. With any other stream the call waits for it before and for the outputs
  * after. Leaves no result in the context. Returns also CATS_ERROR_STATE (a split model), CATS_ERROR_MODEL (outputs in
- * float16), CATS_ERROR_RUNTIME, CATS_ERROR_BUSY. Unlike cats_match it does not look for values that are not numbers. */
+ * float16), CATS_ERROR_RUNTIME (after which the outputs may hold anything), CATS_ERROR_BUSY. Unlike cats_match it does
+ * not look for values that are not numbers. */
 CATS_API cats_status cats_match_device(cats_context *context, const cats_device_batch *batch);
 
 #ifdef __cplusplus

@@ -53,8 +53,10 @@ cats_status cats_check_pair(cats_matcher *matcher) {
   return check_outputs(matcher, &matcher->batch);
 }
 
-/* The input of the matcher that takes an output of the encoder, for side 'a' or 'b'. */
-static cats_status find_input(cats_matcher *matcher, const cats_port *level, char side, size_t *index) {
+/* The input of the matcher that takes an output of the encoder, for side 'a' or 'b'. taken: of each input, whether
+ * another output goes there already, so that in the end none is left without a tensor. */
+static cats_status find_input(cats_matcher *matcher, const cats_port *level, char side, size_t *index,
+                              unsigned char *taken) {
   cats_session *session = &matcher->matcher;
   char name[280];
   int64_t batch;
@@ -62,17 +64,19 @@ static cats_status find_input(cats_matcher *matcher, const cats_port *level, cha
   cats_port *port = cats_port_find(session->inputs, session->input_count, name);
   cats_status status = cats_port_check(session, port, "input", name, level->shape + 1, level->rank - 1, &batch);
   if (status != CATS_OK) return status;
-  if (port->type != level->type || batch > 1)
+  *index = (size_t)(port - session->inputs);
+  if (port->type != level->type || batch > 1 || taken[*index])
     return cats_fail(CATS_ERROR_MODEL, "%s and %s do not fit each other at %s: export them again, with a dynamic batch",
                      matcher->encoder.name, session->name, name);
-  matcher->batch = batch;
-  *index = (size_t)(port - session->inputs);
+  taken[*index] = 1;
+  if (batch) matcher->batch = batch;
   return CATS_OK;
 }
 
 cats_status cats_check_split(cats_matcher *matcher) {
   cats_session *encoder = &matcher->encoder, *session = &matcher->matcher;
   const cats_metadata *one = &encoder->metadata, *two = &session->metadata;
+  unsigned char taken[CATS_MAX_PORTS] = {0};
   int64_t batch;
   cats_status status = check_image(encoder, "image", &batch);
   if (status != CATS_OK) return status;
@@ -96,8 +100,8 @@ cats_status cats_check_split(cats_matcher *matcher) {
     if (level->rank == 0 || level->shape[0] > 1 || !cats_type_size(level->type) || !cats_port_elements(level))
       return cats_fail(CATS_ERROR_MODEL, "%s: output %s has a shape or type that is not fixed: export the model again",
                        encoder->name, level->name);
-    status = find_input(matcher, level, 'a', &matcher->input_a[i]);
-    if (status == CATS_OK) status = find_input(matcher, level, 'b', &matcher->input_b[i]);
+    status = find_input(matcher, level, 'a', &matcher->input_a[i], taken);
+    if (status == CATS_OK) status = find_input(matcher, level, 'b', &matcher->input_b[i], taken);
     if (status != CATS_OK) return status;
   }
   return check_outputs(matcher, &matcher->batch);

@@ -78,7 +78,7 @@ static cats_status make_environment(cats_matcher *matcher, const cats_options *o
 static cats_status open_partner(cats_matcher *matcher, const OrtSessionOptions *session, const cats_options *options,
                                 const cats_source *source, cats_session *other, const char *expected) {
   char path[PATH_SIZE];
-  cats_source partner = {options->partner_path, options->partner_data, options->partner_size};
+  cats_source partner = {options->partner_path, options->partner_data, options->partner_size, "the partner in memory"};
   const cats_session *first = other == &matcher->encoder ? &matcher->matcher : &matcher->encoder;
   if (partner.path) {
     partner.data = NULL;
@@ -184,7 +184,7 @@ cats_status cats_open(const char *path, const cats_options *options, cats_matche
   if (!matcher) return cats_fail(CATS_ERROR_ARGUMENT, "matcher is NULL: there is nowhere to put the handle");
   *matcher = NULL;
   if (!path) return cats_fail(CATS_ERROR_ARGUMENT, "path is NULL");
-  cats_source source = {path, NULL, 0};
+  cats_source source = {path, NULL, 0, NULL};
   return open_model(&source, options, matcher);
 }
 
@@ -192,9 +192,7 @@ cats_status cats_open_memory(const void *data, size_t size, const cats_options *
   if (!matcher) return cats_fail(CATS_ERROR_ARGUMENT, "matcher is NULL: there is nowhere to put the handle");
   *matcher = NULL;
   if (!data || size == 0) return cats_fail(CATS_ERROR_ARGUMENT, "the model in memory is empty");
-  if (size > (size_t)INT32_MAX)
-    return cats_fail(CATS_ERROR_ARGUMENT, "the model in memory has %zu bytes; an ONNX file has less than 2 GiB", size);
-  cats_source source = {NULL, data, size};
+  cats_source source = {NULL, data, size, "the model in memory"};
   return open_model(&source, options, matcher);
 }
 

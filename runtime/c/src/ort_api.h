@@ -2,7 +2,7 @@
  *
  * OrtGetApiBase()->GetApi(N) returns a table of function pointers. Positions in it never change between releases, which
  * is what ONNX Runtime guarantees to programs built against an older version; those used here exist since API 11.
- * abi/check_ort_header.c compares positions and types with a real header where there is one.
+ * abi/check_ort_header.c compares positions, types and constants with a real header where there is one.
  */
 #ifndef CATS_ORT_API_H
 #define CATS_ORT_API_H
@@ -26,7 +26,16 @@ typedef struct OrtModelMetadata OrtModelMetadata;
 typedef struct OrtIoBinding OrtIoBinding;
 typedef struct OrtCUDAProviderOptionsV2 OrtCUDAProviderOptionsV2;
 
-/* Values of ONNX Runtime's enumerations. */
+/* ONNX Runtime's enumerations: no value of theirs is negative or large, so an int is passed alike. */
+#ifndef ORT_API_VERSION /* of the real header, which check_ort_header.c includes beforehand */
+typedef int OrtLoggingLevel;
+typedef int GraphOptimizationLevel;
+typedef int ExecutionMode;
+typedef int OrtAllocatorType;
+typedef int OrtMemType;
+typedef int ONNXTensorElementDataType;
+#endif
+
 #define CATS_ORT_LOG_FATAL 4
 #define CATS_ORT_OPTIMIZE_ALL 99
 #define CATS_ORT_SEQUENTIAL 0
@@ -38,7 +47,7 @@ typedef struct OrtCUDAProviderOptionsV2 OrtCUDAProviderOptionsV2;
 /* X(position, result, name, parameters) of every entry in use. */
 #define CATS_ORT_ENTRIES(X)                                                                                            \
   X(2, const char *, GetErrorMessage, (const OrtStatus *))                                                             \
-  X(3, OrtStatus *, CreateEnv, (int, const char *, OrtEnv **))                                                         \
+  X(3, OrtStatus *, CreateEnv, (OrtLoggingLevel, const char *, OrtEnv **))                                             \
   X(7, OrtStatus *, CreateSession, (const OrtEnv *, const char *, const OrtSessionOptions *, OrtSession **))           \
   X(8, OrtStatus *, CreateSessionFromArray,                                                                            \
     (const OrtEnv *, const void *, size_t, const OrtSessionOptions *, OrtSession **))                                  \
@@ -46,9 +55,9 @@ typedef struct OrtCUDAProviderOptionsV2 OrtCUDAProviderOptionsV2;
     (OrtSession *, const OrtRunOptions *, const char *const *, const OrtValue *const *, size_t, const char *const *,   \
      size_t, OrtValue **))                                                                                             \
   X(10, OrtStatus *, CreateSessionOptions, (OrtSessionOptions **))                                                     \
-  X(13, OrtStatus *, SetSessionExecutionMode, (OrtSessionOptions *, int))                                              \
+  X(13, OrtStatus *, SetSessionExecutionMode, (OrtSessionOptions *, ExecutionMode))                                    \
   X(22, OrtStatus *, SetSessionLogSeverityLevel, (OrtSessionOptions *, int))                                           \
-  X(23, OrtStatus *, SetSessionGraphOptimizationLevel, (OrtSessionOptions *, int))                                     \
+  X(23, OrtStatus *, SetSessionGraphOptimizationLevel, (OrtSessionOptions *, GraphOptimizationLevel))                  \
   X(24, OrtStatus *, SetIntraOpNumThreads, (OrtSessionOptions *, int))                                                 \
   X(30, OrtStatus *, SessionGetInputCount, (const OrtSession *, size_t *))                                             \
   X(31, OrtStatus *, SessionGetOutputCount, (const OrtSession *, size_t *))                                            \
@@ -59,12 +68,12 @@ typedef struct OrtCUDAProviderOptionsV2 OrtCUDAProviderOptionsV2;
   X(39, OrtStatus *, CreateRunOptions, (OrtRunOptions **))                                                             \
   X(41, OrtStatus *, RunOptionsSetRunLogSeverityLevel, (OrtRunOptions *, int))                                         \
   X(49, OrtStatus *, CreateTensorWithDataAsOrtValue,                                                                   \
-    (const OrtMemoryInfo *, void *, size_t, const int64_t *, size_t, int, OrtValue **))                                \
+    (const OrtMemoryInfo *, void *, size_t, const int64_t *, size_t, ONNXTensorElementDataType, OrtValue **))          \
   X(55, OrtStatus *, CastTypeInfoToTensorInfo, (const OrtTypeInfo *, const OrtTensorTypeAndShapeInfo **))              \
-  X(60, OrtStatus *, GetTensorElementType, (const OrtTensorTypeAndShapeInfo *, int *))                                 \
+  X(60, OrtStatus *, GetTensorElementType, (const OrtTensorTypeAndShapeInfo *, ONNXTensorElementDataType *))           \
   X(61, OrtStatus *, GetDimensionsCount, (const OrtTensorTypeAndShapeInfo *, size_t *))                                \
   X(62, OrtStatus *, GetDimensions, (const OrtTensorTypeAndShapeInfo *, int64_t *, size_t))                            \
-  X(68, OrtStatus *, CreateMemoryInfo, (const char *, int, int, int, OrtMemoryInfo **))                                \
+  X(68, OrtStatus *, CreateMemoryInfo, (const char *, OrtAllocatorType, int, OrtMemType, OrtMemoryInfo **))            \
   X(76, OrtStatus *, AllocatorFree, (OrtAllocator *, void *))                                                          \
   X(78, OrtStatus *, GetAllocatorWithDefaultOptions, (OrtAllocator **))                                                \
   X(92, void, ReleaseEnv, (OrtEnv *))                                                                                  \

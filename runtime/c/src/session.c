@@ -98,11 +98,13 @@ cats_status cats_session_open(cats_session *session, const cats_ort *ort, const 
                               const OrtSessionOptions *options, const cats_source *source) {
   OrtAllocator *allocator = NULL;
   session->ort = ort;
-  const char *name = source->path ? source->path : "the model in memory";
+  const char *name = source->path ? source->path : source->name;
   size_t length = strlen(name), room = sizeof session->name - 1;
   /* The end of a long path says more than its beginning. */
   snprintf(session->name, sizeof session->name, "%s%s", length > room ? "..." : "",
            length > room ? name + length - room + 3 : name);
+  if (!source->path && source->size > (size_t)INT32_MAX)
+    return cats_fail(CATS_ERROR_ARGUMENT, "%s has %zu bytes; an ONNX file has less than 2 GiB", name, source->size);
   cats_status status = source->path ? check_file(source->path) : CATS_OK;
   if (status != CATS_OK) return status;
   status = check(session, source->path

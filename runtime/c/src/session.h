@@ -26,11 +26,12 @@ typedef struct {
   size_t input_count, output_count;
 } cats_session;
 
-/* Where a model comes from: a path, or data of size bytes. */
+/* Where a model comes from: a path, or data of size bytes, which `name` stands for in messages. */
 typedef struct {
   const char *path;
   const void *data;
   size_t size;
+  const char *name;
 } cats_source;
 
 /* Loads a model, its metadata and the names, types and shapes of what goes in and out. */
