@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -236,6 +237,17 @@ def tensorrt_flags() -> list[str]:
 def test_engine_example_compiles() -> None:
     source = ROOT / "examples" / "run_engine.cpp"
     compile_c(["g++", "-std=c++17", *STRICT, "-fsyntax-only", *c_library.INCLUDE, *tensorrt_flags(), source])
+
+
+def test_engine_example_compiles_with_the_real_cuda_header() -> None:
+    """Triton, which comes with torch, brings the CUDA runtime's; TensorRT's is the stand-in."""
+    triton = importlib.util.find_spec("triton")
+    cuda = Path(triton.origin or "").parent / "backends" / "nvidia" / "include" if triton else Path()
+    if not (cuda / "cuda_runtime_api.h").is_file() or shutil.which("g++") is None:
+        pytest.skip("no triton with cuda_runtime_api.h, or no g++")
+    includes = ["-isystem", cuda, "-isystem", Path(__file__).parent / "c" / "tensorrt_standin"]
+    source = ROOT / "examples" / "run_engine.cpp"
+    compile_c(["g++", "-std=c++17", *STRICT, "-fsyntax-only", *c_library.INCLUDE, *includes, source])
 
 
 def build_engine_example(folder: Path, includes: list[str], *more: str) -> Path:

@@ -110,7 +110,7 @@ class Engine {
     if (!context_) throw std::runtime_error(plan + ": no execution context: " + logger_.last);
     stream_ = std::make_unique<Stream>();
     const std::size_t image = 3u * metadata_.width * metadata_.height, cells = std::size_t(metadata_.grid) * metadata_.grid;
-    const nvinfer1::Dims4 shape{1, 3, metadata_.height, metadata_.width};
+    const nvinfer1::Dims shape{4, {1, 3, metadata_.height, metadata_.width}};
     for (const char *name : {"image_a", "image_b"}) {
       if (!context_->setInputShape(name, shape)) throw std::runtime_error(plan + " does not take one pair at a time");
       bind(plan, name, image);
@@ -134,8 +134,9 @@ class Engine {
     download(*buffers_[2], result.flow);
     download(*buffers_[3], result.confidence);
     check(cudaStreamSynchronize(*stream_), "the GPU");
-    for (float value : result.flow)
-      if (!std::isfinite(value)) throw std::runtime_error("values that are not numbers: build the engine in fp32");
+    for (const auto *values : {&result.flow, &result.confidence})
+      for (float value : *values)
+        if (!std::isfinite(value)) throw std::runtime_error("values that are not numbers: build the engine in fp32");
     return result;
   }
 
