@@ -42,7 +42,7 @@ static size_t mutate(uint8_t *data, size_t size, const uint8_t *other, size_t ot
   static const uint8_t telling[] = {0, 1, 0x7F, 0x80, 0xFF, '"', '{', '[', ',', 'e', '-', '9', '\\'};
   size_t at = 1 + below(size - 1), length = 1 + below(16), from = 1 + below(other_size - 1);
   if (length > size - at) length = size - at;
-  switch (next() % 7) {
+  switch (next() % 8) {
     case 0:
       data[at] ^= (uint8_t)(1u << below(8));
       break;
@@ -62,6 +62,9 @@ static size_t mutate(uint8_t *data, size_t size, const uint8_t *other, size_t ot
     case 5: /* from another seed */
       if (length > other_size - from) length = other_size - from;
       memcpy(data + at, other + from, length);
+      break;
+    case 6: /* from elsewhere in this one, so that names repeat */
+      memmove(data + at, data + 1 + below(size - length), length);
       break;
     default:
       return at + below(size - at) + 1 > 2 ? at + 1 : size; /* cut off */
