@@ -35,6 +35,8 @@ Then `add_subdirectory(third_party/cats)` and `target_link_libraries(app cats::c
 
 - `cmake -S third_party/cats -B build -DCATS_BUILD_EXAMPLES=ON && cmake --build build`
 
+- `export CATS_ORT_LIBRARY=$(python -m cats.runtime.c --onnxruntime)` or the folder of a release archive of ONNX Runtime
+
 - `build/examples/cats-match third_party/cats/model/cats-tiny.onnx a.jpg b.jpg`
 """
 
