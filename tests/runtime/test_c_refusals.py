@@ -143,6 +143,39 @@ def test_split_models_that_leave_an_input_without_a_tensor_are_refused(library: 
         refused(c_library.MODEL, "do not fit each other at", library.open, path)
 
 
+HIDDEN = """
+<ir_version: 10, opset_import: ["": 18]>
+hidden (float[N,3,256,256] image_a, float[N,3,256,256] image_b) => (float[N,2,16,16] flow, float[N,16,16] confidence) {
+  sum = ReduceSum<keepdims=0>(image_a)
+  number = Cast<to=7>(sum)
+  nothing = Mul(number, zero)
+  flow_shape = Add(flow_sides, nothing)
+  flow = Expand(one, flow_shape)
+  map_shape = Add(map_sides, nothing)
+  confidence = Expand(one, map_shape)
+}
+"""
+
+
+@pytest.mark.parametrize(("side", "batch"), [(16, 1), (64, 1), (15, 1), (16, 2), (16, 0)])
+def test_shapes_that_a_run_gives_against_its_word_are_refused(
+    library: Library, tmp_path: Path, texture: np.ndarray, side: int, batch: int
+) -> None:
+    """Nothing is written beyond the buffers, which are as large as the file says."""
+    model = onnx.parser.parse_model(HIDDEN)
+    sides = {"flow_sides": [batch, 2, side, side], "map_sides": [batch, side, side]}
+    for name, value in {"zero": np.int64(0), "one": np.float32([1]), **sides}.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), name))
+    opened = library.open(save_model(tmp_path / "m.onnx", model, tiny_metadata().to_json()))
+    if (side, batch) == (16, 1):
+        opened.match(image(texture), image(texture))
+        assert (opened.flow() == 1).all()
+    else:
+        refused(c_library.RUNTIME, "ONNX Runtime", opened.match, image(texture), image(texture))
+        assert library.raw.cats_pair_count(opened.context) == 0
+    opened.close()
+
+
 def test_models_in_memory_are_told_apart(library: Library, split: tuple[Path, Path], model_file: Path) -> None:
     other = model_file.read_bytes()
     words = "partner in memory is of kind pair, but the matcher of a split model belongs to the model in memory"
