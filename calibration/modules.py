@@ -98,11 +98,26 @@ class Graph:
         }
         return [
             node
+            for node in self._products()
+            if [reader.op_type for reader in self.consumers[node.output[0]]] == ["Softmax"]
+            and widths.get(node.output[0], 0) >= _MANY_TOKENS
+        ]
+
+    def attention_values(self) -> list[onnx.NodeProto]:
+        """Products of attention weights and values, in graph order: what reads the softmax of each score.
+
+        Their module is the attention, whose ``v`` computed their second input.
+        """
+        weights = {self.consumers[node.output[0]][0].output[0] for node in self.attention_scores()}
+        return [node for node in self._products() if node.input[0] in weights]
+
+    def _products(self) -> list[onnx.NodeProto]:
+        """Matrix products of two values that depend on the inputs."""
+        return [
+            node
             for node in self.model.graph.node
             if node.op_type == "MatMul"
             and all(name in self.producer and self.constant(name) is None for name in node.input)
-            and [reader.op_type for reader in self.consumers[node.output[0]]] == ["Softmax"]
-            and widths.get(node.output[0], 0) >= _MANY_TOKENS
         ]
 
     def _is_quantizable(self, node: onnx.NodeProto) -> bool:

@@ -97,7 +97,7 @@ def quantize(
     plan = _Plan(graph, {node.name for node in chosen}, choose)
     if target == "cpu":
         plan.everything_around()
-        plan.scores(keep)
+        plan.attention(keep)
     else:
         plan.inputs_only()
     inputs = {name: item.channels for name, item in ranges.tensors.items() if item.channels is not None}
@@ -192,16 +192,18 @@ class _Plan:
                     self._add(name, node)
                 self._add(self._end(node.output[0]), None)
 
-    def scores(self, keep: Collection[str]) -> None:
-        """Products of queries and keys whose layers are quantized; the key takes the place of a weight."""
-        for node in self.graph.attention_scores():
-            module = module_of(node)
-            if is_kept(module, keep) or any(is_kept(f"{module}.{part}", keep) for part in "qk"):
-                continue
-            query, key = node.input
-            self._add(query, node)
-            self.points[key] = self.choose(key, symmetric=True)
-            self.readers[key] = {node.name}
+    def attention(self, keep: Collection[str]) -> None:
+        """Products of queries and keys, and of weights and values, whose layers are quantized; the key or the value
+        takes the place of a weight."""
+        for nodes, parts in ((self.graph.attention_scores(), "qk"), (self.graph.attention_values(), "v")):
+            for node in nodes:
+                module = module_of(node)
+                if is_kept(module, keep) or any(is_kept(f"{module}.{part}", keep) for part in parts):
+                    continue
+                left, right = node.input
+                self._add(left, node)
+                self.points[right] = self.choose(right, symmetric=True)
+                self.readers[right] = {node.name}
 
     def _chosen(self) -> list[onnx.NodeProto]:
         return [node for node in self.graph.model.graph.node if node.name in self.chosen]

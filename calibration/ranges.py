@@ -350,7 +350,7 @@ def observed_tensors(model: onnx.ModelProto) -> dict[str, int | None]:
                 for reader in graph.consumers[name]
                 if reader.op_type in ("Relu", "Clip", "Add", "MaxPool") and reader.output[0] not in found
             ]
-    for node in graph.attention_scores():
+    for node in (*graph.attention_scores(), *graph.attention_values()):
         for name in node.input:
             found.setdefault(name, None)
     return found

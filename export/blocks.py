@@ -73,6 +73,9 @@ class Block(PublishedBlock):
 class HeadAttention(nn.Module):
     """Self-attention with one weight per query, key and value and the scale folded into the query's.
 
+    Only the query has a bias: the key's adds the same to all scores of a query, which the softmax takes away, and the
+    value's, whose weights sum to one, is part of the bias of the output projection.
+
     Args:
         attention: the module it replaces.
         levels: 0 for attention among the tokens of a sequence; otherwise the number L of levels, and attention runs
@@ -82,30 +85,26 @@ class HeadAttention(nn.Module):
     def __init__(self, attention: Attention, levels: int = 0):
         super().__init__()
         self.heads, self.levels = attention.num_heads, levels
-        weight, bias = attention.qkv.weight, attention.qkv.bias
-        dim = weight.shape[1]
-        self.width = dim // self.heads
-        factors = (self.width**-0.5, 1.0, 1.0)
-        self.q, self.k, self.v = (
-            Linear((w * factor).t(), b * factor)
-            for w, b, factor in zip(weight.split(dim), bias.split(dim), factors, strict=True)
-        )
-        self.proj = Linear.of(attention.proj)
+        q, k, v = attention.qkv.weight.detach().chunk(3)
+        q_bias, _, v_bias = attention.qkv.bias.detach().chunk(3)
+        self.width = len(q) // self.heads
+        scale = self.width**-0.5
+        self.q, self.k, self.v = Linear(q.t() * scale, q_bias * scale), Linear(k.t(), None), Linear(v.t(), None)
+        weight, bias = attention.proj.weight.detach(), attention.proj.bias.detach()
+        self.proj = Linear(weight.t(), bias + weight @ v_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(S, T, D) -> (S, T, D)."""
         tokens, dim = x.shape[1:]
         shape: tuple[int, ...] = (-1, tokens, self.heads, self.width)
         order: tuple[int, ...] = (0, 2, 1, 3)
-        key_order: tuple[int, ...] = (0, 2, 3, 1)
         back: tuple[int, ...] = (0, 2, 1, 3)
         if self.levels:
             shape = (-1, self.levels, *shape[1:])
-            order, key_order, back = (0, 2, 3, 1, 4), (0, 2, 3, 4, 1), (0, 3, 1, 2, 4)
-        q = self.q(x).reshape(shape).permute(order)
-        k = self.k(x).reshape(shape).permute(key_order)
-        v = self.v(x).reshape(shape).permute(order)
-        x = ((q @ k).softmax(dim=-1) @ v).permute(back).reshape(-1, tokens, dim)
+            order, back = (0, 2, 3, 1, 4), (0, 3, 1, 2, 4)
+        q, k, v = (layer(x).reshape(shape).permute(order) for layer in (self.q, self.k, self.v))
+        # Keys are turned by themselves, so that ONNX Runtime leaves that to the product.
+        x = ((q @ k.transpose(-1, -2)).softmax(dim=-1) @ v).permute(back).reshape(-1, tokens, dim)
         return self.proj(x)
 
 

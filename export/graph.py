@@ -36,8 +36,9 @@ class DeploymentOptions:
         fused_correlation: the operator ``cats::Correlation``: the L2 norm scales the product, and the mutual filter
             multiplies by inverse maxima, instead of dividing features and volume element by element.
         constant_position: positional embedding as a constant, its appearance half together with the projection's bias.
-        split_heads: one weight each for query, key and value, the scale in the query's weight; the regrouping of
-            tokens by levels is part of the transposes that heads need.
+        split_heads: one weight each for query, key and value, the scale in the query's weight, the value's bias in the
+            output projection's and none for the key; the regrouping of tokens by levels is part of the transposes that
+            heads need.
         mean_first: in the last pass the mean over the levels is taken before the last two linear layers instead of
             after them, with which it commutes.
         moments: mean and variance of the soft-argmax by one product with constant coordinates.
