@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 from cats.calibration.modules import Graph, module_of
 
-STRENGTH = 0.4
+STRENGTH = 0.6
 """Exponent of the activation's magnitude; that of the weight's is one minus it."""
 
 Factors = dict[str, NDArray[np.float32]]

@@ -8,8 +8,8 @@ placements:
     a residual sum reads one branch quantized. ONNX Runtime and OpenVINO run it too.
 ``cpu``
     asymmetric uint8 activations, also behind each convolution and residual sum, so that ONNX Runtime runs the backbone
-    in integers throughout: an activation that clips at zero then costs nothing. Products of queries and keys are
-    integers too. OpenVINO runs it; TensorRT, which has no zero points, refuses it.
+    in integers throughout: an activation that clips at zero then costs nothing. Products of queries and keys, and of
+    attention weights and values, are integers too. OpenVINO runs it; TensorRT, which has no zero points, refuses it.
 
 Everything but convolutions and linear layers stays float32: L2 norm, mutual filter, softmax, soft-argmax, LayerNorm,
 residual stream of the aggregator.

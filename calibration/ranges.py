@@ -331,8 +331,9 @@ class Ranges:
 def observed_tensors(model: onnx.ModelProto) -> dict[str, int | None]:
     """Values whose ranges quantization may need -> axis of their channels, where these are of interest.
 
-    Inputs and outputs of quantizable nodes, the activation behind them, residual sums, and queries and keys. Channels
-    matter of what a quantizable node reads: axis 1 for a convolution, the last one for a linear layer.
+    Inputs and outputs of quantizable nodes, the activation behind them, residual sums, and the factors of
+    attention's products. Channels matter of what a quantizable node reads: axis 1 for a convolution, the last one for a
+    linear layer.
     """
     graph = Graph(model)
     found: dict[str, int | None] = {}

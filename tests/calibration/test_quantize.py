@@ -144,16 +144,21 @@ def test_onnxruntime_computes_in_integers(quantized, tmp_path):
     assert kinds["QLinearAdd"] > 0
 
 
-def test_queries_times_keys_follow_their_layers(source, ranges, quantized):
-    def scores(model):
+def test_products_of_attention_follow_their_layers(source, ranges, quantized):
+    def products(model):
         graph = Graph(model)
-        products = [n for n in model.graph.node if n.op_type == "MatMul" and module_of(n).endswith(".attn")]
-        reads = [[graph.producer[name].op_type == "DequantizeLinear" for name in n.input] for n in products]
-        return [any(flags) for flags in reads], [all(flags) for flags in reads]
+        nodes = [n for n in model.graph.node if n.op_type == "MatMul" and module_of(n).endswith(".attn")]
+        reads = [[graph.producer[name].op_type == "DequantizeLinear" for name in n.input] for n in nodes]
+        assert all(len(set(flags)) == 1 for flags in reads)  # both inputs or none
+        return [flags[0] for flags in reads]
 
-    assert scores(quantized["int8", "cpu"]) == ([True, False] * 2, [True, False] * 2)  # both passes; not by the values
-    assert scores(quantized["int8", "any"])[0] == [False] * 4
-    assert scores(quantize(source.model, ranges, target="cpu", keep=["decoder.blocks.0.attn.k"]))[0] == [False] * 4
+    def kept(part):
+        return products(quantize(source.model, ranges, target="cpu", keep=[f"decoder.blocks.0.attn.{part}"]))
+
+    assert products(quantized["int8", "cpu"]) == [True, True] * 2  # scores and values, both passes
+    assert products(quantized["int8", "any"]) == [False, False] * 2
+    assert kept("k") == kept("q") == [False, True] * 2
+    assert kept("v") == [True, False] * 2
 
 
 def test_onnxruntime_leaves_kept_convolutions_alone(source, ranges, tmp_path):
