@@ -16,7 +16,7 @@ from cats.data.samples import PairDataset
 from cats.errors import InputError, require
 from cats.evaluate import count_matches, evaluate, evaluate_warps, resolve_protocols
 from cats.evaluation_results import Evaluation
-from cats.files import write_text
+from cats.files import check_destination, write_text
 from cats.pck import DEFAULT_ALPHAS, PRESET_NAMES, Protocol
 from cats.runtime.backends import BACKENDS
 from cats.runtime.images import quiet_pillow
@@ -138,6 +138,10 @@ def main_command(
 ) -> None:
     """Measure PCK of MODEL on annotated pairs; the protocol is part of every figure."""
     quiet_pillow()
+    check_destination(output, (".json",))
+    check_destination(per_pair, (".csv",))
+    if figures is not None and figures.exists() and not figures.is_dir():
+        raise InputError(f"cannot write figures into {figures}: it is not a folder")
     alphas = tuple(alpha or DEFAULT_ALPHAS)
     options = {"provider": provider, "device": device, "threads": threads}
     if parse_data(data, (*KINDS, "warps"))[0] == "warps":

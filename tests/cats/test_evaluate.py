@@ -327,6 +327,10 @@ def test_command_draws_the_figures(cats_eval: Command, checkpoint: Path, onnx_fi
         (["none.pt", "--data", "DATA", "--provider", "tensorrt"], "runs on the provider cpu or cuda"),
         (["none.pt", "--data", "DATA", "--provider", "cpu", "--device", "0"], "leave it out with --provider cpu"),
         (["none.pt", "--data", "DATA", "--hyperpixels", "a"], "is not a list of numbers"),
+        # told before the work, so before the model that is missing too
+        (["none.pt", "--data", "DATA", "-o", "no/x.json"], "cannot write no/x.json: the folder no does not exist"),
+        (["none.pt", "--data", "DATA", "--per-pair", "x.txt"], "its name must end in .csv"),
+        (["none.pt", "--data", "DATA", "--figures", __file__], "it is not a folder"),
     ],
 )
 def test_command_refuses_bad_input_in_one_line(
