@@ -164,7 +164,9 @@ def _read(file: Path) -> dict[str, Any]:
             f"code: it refers to {found[1]}"
         ) from error
     except Exception as error:  # torch.load also raises zip, EOF, OS, key and runtime errors
-        raise CheckpointError(f"cannot read checkpoint {file}: {str(error).splitlines()[0][:200]}") from error
+        # A key error is a byte that the unpickler does not know; it says nothing to a person.
+        text = "" if isinstance(error, KeyError) else str(error).partition("\n")[0][:200]
+        raise CheckpointError(f"cannot read checkpoint {file}: {text or 'it is not a file of PyTorch'}") from error
     if not isinstance(document, dict):
         raise CheckpointError(f"{file} holds a {type(document).__name__}, not a checkpoint")
     return document

@@ -31,8 +31,9 @@ for _name in ("stdout", "stderr"):  # closed by the caller, as some services do
     if getattr(sys, _name) is None:
         setattr(sys, _name, open(os.devnull, "w"))  # noqa: SIM115
 
-stderr = Console(stderr=True, highlight=False)
-stdout = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE)
+# Without emoji, which rich would put for the ":x:" of a path or a message.
+stderr = Console(stderr=True, highlight=False, emoji=False)
+stdout = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE)
 
 
 def note(message: str) -> None:

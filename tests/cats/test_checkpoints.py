@@ -122,9 +122,10 @@ def test_other_files_are_refused_clearly(document, message, tmp_path):
 
 
 def test_unreadable_and_unwritable(tmp_path):
-    (tmp_path / "x.pt").write_text("not a checkpoint")
-    with pytest.raises(CheckpointError, match=r"x\.pt"):
-        load_checkpoint(tmp_path / "x.pt")
+    for text in ("not a checkpoint", "junk\n", ""):
+        (tmp_path / "x.pt").write_text(text)
+        with pytest.raises(CheckpointError, match=r"x\.pt.* [a-z]{2}"):
+            load_checkpoint(tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="does not exist"):
         load_checkpoint(tmp_path / "none.pt")
     with pytest.raises(CheckpointError, match=r"without model_best\.pth"):
