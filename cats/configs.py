@@ -1,4 +1,4 @@
-"""Training configurations as data: the paper's settings, and the one that made ``cats-tiny``.
+"""Training configurations as data: the paper's settings, the one that made ``cats-tiny``, and a short one for warps.
 
 ``cats-train --config NAME --print-config`` prints one; ``--set key=value`` overrides any field, dotted for the nested
 ones (``--set model.depth=2 --set warp.rotation=40``).
@@ -139,11 +139,26 @@ class TrainConfig:
         return TrainConfig.from_dict(values)  # checked once all are in: some only fit together
 
 
+def differences(saved: dict[str, Any], given: dict[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two :meth:`TrainConfig.to_dict`, one text for each setting."""
+    found = []
+    for key in sorted({*saved, *given}):
+        old, new = saved.get(key), given.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key} was {old!r}, not {new!r}")
+    return found
+
+
 def _parse(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
         return text
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", list: "a list"}
 
 
 def _assign(values: dict[str, Any], path: list[str], value: Any, assignment: str) -> None:
@@ -163,7 +178,7 @@ def _assign(values: dict[str, Any], path: list[str], value: Any, assignment: str
     if isinstance(current, float) and type(value) is int:
         value = float(value)
     if type(value) is not type(current):
-        raise InputError(f"--set {assignment}: {path[0]} takes a {type(current).__name__}, like {current!r}")
+        raise InputError(f"--set {assignment}: {path[0]} takes {_KINDS[type(current)]}, like {current!r}")
     values[path[0]] = value
 
 
@@ -178,6 +193,25 @@ _TINY = CATsConfig(
     temperature=0.15,  # of the start, whose correlation is a sum over neighbours
 )
 
+_TINY_RUN = TrainConfig(
+    model=_TINY,
+    start="consensus",
+    freeze="all",
+    lr=1e-3,
+    batch_size=4,
+    steps=1500,
+    schedule="cosine",
+    warmup=50,
+    clip=1.0,
+    ema=0.99,
+    amp="bf16",
+    direct=0.15,
+    direct_share=1.0,
+    direct_epe=2.0,
+    interpolate=0.7,
+    validate_every=500,
+)
+
 CONFIGS: dict[str, TrainConfig] = {
     "spair": TrainConfig(),
     "spair-frozen": TrainConfig(freeze="authors"),
@@ -186,23 +220,10 @@ CONFIGS: dict[str, TrainConfig] = {
     "spair-dino": TrainConfig(model=CATsConfig(backbone="vit_base_patch16_224.dino", hyperpixels=(4, 6, 8, 9, 10, 11))),
     "pfpascal": TrainConfig(model=CATsConfig(hyperpixels=_PFPASCAL)),
     "pfpascal-frozen": TrainConfig(model=CATsConfig(hyperpixels=_PFPASCAL), freeze="authors"),
-    "tiny": TrainConfig(
-        model=_TINY,
-        start="consensus",
-        freeze="all",
-        lr=1e-3,
-        batch_size=4,
-        steps=1500,
-        schedule="cosine",
-        warmup=50,
-        clip=1.0,
-        ema=0.99,
-        amp="bf16",
-        direct=0.15,
-        direct_share=1.0,
-        direct_epe=2.0,
-        interpolate=0.7,
-        validate_every=500,
+    "tiny": _TINY_RUN,
+    # Short, on warps alone: with the rate and the batch of tiny, noise in the gradients uses up most of 200 updates.
+    "tiny-warps": dataclasses.replace(
+        _TINY_RUN, lr=5e-4, warmup=10, batch_size=8, steps=200, interpolate=1.0, validate_every=50
     ),
 }
 

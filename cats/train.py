@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 
 from cats import __version__
 from cats.checkpoints import save_checkpoint, save_document
-from cats.configs import TrainConfig
+from cats.configs import TrainConfig, differences
 from cats.console import note, progress
 from cats.errors import BackendError, CatsError, CheckpointError, InputError
 from cats.files import write_text
@@ -125,18 +125,23 @@ class Trainer:
         self._open_folder(resume)
         try:
             self._train()
-        except KeyboardInterrupt:
-            kept = (
-                f"{self.output} holds the state of the last validation, go on from there with --resume"
-                if self.resume_file.is_file()
-                else f"nothing was saved yet, the first validation comes after step {self.config.validate_every}"
-            )
-            self._say(f"stopped after step {self.state.step}; {kept}")
+        except (KeyboardInterrupt, InputError):  # a full disk and an unreadable photo are InputErrors
+            if self.state.step:
+                self._say(f"stopped after step {self.state.step}; {self._kept()}")
             raise
         if self.rank == 0 and self._tensorboard() is not None:
             self._tensorboard().flush()
         self._say(f"best score {self.state.best_score:.2f} at step {self.state.best_step}: {self.output / 'best.pt'}")
         return self.output / "best.pt"
+
+    def _kept(self) -> str:
+        """What the folder holds of a run that stopped before its end, and how to go on."""
+        if self.resume_file.is_file():
+            return f"{self.output} holds the state of the last validation, go on from there with --resume"
+        best = self.output / "best.pt"
+        if best.is_file():
+            return f"{best} holds the best weights, but no state to go on from was saved"
+        return f"nothing was saved yet, that comes with the validation every {self.config.validate_every} steps"
 
     def _train(self) -> None:
         if self.state.step == 0 and self.rank == 0:
@@ -316,8 +321,12 @@ class Trainer:
             document = torch.load(self.resume_file, map_location=self.device, weights_only=True)
         except Exception as error:  # torch.load raises pickle, zip, EOF and runtime errors
             raise CheckpointError(f"cannot read {self.resume_file}: {error}") from error
-        if document["config"] != self.config.to_dict() or document["steps"] != self.steps:
-            raise InputError(f"{self.resume_file} belongs to another configuration; resume with the same options")
+        changed = differences(document["config"], self.config.to_dict())
+        if changed or document["steps"] != self.steps:
+            what = "; ".join(changed) or f"its data made {document['steps']} updates, not {self.steps}"
+            raise InputError(
+                f"{self.resume_file} belongs to another configuration: {what}. Resume with the same options"
+            )
         self.model.load_state_dict(document["model"])
         if self.averaged is not None:
             self.averaged.load_state_dict(document["averaged"])
@@ -347,7 +356,7 @@ class Trainer:
                     writer.writerow(["step", *logs])
                 writer.writerow([self.state.step, *(repr(value) for value in logs.values())])
         except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror}; go on with --resume") from error
+            raise InputError(f"cannot write {path}: {error.strerror}") from error
         self._plot(logs)
 
     def _plot(self, values: dict[str, float]) -> None:

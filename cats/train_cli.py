@@ -31,6 +31,8 @@ Examples:
 
 - `torchrun --nproc-per-node 4 -m cats.train_cli --data spair:SPair-71k --config spair --device cuda` four GPUs
 
+- `cats-train --data warps:photos/ --config tiny-warps` any photos, known warps of them, minutes on a CPU
+
 - `cats-train --config tiny --set model.depth=2 --print-config`
 """
 
@@ -60,12 +62,9 @@ def train(
     Returns:
         Path of the best checkpoint.
     """
-    import torch
-
     from cats.train import Trainer
 
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise BackendError(f"--device {device}: PyTorch {torch.__version__} sees no GPU here; use --device cpu")
+    _check_device(device)
     dataset, objective, steps = _training_data(data, config)
     return Trainer(
         config,
@@ -78,6 +77,19 @@ def train(
         workers=workers,
         description={"data": _described(data), "validation": _described(validation or data)},
     ).run(resume=resume)
+
+
+def _check_device(device: str) -> None:
+    """Raise :class:`InputError` for what is no device, :class:`BackendError` for a GPU that is not there."""
+    import torch
+
+    kind, _, index = device.partition(":")
+    if device != "cpu" and not (kind == "cuda" and (index.isdecimal() or device == "cuda")):
+        raise InputError(f"--device {device}: expected cpu, cuda or cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise BackendError(f"--device {device}: PyTorch {torch.__version__} sees no GPU here; use --device cpu")
+    if index and int(index) >= torch.cuda.device_count():
+        raise BackendError(f"--device {device}: PyTorch sees {torch.cuda.device_count()} GPUs here, counted from 0")
 
 
 def _training_data(data: str, config: TrainConfig) -> tuple[Any, Any, int]:

@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,7 +102,8 @@ def test_a_run_is_never_overwritten_and_resumes_only_itself(photos, tmp_path, ca
     base = ("--data", f"warps:{photos}", "--config", "tiny", "-o", tmp_path / "run")
     assert cats_train(*base, *settings(steps=4)).code == 0
     assert "already holds a run" in cats_train(*base, *settings(steps=4)).error
-    assert "another configuration" in cats_train(*base, "--resume", *settings(steps=4, lr=0.5)).error
+    error = cats_train(*base, "--resume", *settings(steps=4, lr=0.5, **{"model.depth": 1})).error
+    assert "another configuration: lr was 0.001, not 0.5; model.depth was 2, not 1. Resume with" in error
     assert "nothing to resume" in cats_train(*base[:-1], tmp_path / "other", "--resume", *settings(steps=4)).error
 
 
@@ -194,6 +196,34 @@ def test_full_disk_leaves_the_last_good_checkpoint(photos, tmp_path, monkeypatch
     assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
 
 
+def test_a_disk_that_really_is_full(photos, tmp_path):
+    """In a file system of its own that has room for one state and a half: the second one cannot be written."""
+    folder, kept = tmp_path / "run", tmp_path / "kept"
+    mounted = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
+    words = ["--data", f"warps:{photos}", "--config", "tiny", "--workers", "0", "-o", str(folder / "small")]
+    command = [sys.executable, "-m", "cats.train_cli", *words, *settings(steps=12)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    whole = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert whole.returncode == 0, whole.stderr
+    best, resume = ((folder / "small" / name).stat().st_size for name in ("best.pt", "resume.pt"))
+    shutil.rmtree(folder / "small")
+    mount = f"mount -t tmpfs -o size={2 * best + 3 * resume // 2} tmpfs {folder}"
+    if not shutil.which("unshare") or subprocess.run([*mounted, mount], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here (unshare --mount --map-root-user)")
+    script = f'{mount} && {{ "$@"; code=$?; cp -a {folder}/small {kept}; exit $code; }}'
+    done = subprocess.run([*mounted, script, "sh", *command], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    said, error = done.stderr.splitlines()[-2:]
+    assert "stopped after step 8" in said
+    assert "go on from there with --resume" in said
+    assert error.startswith("error: cannot write ")
+    assert "No space left on device" in error
+    assert load_checkpoint(kept / "best.pt").training["step"] in (4, 8)
+    assert torch.load(kept / "resume.pt", weights_only=True)["progress"]["step"] == 4
+    assert not [path for path in kept.iterdir() if path.name.startswith(".")]
+
+
 def test_ctrl_c_says_how_to_go_on(photos, tmp_path):
     folder = tmp_path / "run"
     words = ["--data", f"warps:{photos}", "--config", "tiny", "-o", str(folder), *settings(steps=100_000)]
@@ -250,7 +280,7 @@ def test_overrides(cats_train):
     for text, message in (
         ("depth=2", "unknown key 'depth'"),
         ("lr", "expected key=value"),
-        ('lr="fast"', "takes a float"),
+        ('lr="fast"', "lr takes a number"),
         ("lr=-1", "must be positive"),
         ("amp=fp8", "expected one of off, bf16, fp16"),
         ("seed=-1", "seed is -1, it must be finite and not negative"),
@@ -271,6 +301,9 @@ def test_overrides(cats_train):
         (("--data", "warps:/nonexistent"), "not a folder of photos"),
         (("--config", "huge", "--data", "warps:x"), "unknown configuration 'huge'"),
         (("--data", "spair:/nonexistent"), "nonexistent"),
+        (("--data", "warps:x", "--device", "tpu"), "--device tpu: expected cpu, cuda or cuda:N"),
+        (("--data", "warps:x", "--device", "cuda:x:"), "--device cuda:x:: expected"),  # which rich would make an emoji
+        (("--data", "warps:x", "--set", "steps=1.5"), "steps takes a whole number"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, cats_train):
@@ -287,10 +320,11 @@ def test_200_steps_on_warps_lower_the_validation_error_by_a_quarter(tmp_path, ca
     from reference import shared
 
     data = ("--data", f"warps:{shared('data', 'Caltech-101')}", "--val", f"warps:{shared('data', 'photos')}")
-    given = ("--set", "interpolate=1", "--set", "steps=200", "--set", "validate_every=200")
-    done = cats_train(*data, "--config", "tiny", "-o", tmp_path / "run", *given)
+    done = cats_train(*data, "--config", "tiny-warps", "-o", tmp_path / "run")
     assert done.code == 0, done.err
-    checkpoint = load_checkpoint(tmp_path / "run" / "best.pt")
-    before, after = (metrics["EPE (px)"] for metrics in (checkpoint.training["start"], checkpoint.metrics))
+    state = torch.load(tmp_path / "run" / "resume.pt", weights_only=True)["progress"]
+    assert state["step"] == 200
+    before, after = (metrics["EPE (px)"] for metrics in (state["start"], state["metrics"]))
+    print(done.err)
     print(f"EPE on warps of other photos: {before:.2f} px before, {after:.2f} px after 200 updates")
     assert after < 0.75 * before
