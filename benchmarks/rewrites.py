@@ -81,7 +81,7 @@ def report(name: str, files: dict[str, Path], times: dict[str, Any], threads: in
     for step, path in files.items():
         gain, total = (ratio_interval(times[step], times[other]) for other in (before, "naive"))
         text = "naive: all off" if step == "naive" else f"`{step}`: {TEXTS[step]}" if step in TEXTS else ""
-        text = text or "`onnxruntime`: fused attention and norms (`--for onnxruntime`)"
+        text = text or "`onnxruntime`: fused attention (`--for onnxruntime`)"
         cells = [f"{part['median']:.3f} ({part['low']:.3f} - {part['high']:.3f})" for part in (gain, total)]
         size = path.stat().st_size / 1e6
         lines.append(f"| {text} | {np.median(times[step]):.1f} | {cells[0]} | {cells[1]} | {size:.1f} |")

@@ -6,12 +6,11 @@ MLP follows in :mod:`cats.export.graph`, which may take the mean over the levels
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cats.export.ort_ops import multi_head_attention, skip_layer_norm
+from cats.export.ort_ops import multi_head_attention
 from cats.export.rewrites import Linear, store_transposed
-from cats.model import Attention, Mlp, MultiscaleBlock
+from cats.model import Attention, MultiscaleBlock
 
 
 def make_block(block: MultiscaleBlock, levels: int, *, split_heads: bool, onnxruntime: bool) -> nn.Module:
@@ -61,7 +60,7 @@ class Block(PublishedBlock):
 
     def __init__(self, block: MultiscaleBlock, levels: int):
         super().__init__(block, levels)
-        self.attn = HeadAttention(block.attn)
+        self.attn: nn.Module = HeadAttention(block.attn)
         if levels > 1:
             self.attn_multiscale = HeadAttention(block.attn_multiscale, levels)
 
@@ -108,46 +107,16 @@ class HeadAttention(nn.Module):
         return self.proj(x)
 
 
-class OrtBlock(nn.Module):
-    """With operators of ONNX Runtime: fused attention among positions, and residual sums inside the norms."""
+class OrtBlock(Block):
+    """With ONNX Runtime's fused attention among positions."""
 
     def __init__(self, block: MultiscaleBlock, levels: int):
-        super().__init__()
-        self.levels = levels
-        self.norm1, self.attn = block.norm1, OrtAttention(block.attn)
-        self.norm2, self.mlp = SkipNorm(block.norm2), block.mlp
-        if levels > 1:
-            self.norm4, self.mlp2 = SkipNorm(block.norm4), OrtMlp(block.mlp2)
-            self.norm3 = SkipNorm(block.norm3)
-            self.attn_multiscale = HeadAttention(block.attn_multiscale, levels)
-            self.multiscale_offset = _without_bias(self.attn_multiscale.proj)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B * L, N, D) to two of that shape: the residual stream, and its last norm."""
-        part, offset = self.attn(self.norm1(x)), self.attn.offset
-        if self.levels > 1:
-            normed, x = self.norm4(x, part, offset)
-            normed, x = self.norm3(x, self.mlp2(normed), self.mlp2.offset)
-            part, offset = self.attn_multiscale(normed), self.multiscale_offset
-        normed, x = self.norm2(x, part, offset)
-        return x, normed
-
-
-class SkipNorm(nn.Module):
-    """LayerNorm of a residual sum, and the sum."""
-
-    def __init__(self, norm: nn.LayerNorm):
-        super().__init__()
-        self.weight, self.bias, self.epsilon = norm.weight, norm.bias, norm.eps
-
-    def forward(self, x: Tensor, part: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-        """x and part (S, T, D), offset (D), to the norm of ``x + part + offset`` and that sum."""
-        normed, total = skip_layer_norm(x, part, self.weight, self.bias, offset, self.epsilon)
-        return normed, total
+        super().__init__(block, levels)
+        self.attn = OrtAttention(block.attn)
 
 
 class OrtAttention(nn.Module):
-    """Self-attention by one operator, without the bias of its output projection, which is ``offset``."""
+    """Self-attention by one operator."""
 
     def __init__(self, attention: Attention):
         super().__init__()
@@ -155,28 +124,7 @@ class OrtAttention(nn.Module):
         self.q, self.k, self.v = (Linear(w.t(), None) for w in attention.qkv.weight.chunk(3))
         self.qkv_bias = nn.Parameter(attention.qkv.bias.detach().clone(), requires_grad=False)
         self.proj = Linear.of(attention.proj)
-        self.offset = _without_bias(self.proj)
 
     def forward(self, x: Tensor) -> Tensor:
         """(S, T, D) -> (S, T, D)."""
         return self.proj(multi_head_attention(self.q(x), self.k(x), self.v(x), self.qkv_bias, self.heads))
-
-
-class OrtMlp(nn.Module):
-    """An MLP without the bias of its second layer, which is ``offset``."""
-
-    def __init__(self, mlp: Mlp):
-        super().__init__()
-        self.fc1, self.fc2 = Linear.of(mlp.fc1), Linear.of(mlp.fc2)
-        self.offset = _without_bias(self.fc2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D)."""
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
-def _without_bias(layer: Linear) -> nn.Parameter:
-    """Take the bias out of a layer."""
-    bias, layer.bias = layer.bias, None
-    assert bias is not None
-    return bias

@@ -42,8 +42,8 @@ class DeploymentOptions:
         mean_first: in the last pass the mean over the levels is taken before the last two linear layers instead of
             after them, with which it commutes.
         moments: mean and variance of the soft-argmax by one product with constant coordinates.
-        onnxruntime: operators that only ONNX Runtime has (:mod:`cats.export.ort_ops`); off, because no other library
-            reads such a file. Takes the place of ``split_heads``.
+        onnxruntime: the attention that only ONNX Runtime has (:mod:`cats.export.ort_ops`); off, because no other
+            library reads such a file. Takes the place of ``split_heads``.
     """
 
     fold_batch_norm: bool = True

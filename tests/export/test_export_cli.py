@@ -91,7 +91,7 @@ def test_for_onnxruntime(export, checkpoint, tmp_path):
     assert export("--ckpt", checkpoint, "--for", "onnxruntime").code == 0
     assert read_onnx_metadata(tmp_path / "best.onnx").extra == {"runtime": "onnxruntime"}
     operators = {(node.domain, node.op_type) for node in onnx.load(tmp_path / "best.onnx").graph.node}
-    assert {("com.microsoft", "MultiHeadAttention"), ("com.microsoft", "SkipLayerNormalization")} <= operators
+    assert ("com.microsoft", "MultiHeadAttention") in operators
 
 
 @pytest.fixture
