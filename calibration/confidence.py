@@ -350,7 +350,12 @@ def plot_reliability(fit: ConfidenceFit, path: str | Path) -> None:
         sizes = np.array([count for _, _, count in bins], float)
         axes.plot([c for c, _, _ in bins], [share for _, share, _ in bins], color="C0")
         axes.scatter(
-            [c for c, _, _ in bins], [share for _, share, _ in bins], 10 + 300 * sizes / sizes.sum(), color="C0"
+            [c for c, _, _ in bins],
+            [share for _, share, _ in bins],
+            10 + 300 * sizes / sizes.sum(),
+            color="C0",
+            clip_on=False,
+            zorder=3,
         )
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", title=f"{name}: ECE {figures['ece']:.3f}")
         axes.set_ylabel(f"share within {ALPHA:g} of the side")
