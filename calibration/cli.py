@@ -9,6 +9,7 @@ import typer
 
 from cats.console import execute, new_app, note, print_json
 from cats.errors import InputError, VerificationError
+from cats.files import check_destination
 
 app = new_app()
 
@@ -178,8 +179,7 @@ def main_command(
         raise InputError("--keep belongs to quantizing: leave it out here")
     destination = output or Path(f"{model.name.removesuffix('.onnx')}.{kind}.onnx")
     for path in (destination, ranges, state, plot):
-        if path is not None and not path.parent.is_dir():
-            raise InputError(f"cannot write {path}: there is no folder {path.parent}")
+        check_destination(path)
     if destination.exists() and model.exists() and destination.samefile(model):
         raise InputError(f"{destination} is the model itself: give another -o")
     if find_divergence:

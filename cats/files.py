@@ -41,12 +41,12 @@ def atomic_path(destination: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def check_destination(path: Path | None, suffixes: tuple[str, ...]) -> None:
-    """Raise :class:`InputError` for what cannot be written, before the work: a file of another suffix, a folder, or a
-    file in a folder that is missing or protected."""
+def check_destination(path: Path | None, suffixes: tuple[str, ...] | None = None) -> None:
+    """Raise :class:`InputError` for what cannot be written, before the work: a file of another suffix (None takes any),
+    a folder, or a file in a folder that is missing or protected."""
     if path is None:
         return
-    if path.suffix.lower() not in suffixes:
+    if suffixes is not None and path.suffix.lower() not in suffixes:
         raise InputError(f"cannot write {path}: its name must end in {', '.join(suffixes)}")
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder")

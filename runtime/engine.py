@@ -16,7 +16,7 @@ from typing import Any
 
 from cats.console import progress
 from cats.errors import BackendError, InputError, ModelFileError
-from cats.files import atomic_path, write_bytes
+from cats.files import atomic_path, check_destination, write_bytes
 from cats.metadata import Metadata, read_onnx_metadata
 from cats.runtime.backends import CHECKPOINT_SUFFIXES, ENGINE_SUFFIXES
 from cats.runtime.flavours import Flavour, find_flavour
@@ -136,11 +136,8 @@ def _check_paths(source: Path, plan: Path, timing_cache: str | Path | None) -> N
         raise ModelFileError(f"{source} is a checkpoint: export it first, cats-export --ckpt {source} --fp16")
     if plan.suffix.lower() not in ENGINE_SUFFIXES:
         raise InputError(f"{plan}: the name of an engine ends in {' or '.join(ENGINE_SUFFIXES)}")
-    for path in (plan, timing_cache):
-        if path is not None and not Path(path).parent.is_dir():
-            raise InputError(f"cannot write {path}: there is no folder {Path(path).parent}")
-        if path is not None and Path(path).is_dir():
-            raise InputError(f"cannot write {path}: it is a folder")
+    check_destination(plan)
+    check_destination(None if timing_cache is None else Path(timing_cache))
 
 
 def _check_absent(plan: Path) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from cats.console import execute, new_app, note, print_json, stdout, table
 from cats.errors import InputError, VerificationError, require
-from cats.files import write_text
+from cats.files import check_destination, write_text
 
 app = new_app()
 
@@ -77,8 +77,7 @@ def main_command(
     if int8 is not None and not int8.is_dir():
         raise InputError(f"--int8 {int8}: there is no such folder of photos")
     for written in (output, html):
-        if written is not None and not written.parent.is_dir():
-            raise InputError(f"cannot write {written}: there is no folder {written.parent}")
+        check_destination(written)
     if html is not None:
         require("matplotlib", extra="bench", purpose="draw the report's plots")
     plan = Plan(

@@ -117,7 +117,7 @@ def test_refusals(command, tmp_path):
     (tmp_path / "bad.json").write_text('{"format": 1}')
     assert "is not a result of cats-bench" in command("--compare", tmp_path / "bad.json", tmp_path / "bad.json").error
     assert "neither a checkpoint nor one of" in command(tmp_path / "none.pt").error
-    assert "there is no folder" in command("-o", tmp_path / "no" / "r.json").error
+    assert "does not exist" in command("-o", tmp_path / "no" / "r.json").error
     assert "--batches" in command("--batches", "1,x").error
     assert "does not exist" in command("--file", tmp_path / "none.onnx").error
     assert "no such folder of photos" in command("--int8", tmp_path / "none").error

@@ -137,7 +137,7 @@ def test_wrong_inputs(calibrate, float_file, photos, ranges, tmp_path):
     assert "give one of" in calibrate(float_file).error
     assert "not --images and --pairs" in calibrate(float_file, "--images", photos, "--pairs", "x.csv").error
     assert "int4" in calibrate(float_file, "--from-ranges", "r.json", "--precision", "int4").error
-    assert "there is no folder" in calibrate(float_file, "--images", photos, "-o", "nowhere/x.onnx").error
+    assert "folder nowhere does not exist" in calibrate(float_file, "--images", photos, "-o", "nowhere/x.onnx").error
     assert "decoder.x" in calibrate(float_file, "--from-ranges", "r.json", "--keep", "decoder.x").error
     assert not list(tmp_path.glob("*.onnx"))
 
