@@ -212,7 +212,7 @@ def main_command(
         else:
             answer = search(variants, bound, by=by)
             verified = commands.write_answer(variants, answer, destination)
-            commands.show_search(answer, as_json=as_json)
+            commands.show_search(answer, variants.candidates, as_json=as_json)
             if not verified:
                 raise VerificationError(
                     f"{destination} meets the bound, but its flow differs from the float model's by more than the "

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from cats.calibration.calibrate import FloatModel, calibrate, load_float_model, measure_ranges, write_quantized
 from cats.calibration.inputs import PairSet, demo_pairs, pairs_from_data
+from cats.calibration.modules import condensed
 from cats.calibration.ranges import Ranges
 from cats.calibration.search import Bound, SearchResult
 from cats.calibration.sensitivity import Sensitivity
@@ -133,8 +135,8 @@ def show_sensitivity(result: Sensitivity, *, as_json: bool) -> None:
     stdout.print(table(f"{result.precision}, {result.pairs} pairs, {result.source}", columns, rows))
 
 
-def show_search(result: SearchResult, *, as_json: bool) -> None:
-    """Print the answer and the Pareto front, or JSON."""
+def show_search(result: SearchResult, names: Collection[str], *, as_json: bool) -> None:
+    """Print the answer and the Pareto front, or JSON; ``names`` are all modules that were searched among."""
     if as_json:
         print_json(result.to_dict())
         return
@@ -146,7 +148,7 @@ def show_search(result: SearchResult, *, as_json: bool) -> None:
     stdout.print(
         table(f"Pareto front in ONNX Runtime on this CPU; float model {result.float_ms:.2f} ms", columns, rows)
     )
-    note(f"kept in float32: {', '.join(result.keep) or 'nothing'}")
+    note(f"kept in float32: {', '.join(condensed(result.keep, names)) or 'nothing'}")
     note(
         f"p99 {result.effect.p99_px:.3f} px on {result.pairs} pairs, {result.source}; "
         f"{result.measured} variants measured"

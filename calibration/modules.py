@@ -43,6 +43,18 @@ def is_kept(module: str, keep: Collection[str]) -> bool:
     return any(module == name or module.startswith(f"{name}.") for name in keep)
 
 
+def condensed(kept: Collection[str], names: Collection[str]) -> list[str]:
+    """The fewest beginnings of paths that keep (:func:`is_kept`) just these of all modules, in their order."""
+    found: list[str] = []
+    for module in kept:
+        if is_kept(module, found):
+            continue
+        parts = module.split(".")
+        beginnings = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+        found.append(next(b for b in beginnings if all(name in kept for name in names if is_kept(name, [b]))))
+    return found
+
+
 class Graph:
     """Look-ups in a model's main graph, made once.
 

@@ -20,7 +20,7 @@ from cats.calibration.confidence import (
 )
 from cats.calibration.divergence import find_divergence
 from cats.calibration.inputs import pairs_from_images
-from cats.calibration.modules import modules
+from cats.calibration.modules import condensed, is_kept, modules
 from cats.calibration.quantize import quantize
 from cats.calibration.search import Bound, search
 from cats.calibration.sensitivity import measure_sensitivity
@@ -240,6 +240,15 @@ def test_mixed_precision_by_name(calibrate, float_file, photos):
     assert metadata.precision == ("mixed" if metadata.calibration["kept"] else "int8")
     assert "kept in float32" in done.err
     assert "search of its own" in calibrate(float_file, "--precision", "mixed", "--sensitivity").error
+
+
+def test_kept_modules_are_named_by_the_fewest_beginnings():
+    names = ["stem", "blocks.1.a", "blocks.1.b", "blocks.10.a", "blocks.10.b", "head.a", "head.b"]
+    kept = ["stem", "blocks.1.a", "blocks.1.b", "blocks.10.b", "head.a", "head.b"]
+    short = condensed(kept, names)
+    assert short == ["stem", "blocks.1", "blocks.10.b", "head"]
+    assert [name for name in names if is_kept(name, short)] == kept
+    assert condensed([], names) == []
 
 
 def test_wrong_inputs_of_studies(calibrate, float_file, photos, tmp_path):
