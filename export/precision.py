@@ -9,10 +9,10 @@ products, residual sums and norms of the aggregator. In float32:
 - softmaxes, and sums over many values; a LayerNormalization in float16 accumulates in float32 by definition
   (``stash_type`` 1);
 - the refined scores, soft-argmax, flow and confidence: the temperature of 0.02 multiplies a score's error by 50;
-- the backbone's first layers, down to half the image's size: they have few channels, and filters whose weights cancel,
-  so that rounding does not average out, and all else depends on them. With them in float16 the flow of cats-tiny
-  differs by five times as much (99th percentile over 12 pairs of PF-WILLOW 3.4 px, else 0.65 px); they are few
-  operations;
+- the backbone's first layers, down to those that read maps of half the image's size: they have few channels and filters
+  whose weights cancel, so that rounding does not average out, and all else depends on them. With them in float16 the
+  flow of cats-tiny differs by five times as much (99th percentile over 12 pairs of PF-WILLOW 3.4 px, else 0.65 px);
+  they are few operations;
 - pre-processing and keypoint transfer, which count in pixels.
 
 The weights of convolutions are not rounded to the nearest, but so that their errors cancel
@@ -218,7 +218,7 @@ def _score_nodes(graph: onnx.GraphProto) -> set[str]:
 
 
 def _large_map_nodes(graph: onnx.GraphProto) -> set[str]:
-    """Nodes of the backbone that make feature maps of half the image's size or more."""
+    """Nodes of the backbone that make or read feature maps of half the image's size or more."""
     sizes = {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim][2:]
         for value in (*graph.value_info, *graph.input, *graph.output)
@@ -230,7 +230,7 @@ def _large_map_nodes(graph: onnx.GraphProto) -> set[str]:
         return set()
     height, width = image
     large = {name for name, (rows, columns) in sizes.items() if 2 * rows >= height > 0 or 2 * columns >= width > 0}
-    return {node.name for node in inside if large.intersection(node.output)}
+    return {node.name for node in inside if large.intersection((*node.input, *node.output))}
 
 
 def _fits(weight: onnx.TensorProto) -> bool:
