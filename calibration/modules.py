@@ -98,39 +98,30 @@ class Graph:
         """Nodes that can be quantized, in graph order."""
         return [node for node in self.model.graph.node if self._is_quantizable(node)]
 
-    def attention_scores(self) -> list[onnx.NodeProto]:
-        """Products of queries and keys over many tokens, in graph order: what a softmax alone reads.
-
-        Their module is the attention, whose ``q`` and ``k`` computed their inputs.
+    def attention_products(self) -> list[tuple[onnx.NodeProto, str]]:
+        """Matrix products of attention over many tokens, in graph order, each with the letters of the layers whose
+        results it multiplies: queries and keys ``qk``, which a softmax alone reads, and its weights and the values
+        ``v``. Their module is the attention, which has those layers.
         """
         widths = {
             value.name: value.type.tensor_type.shape.dim[-1].dim_value
             for value in self.model.graph.value_info
             if len(value.type.tensor_type.shape.dim)
         }
-        return [
-            node
-            for node in self._products()
-            if [reader.op_type for reader in self.consumers[node.output[0]]] == ["Softmax"]
-            and widths.get(node.output[0], 0) >= _MANY_TOKENS
-        ]
-
-    def attention_values(self) -> list[onnx.NodeProto]:
-        """Products of attention weights and values, in graph order: what reads the softmax of each score.
-
-        Their module is the attention, whose ``v`` computed their second input.
-        """
-        weights = {self.consumers[node.output[0]][0].output[0] for node in self.attention_scores()}
-        return [node for node in self._products() if node.input[0] in weights]
-
-    def _products(self) -> list[onnx.NodeProto]:
-        """Matrix products of two values that depend on the inputs."""
-        return [
-            node
-            for node in self.model.graph.node
-            if node.op_type == "MatMul"
-            and all(name in self.producer and self.constant(name) is None for name in node.input)
-        ]
+        found: list[tuple[onnx.NodeProto, str]] = []
+        weights: set[str] = set()
+        for node in self.model.graph.node:
+            if node.op_type != "MatMul" or not all(
+                name in self.producer and self.constant(name) is None for name in node.input
+            ):
+                continue
+            readers = self.consumers[node.output[0]]
+            if [r.op_type for r in readers] == ["Softmax"] and widths.get(node.output[0], 0) >= _MANY_TOKENS:
+                found.append((node, "qk"))
+                weights.add(readers[0].output[0])
+            elif node.input[0] in weights:
+                found.append((node, "v"))
+        return found
 
     def _is_quantizable(self, node: onnx.NodeProto) -> bool:
         if node.op_type not in QUANTIZABLE or node.domain not in ("", "ai.onnx") or len(node.input) < 2:

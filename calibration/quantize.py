@@ -195,15 +195,14 @@ class _Plan:
     def attention(self, keep: Collection[str]) -> None:
         """Products of queries and keys, and of weights and values, whose layers are quantized; the key or the value
         takes the place of a weight."""
-        for nodes, parts in ((self.graph.attention_scores(), "qk"), (self.graph.attention_values(), "v")):
-            for node in nodes:
-                module = module_of(node)
-                if is_kept(module, keep) or any(is_kept(f"{module}.{part}", keep) for part in parts):
-                    continue
-                left, right = node.input
-                self._add(left, node)
-                self.points[right] = self.choose(right, symmetric=True)
-                self.readers[right] = {node.name}
+        for node, layers in self.graph.attention_products():
+            module = module_of(node)
+            if is_kept(module, keep) or any(is_kept(f"{module}.{layer}", keep) for layer in layers):
+                continue
+            left, right = node.input
+            self._add(left, node)
+            self.points[right] = self.choose(right, symmetric=True)
+            self.readers[right] = {node.name}
 
     def _chosen(self) -> list[onnx.NodeProto]:
         return [node for node in self.graph.model.graph.node if node.name in self.chosen]

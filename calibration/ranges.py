@@ -351,7 +351,7 @@ def observed_tensors(model: onnx.ModelProto) -> dict[str, int | None]:
                 for reader in graph.consumers[name]
                 if reader.op_type in ("Relu", "Clip", "Add", "MaxPool") and reader.output[0] not in found
             ]
-    for node in (*graph.attention_scores(), *graph.attention_values()):
+    for node, _ in graph.attention_products():
         for name in node.input:
             found.setdefault(name, None)
     return found

@@ -60,9 +60,13 @@ class Block(PublishedBlock):
 
     def __init__(self, block: MultiscaleBlock, levels: int):
         super().__init__(block, levels)
-        self.attn: nn.Module = HeadAttention(block.attn)
+        self.attn = self.attention_of(block.attn)
         if levels > 1:
             self.attn_multiscale = HeadAttention(block.attn_multiscale, levels)
+
+    def attention_of(self, attention: Attention) -> nn.Module:
+        """Attention among positions."""
+        return HeadAttention(attention)
 
     def attend_levels(self, x: Tensor) -> Tensor:
         """As in the published block."""
@@ -107,14 +111,6 @@ class HeadAttention(nn.Module):
         return self.proj(x)
 
 
-class OrtBlock(Block):
-    """With ONNX Runtime's fused attention among positions."""
-
-    def __init__(self, block: MultiscaleBlock, levels: int):
-        super().__init__(block, levels)
-        self.attn = OrtAttention(block.attn)
-
-
 class OrtAttention(nn.Module):
     """Self-attention by one operator."""
 
@@ -128,3 +124,11 @@ class OrtAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(S, T, D) -> (S, T, D)."""
         return self.proj(multi_head_attention(self.q(x), self.k(x), self.v(x), self.qkv_bias, self.heads))
+
+
+class OrtBlock(Block):
+    """With :class:`OrtAttention` among positions."""
+
+    def attention_of(self, attention: Attention) -> nn.Module:
+        """As in :class:`Block`."""
+        return OrtAttention(attention)
