@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime
 import typer
 
-from cats.benchmarks.exports import FOR_ONNXRUNTIME, NAIVE, OURS, REWRITES, Exports
+from cats.benchmarks.exports import FOR_CPU, NAIVE, OURS, REWRITES, Exports
 from cats.benchmarks.models import load_model
 from cats.benchmarks.statistics import interleave, ratio_interval
 from cats.console import execute, new_app, note
@@ -43,14 +43,14 @@ TEXTS = {
 
 
 def steps() -> dict[str, DeploymentOptions]:
-    """By name, from the naive graph to the one with every rewrite, then with ONNX Runtime's own operators."""
+    """By name, from the naive graph to the one with every rewrite, then as for CPUs."""
     options, found = NAIVE, {"naive": NAIVE}
     for name in REWRITES:
         if name in TEXTS:
             options = replace(options, **{name: True})
             found[name] = options
     assert options == OURS
-    return {**found, "for onnxruntime": FOR_ONNXRUNTIME}
+    return {**found, "for cpu": FOR_CPU}
 
 
 def timed(backend: OnnxRuntimeBackend, feeds: dict[str, Any]) -> Callable[[], float]:
@@ -81,7 +81,7 @@ def report(name: str, files: dict[str, Path], times: dict[str, Any], threads: in
     for step, path in files.items():
         gain, total = (ratio_interval(times[step], times[other]) for other in (before, "naive"))
         text = "naive: all off" if step == "naive" else f"`{step}`: {TEXTS[step]}" if step in TEXTS else ""
-        text = text or "`onnxruntime`: fused attention (`--for onnxruntime`)"
+        text = text or "`winograd`: 3x3 convolutions with half the multiplications (`--for cpu`)"
         cells = [f"{part['median']:.3f} ({part['low']:.3f} - {part['high']:.3f})" for part in (gain, total)]
         size = path.stat().st_size / 1e6
         lines.append(f"| {text} | {np.median(times[step]):.1f} | {cells[0]} | {cells[1]} | {size:.1f} |")

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from cats.export.ort_ops import multi_head_attention
 from cats.export.rewrites import Linear, store_transposed
 from cats.model import Attention, MultiscaleBlock
 
 
-def make_block(block: MultiscaleBlock, levels: int, *, split_heads: bool, onnxruntime: bool) -> nn.Module:
+def make_block(block: MultiscaleBlock, levels: int, *, split_heads: bool) -> nn.Module:
     """A block for deployment, with the weights of ``block`` (which it takes over).
 
     Args:
         levels: L.
         split_heads: see :class:`cats.export.graph.DeploymentOptions`.
-        onnxruntime: for ONNX Runtime alone.
     """
-    kind = OrtBlock if onnxruntime else Block if split_heads else PublishedBlock
+    kind = Block if split_heads else PublishedBlock
     result = kind(block, levels)
     store_transposed(result)
     return result
@@ -60,13 +58,9 @@ class Block(PublishedBlock):
 
     def __init__(self, block: MultiscaleBlock, levels: int):
         super().__init__(block, levels)
-        self.attn = self.attention_of(block.attn)
+        self.attn = HeadAttention(block.attn)
         if levels > 1:
             self.attn_multiscale = HeadAttention(block.attn_multiscale, levels)
-
-    def attention_of(self, attention: Attention) -> nn.Module:
-        """Attention among positions."""
-        return HeadAttention(attention)
 
     def attend_levels(self, x: Tensor) -> Tensor:
         """As in the published block."""
@@ -109,26 +103,3 @@ class HeadAttention(nn.Module):
         # Keys are turned by themselves, so that ONNX Runtime leaves that to the product.
         x = ((q @ k.transpose(-1, -2)).softmax(dim=-1) @ v).permute(back).reshape(-1, tokens, dim)
         return self.proj(x)
-
-
-class OrtAttention(nn.Module):
-    """Self-attention by one operator."""
-
-    def __init__(self, attention: Attention):
-        super().__init__()
-        self.heads = attention.num_heads
-        self.q, self.k, self.v = (Linear(w.t(), None) for w in attention.qkv.weight.chunk(3))
-        self.qkv_bias = nn.Parameter(attention.qkv.bias.detach().clone(), requires_grad=False)
-        self.proj = Linear.of(attention.proj)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(S, T, D) -> (S, T, D)."""
-        return self.proj(multi_head_attention(self.q(x), self.k(x), self.v(x), self.qkv_bias, self.heads))
-
-
-class OrtBlock(Block):
-    """With :class:`OrtAttention` among positions."""
-
-    def attention_of(self, attention: Attention) -> nn.Module:
-        """As in :class:`Block`."""
-        return OrtAttention(attention)

@@ -95,8 +95,8 @@ def export_onnx(
         raise InputError(f"weights {weights!r}: choose {', '.join(WEIGHTS)}")
     if float32 and not fp16:
         raise InputError(f"modules to leave in float32 ({', '.join(sorted(float32))}) are for a model in float16")
-    if fp16 and options is not None and options.onnxruntime:
-        raise InputError("float16 is for GPUs and a file for ONNX Runtime alone is for CPUs: choose one")
+    if fp16 and options is not None and options.winograd:
+        raise InputError("float16 is for GPUs, which choose Winograd's convolutions on their own: leave out --for cpu")
     if fp16 and weights != "fp32":
         raise InputError("a model in float16 stores its weights as float16 anyway: leave out fp16-storage")
     files = {kind: _file(Path(path), kind) for kind in FORMS.get(form, ())}
@@ -116,7 +116,7 @@ def export_onnx(
         models[kind] = exported
     judged = precision
     if weights == "fp16-storage":
-        factors = weight_factors(model)
+        factors = weight_factors(model, options)
         for kind, exported in models.items():
             models[kind], rounded = store_as_half(exported, factors)
             judged = "fp16" if rounded else judged  # rounded weights are as far from the checkpoint's as float16 is
@@ -126,7 +126,7 @@ def export_onnx(
     metadata = {}
     for kind, exported in models.items():
         extra: dict[str, Any] = {} if weights == "fp32" else {"weights": weights}
-        extra |= {"runtime": "onnxruntime"} if options.onnxruntime else {}
+        extra |= {"target": "cpu"} if options.winograd else {}
         extra |= {"float32": sorted(float32)} if float32 else {}
         metadata[kind] = describe(model, kind, precision=precision, opset=opset, parity=parity, extra=extra)
         write_model(exported, metadata[kind], files[kind])
@@ -142,8 +142,8 @@ def describe(
     parity: Parity | None = None,
     extra: dict[str, Any] | None = None,
 ) -> Metadata:
-    """The metadata of an exported model; ``extra`` may hold ``weights`` (how they are stored) and ``runtime`` (the only
-    library that runs the file)."""
+    """The metadata of an exported model; ``extra`` may hold ``weights`` (how they are stored) and ``target`` (what the
+    graph was made for)."""
     grid = model.config.feature_size
     return Metadata(
         kind=kind,

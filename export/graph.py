@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from cats.export import rewrites
 from cats.export.blocks import make_block
 from cats.export.correlation import Correlation
+from cats.export.winograd import use_winograd
 from cats.model import CATs, CATsConfig
 
 
@@ -42,8 +43,8 @@ class DeploymentOptions:
         mean_first: in the last pass the mean over the levels is taken before the last two linear layers instead of
             after them, with which it commutes.
         moments: mean and variance of the soft-argmax by one product with constant coordinates.
-        onnxruntime: the attention that only ONNX Runtime has (:mod:`cats.export.ort_ops`); off, because no other
-            library reads such a file. Takes the place of ``split_heads``.
+        winograd: 3x3 convolutions with half the multiplications (:mod:`cats.export.winograd`); off, because it is
+            faster on CPUs alone, and there in float32 and bfloat16 alone.
     """
 
     fold_batch_norm: bool = True
@@ -54,7 +55,7 @@ class DeploymentOptions:
     split_heads: bool = True
     mean_first: bool = True
     moments: bool = True
-    onnxruntime: bool = False
+    winograd: bool = False
 
 
 class EncoderGraph(nn.Module):
@@ -66,6 +67,7 @@ class EncoderGraph(nn.Module):
 
     Attributes:
         folded_factors: of :func:`cats.export.rewrites.fold_batch_norm`, names relative to ``feature_extraction``.
+        winograd: of :func:`cats.export.winograd.use_winograd`, as relative.
     """
 
     def __init__(self, model: CATs, options: DeploymentOptions):
@@ -77,6 +79,7 @@ class EncoderGraph(nn.Module):
         self.folded_factors = (
             rewrites.fold_batch_norm(self.feature_extraction, example) if options.fold_batch_norm else {}
         )
+        self.winograd = use_winograd(self.feature_extraction, example) if options.winograd else []
         with torch.no_grad():
             maps = self.feature_extraction(example)
         self.resize = nn.ModuleList(_resize(x, config.feature_size, options) for x in maps)
@@ -120,8 +123,7 @@ class Decoder(nn.Module):
         self.config, self.options = config, options
         levels, cells = len(config.hyperpixels), config.feature_size**2
         self.blocks = nn.ModuleList(
-            make_block(block, levels, split_heads=options.split_heads, onnxruntime=options.onnxruntime)
-            for block in aggregator.blocks
+            make_block(block, levels, split_heads=options.split_heads) for block in aggregator.blocks
         )
         self.proj = rewrites.Linear.of(aggregator.proj)
         if options.constant_position:

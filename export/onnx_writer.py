@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import cats
 from cats.errors import CatsError, InputError
-from cats.export import correlation, ort_ops
+from cats.export import correlation
 
 OPSETS = range(18, 24)
 """Operator sets that can be asked for: 18 is the first whose reductions take their axes as the exporter writes them."""
@@ -78,7 +78,7 @@ def to_onnx(
             input_names=list(inputs),
             output_names=outputs,
             dynamic_shapes=shapes if dims else None,
-            custom_translation_table={**correlation.translation_table(), **ort_ops.translation_table()},
+            custom_translation_table=correlation.translation_table(),
             optimize=True,
             verbose=False,
         )
@@ -128,7 +128,6 @@ def _tidy(model: onnx.ModelProto) -> None:
     rename = {value.name: value.name for value in (*graph.input, *graph.output)}
     _order_initializers(graph, rename)
     counts: Counter[str] = Counter()
-    read = {name for node in graph.node for name in node.input} | set(rename)
     for node in graph.node:
         path = _module_path(node)
         stem = f"{path}/{node.op_type}" if path else f"/{node.op_type}"
@@ -139,9 +138,6 @@ def _tidy(model: onnx.ModelProto) -> None:
         for index, name in enumerate(node.input):
             node.input[index] = rename.get(name, name)
         for index, name in enumerate(node.output):
-            if node.domain == ort_ops.DOMAIN and name not in read:
-                node.output[index] = ""  # optional there, and not computed on a CPU
-                continue
             if name and name not in rename:
                 rename[name] = node.name if len(node.output) == 1 else f"{node.name}:{index}"
             node.output[index] = rename.get(name, name)

@@ -87,13 +87,15 @@ def store_as_half(
     return result, rounded
 
 
-def weight_factors(model: CATs) -> dict[str, NDArray[np.float32]]:
-    """For :func:`store_as_half`: by the names of weights in exported files, the factors that the default
-    :class:`DeploymentOptions` fold into them, in a shape that multiplies the weight."""
+def weight_factors(model: CATs, options: DeploymentOptions) -> dict[str, NDArray[np.float32]]:
+    """For :func:`store_as_half`: by the names of weights in exported files, the factors that the rewrites fold into
+    them, in a shape that multiplies the weight."""
     factors = {}
-    for name, value in EncoderGraph(model, DeploymentOptions()).folded_factors.items():
+    graph = EncoderGraph(model, options)
+    for name, value in graph.folded_factors.items():
         if value.all():  # a channel that batch norm switches off has lost its weight
-            factors[f"feature_extraction.{name}"] = value.numpy()[:, None, None, None]
+            axes = 2 if name.removesuffix(".weight") in graph.winograd else 3  # behind that of the output channels
+            factors[f"feature_extraction.{name}"] = value.numpy().reshape(-1, *[1] * axes)
     scale = (model.config.embed_dim // model.config.num_heads) ** -0.5
     for name, module in model.named_modules():
         if isinstance(module, Attention):

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 
 from cats.assets import asset
-from cats.benchmarks.exports import FOR_ONNXRUNTIME, NAIVE, OURS, Exports
+from cats.benchmarks.exports import FOR_CPU, NAIVE, OURS, Exports
 from cats.benchmarks.models import load_model
 from cats.benchmarks.process import Process
 from cats.benchmarks.roofline import graph_cost, machine_peaks
 from cats.benchmarks.statistics import CONFIDENCE, PAUSE, interleave, median_interval, ratio_interval
 from cats.console import note
 from cats.errors import BackendError, CatsError
+from cats.export.graph import DeploymentOptions
 from cats.export.pairs import demo_pairs
 from cats.export.verify import compare
 from cats.metadata import read_onnx_metadata
@@ -171,11 +172,11 @@ def _contestants(exports: Exports, plan: Plan, threads: int) -> dict[str, Callab
         spec: dict[str, Any] = {"kind": "file", "path": str(path), "threads": threads, "options": options}
         return {**spec, "backend": backend} if backend else spec
 
-    def ort(options: Any) -> dict[str, Any]:
+    def ort(options: DeploymentOptions) -> dict[str, Any]:
         return file(exports.pair(options), "onnxruntime", provider="cpu", threads=threads)
 
-    def openvino(precision: str) -> dict[str, Any]:
-        return file(exports.pair(OURS), "openvino", precision=precision, threads=threads)
+    def openvino(precision: str, options: DeploymentOptions = OURS) -> dict[str, Any]:
+        return file(exports.pair(options), "openvino", precision=precision, threads=threads)
 
     def int8(backend: str, **options: Any) -> dict[str, Any]:
         assert plan.int8 is not None
@@ -198,9 +199,11 @@ def _contestants(exports: Exports, plan: Plan, threads: int) -> dict[str, Callab
         "PyTorch compiled": lambda: torch_spec("compile"),
         "ONNX Runtime, naive export": lambda: ort(NAIVE),
         "ONNX Runtime": lambda: ort(OURS),
-        "ONNX Runtime, --for onnxruntime": lambda: ort(FOR_ONNXRUNTIME),
+        "ONNX Runtime, --for cpu": lambda: ort(FOR_CPU),
         "OpenVINO fp32": lambda: openvino("fp32"),
+        "OpenVINO fp32, --for cpu": lambda: openvino("fp32", FOR_CPU),
         "OpenVINO bf16": lambda: openvino("bf16"),
+        "OpenVINO bf16, --for cpu": lambda: openvino("bf16", FOR_CPU),
         "PyTorch CUDA": lambda: torch_spec("ours", "cuda"),
         "PyTorch CUDA, our deployment graph": lambda: torch_spec("graph", "cuda"),
         "ONNX Runtime CUDA": cuda,

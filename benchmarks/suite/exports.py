@@ -14,7 +14,7 @@ from cats.export.graph import DeploymentOptions
 from cats.export.onnx_writer import DEFAULT_OPSET
 from cats.model import CATs
 
-REWRITES = tuple(item.name for item in fields(DeploymentOptions) if item.name != "onnxruntime")
+REWRITES = tuple(item.name for item in fields(DeploymentOptions) if item.name != "winograd")
 """Names of the rewrites that every runtime takes, in the order in which the graph computes."""
 
 NAIVE = DeploymentOptions(**(dict.fromkeys(REWRITES, False) | {"fold_batch_norm": True}))
@@ -22,7 +22,7 @@ NAIVE = DeploymentOptions(**(dict.fromkeys(REWRITES, False) | {"fold_batch_norm"
 
 OURS = DeploymentOptions()
 CALIBRATION_PAIRS = 32
-FOR_ONNXRUNTIME = DeploymentOptions(onnxruntime=True)
+FOR_CPU = DeploymentOptions(winograd=True)
 
 
 class Exports:
@@ -81,7 +81,7 @@ class Exports:
         return self.folder / f"{self._stamp}-{label}.{suffix}"
 
     def _write(self, exported: object, kind: str, path: Path, options: DeploymentOptions) -> None:
-        extra = {"runtime": "onnxruntime"} if options.onnxruntime else {}
+        extra = {"target": "cpu"} if options.winograd else {}
         metadata = describe(self.model, kind, precision="fp32", opset=DEFAULT_OPSET, extra=extra)
         write_model(exported, metadata, path)
 

@@ -127,7 +127,7 @@ def _plain_model(path: Path) -> bytes:
     if foreign:
         raise ModelFileError(
             f"{path} has operators that only ONNX Runtime has ({', '.join(foreign)}): run it there, "
-            "or export it for any runtime (cats-export without --for onnxruntime)"
+            "or write the file anew with cats-export"
         )
     data: bytes = model.SerializeToString()
     return data

@@ -95,14 +95,12 @@ def test_attention_among_levels_regroups_tokens_by_itself():
 
 
 @pytest.mark.parametrize("levels", [1, 3])
-@pytest.mark.parametrize(
-    "options", [(False, False), (True, False), (True, True)], ids=["published", "heads", "onnxruntime"]
-)
+@pytest.mark.parametrize("split_heads", [False, True])
 @torch.no_grad()
-def test_blocks(levels, options):
+def test_blocks(levels, split_heads):
     block = random_block()
     x = torch.randn(2 * levels, 9, 24)
     expected = block(x.unflatten(0, (2, levels))).flatten(0, 1)
-    rewritten = make_block(copy.deepcopy(block), levels, split_heads=options[0], onnxruntime=options[1])
+    rewritten = make_block(copy.deepcopy(block), levels, split_heads=split_heads)
     stream, normed = rewritten(x)
     close(stream + rewritten.mlp(normed), expected)

@@ -9,6 +9,7 @@ from tiny_models import image_pair, tiny_model
 
 from cats.export.exported import ExportedModel
 from cats.export.forms import build_form
+from cats.export.graph import DeploymentOptions
 from cats.export.storage import inline_functions, store_as_half, weight_factors
 
 
@@ -33,12 +34,18 @@ def test_inlined_form_is_equal_bit_by_bit(model, forms):
 
 
 @pytest.mark.parametrize(
-    "backbone", [{}, {"backbone": "resnet50", "hyperpixels": (0, 2, 4)}], ids=["lite0", "resnet50"]
+    ("backbone", "options"),
+    [
+        ({}, DeploymentOptions()),
+        ({"backbone": "resnet50", "hyperpixels": (0, 2, 5)}, DeploymentOptions()),
+        ({"backbone": "resnet50", "hyperpixels": (0, 2, 5)}, DeploymentOptions(winograd=True)),
+    ],
+    ids=["lite0", "resnet50", "resnet50-winograd"],
 )
-def test_a_half_checkpoint_is_stored_without_loss(backbone):
+def test_a_half_checkpoint_is_stored_without_loss(backbone, options):
     model = as_from_a_half_checkpoint(tiny_model(**backbone))
-    exported = build_form(model)["pair"]
-    stored, rounded = store_as_half(exported, weight_factors(model))
+    exported = build_form(model, options=options)["pair"]
+    stored, rounded = store_as_half(exported, weight_factors(model, options))
     assert not rounded
     onnx.checker.check_model(stored, full_check=True)
     assert len(stored.SerializeToString()) < 0.65 * len(exported.SerializeToString())
@@ -52,7 +59,7 @@ def test_a_half_checkpoint_is_stored_without_loss(backbone):
 
 
 def test_other_weights_are_rounded_and_it_says_so(model, forms):
-    stored, rounded = store_as_half(forms["pair"], weight_factors(model))
+    stored, rounded = store_as_half(forms["pair"], weight_factors(model, DeploymentOptions()))
     assert rounded
     original = {item.name: numpy_helper.to_array(item) for item in forms["pair"].graph.initializer}
     for item in stored.graph.initializer:
