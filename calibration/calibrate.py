@@ -60,8 +60,8 @@ def load_float_model(path: str | Path) -> FloatModel:
     """Read a file that can be calibrated.
 
     Raises:
-        ModelFileError: not an ONNX file with CATs metadata, of another kind than ``pair``, quantized already, or typed
-            in half precision.
+        ModelFileError: not an ONNX file with CATs metadata, of another kind than ``pair``, quantized already, typed in
+            half precision, or exported for CPUs.
     """
     metadata = read_onnx_metadata(path)
     if metadata.kind != "pair":
@@ -74,6 +74,8 @@ def load_float_model(path: str | Path) -> FloatModel:
         raise ModelFileError(f"{path} is quantized already ({metadata.precision}): give the float32 export")
     if is_half(model) or metadata.precision != "fp32":
         raise ModelFileError(f"{path} is typed in {metadata.precision}: give the float32 export (without --fp16)")
+    if metadata.extra.get("target") == "cpu":
+        raise ModelFileError(f"{path} was made for float32 on CPUs: give the export without --for cpu")
     if not modules(model):
         raise ModelFileError(f"{path} has no convolution or linear layer with its weight: export it with cats-export")
     return FloatModel(Path(path), own_weights(model), metadata)

@@ -62,7 +62,7 @@ class WinogradConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D, H, W)."""
-        height, width = x.shape[2:]
+        height = x.shape[2]
         d, c = self.weight.shape[1:3]
         points = len(self.points)
         # Libraries compute this when they load the file, in which the weight is as small as it was.

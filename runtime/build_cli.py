@@ -96,6 +96,8 @@ def main_command(
     engine = metadata.engine or {}
     size = plan.stat().st_size / 1e6
     note(f"{plan}: {metadata.kind}, {metadata.precision}, {engine['flavour']} {engine['version']}, {size:.1f} MB")
+    if metadata.extra.get("target") == "cpu":
+        note(f"{model} was exported for CPUs; TensorRT chooses such convolutions itself: export without --for cpu")
     if as_json:
         print_json(metadata.to_dict())
 

@@ -27,6 +27,13 @@ _INTERESTING = (
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76  # of CUdevice_attribute
 
 
+def return_free_memory() -> None:
+    """Give memory that was freed back to the system, where the C library can: glibc keeps the hundreds of megabytes
+    that held the weights before an inference library arranged them anew."""
+    with contextlib.suppress(AttributeError, OSError):  # other C libraries have no such function
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 @dataclass(frozen=True)
 class Gpu:
     """One NVIDIA GPU as the driver reports it."""

@@ -11,7 +11,8 @@ import numpy as np
 from cats.errors import BackendError, InputError, ModelFileError, require
 from cats.metadata import read_onnx_metadata
 from cats.runtime.backends.base import Array, Backend, TensorSpec
-from cats.runtime.hardware import physical_cores, usable_cpus
+from cats.runtime.backends.openvino_parts import precision_parts
+from cats.runtime.hardware import physical_cores, return_free_memory, usable_cpus
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 HINTS = {"latency": "LATENCY", "throughput": "THROUGHPUT"}
@@ -22,7 +23,8 @@ class OpenVinoBackend(Backend):
 
     Args:
         path: ONNX file with CATs metadata; files with Q/DQ run their quantized operators in INT8.
-        precision: of what is not quantized: ``fp32``, or ``bf16`` where the device computes in it.
+        precision: of what is not quantized: ``fp32``, or ``bf16`` where the device computes in it and the model bears
+            it (:func:`cats.runtime.backends.openvino_parts.precision_parts`).
         hint: ``latency`` (all threads on one run) or ``throughput`` (several runs side by side, for many threads).
         threads: CPU threads; ``None`` takes one per physical core, or fewer where the process is limited.
         device: OpenVINO's name, as ``CPU`` or ``GPU``; it is used or refused, never replaced.
@@ -58,21 +60,48 @@ class OpenVinoBackend(Backend):
         self.threads = threads or min(physical_cores(), usable_cpus())
         core = self._ov.Core()
         self._check_device(core)
-        settings: dict[str, Any] = {
-            "PERFORMANCE_HINT": HINTS[hint],
-            "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
-        }
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": HINTS[hint]}
         if self.device == "CPU":
             settings["INFERENCE_NUM_THREADS"] = self.threads
-        plain = _plain_model(self.path)
-        try:
-            self._model = core.compile_model(core.read_model(plain), self.device, settings)
-        except RuntimeError as error:
-            raise ModelFileError(f"openvino {self._version} cannot load {path}: {_reason(error)}") from error
-        self.inputs = tuple(_spec(port) for port in self._model.inputs)
-        self.outputs = tuple(_spec(port) for port in self._model.outputs)
+        self._core, self._settings = core, settings
+        self._lock = threading.Lock()
+        self._compiled: dict[int | None, list[Any]] = {}
+        model = self._read()
+        self.inputs = tuple(_spec(port) for port in model.inputs)
+        self.outputs = tuple(_spec(port) for port in model.outputs)
         self.prefers_batches = self.device != "CPU"
         self._local = threading.local()
+        # Fixed shapes are faster, and pairs come one at a time unless a caller stacks them.
+        self._free_batch = any(spec.shape[0] is None for spec in self.inputs)
+        batch = 1 if self._free_batch else None
+        self._compiled[batch] = self._compile(model, batch)
+        del model
+        return_free_memory()
+
+    def _read(self) -> Any:
+        try:
+            return self._core.read_model(_plain_model(self.path))
+        except RuntimeError as error:
+            raise ModelFileError(f"openvino {self._version} cannot load {self.path}: {_reason(error)}") from error
+
+    def _compile(self, model: Any, batch: int | None) -> list[Any]:
+        """The model for a batch size, None for those in the file: its parts, compiled (see :mod:`openvino_parts`)."""
+        try:
+            if batch is not None:
+                shapes = {port.get_any_name(): port.get_partial_shape() for port in model.inputs}
+                for shape in shapes.values():
+                    shape[0] = batch
+                model.reshape(shapes)
+            parts = [*precision_parts(self._ov, model)] if self.precision == "bf16" else [(model, self.precision)]
+            self._precisions = [precision for _, precision in parts]
+            return [
+                self._core.compile_model(
+                    part, self.device, {**self._settings, "INFERENCE_PRECISION_HINT": PRECISIONS[precision]}
+                )
+                for part, precision in parts
+            ]
+        except RuntimeError as error:
+            raise ModelFileError(f"openvino {self._version} cannot load {self.path}: {_reason(error)}") from error
 
     @property
     def _version(self) -> str:
@@ -90,27 +119,48 @@ class OpenVinoBackend(Backend):
                 )
 
     def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
-        """Run once; each thread has an infer request of its own."""
-        if not hasattr(self._local, "request"):
-            self._local.request = self._model.create_infer_request()
-        request = self._local.request
+        """Run once; each thread has infer requests of its own. The first run of a batch compiles the model for any
+        batch size."""
+        values: dict[str, Any] = {name: self._ov.Tensor(np.ascontiguousarray(v)) for name, v in feeds.items()}
+        one = self._free_batch and all(
+            values[spec.name].shape[0] == 1 for spec in self.inputs if spec.name in values and spec.shape[0] is None
+        )
         try:
-            request.infer({name: np.ascontiguousarray(value) for name, value in feeds.items()})
+            for request in self._requests(1 if one else None):
+                model = request.get_compiled_model()
+                for port in model.inputs:
+                    request.set_tensor(port, values[port.get_any_name()])
+                request.infer()
+                values |= {port.get_any_name(): request.get_tensor(port) for port in model.outputs}
         except RuntimeError as error:
             raise BackendError(f"openvino ({self.device}) failed: {_reason(error)}") from error
         # Copies: the request writes its next results into the same memory.
-        return {spec.name: request.get_tensor(spec.name).data.copy() for spec in self.outputs}
+        return {spec.name: values[spec.name].data.copy() for spec in self.outputs}
+
+    def _requests(self, batch: int | None) -> list[Any]:
+        """This thread's infer requests for a batch size."""
+        if not hasattr(self._local, "requests"):
+            self._local.requests = {}
+        if batch not in self._local.requests:
+            with self._lock:
+                if batch not in self._compiled:
+                    self._compiled[batch] = self._compile(self._read(), batch)
+                    return_free_memory()
+            self._local.requests[batch] = [part.create_infer_request() for part in self._compiled[batch]]
+        found: list[Any] = self._local.requests[batch]
+        return found
 
     def describe(self) -> str:
         """Version, device, precision, hint and threads."""
         quantized = f", file {self.metadata.precision}" if self.metadata.precision != "fp32" else ""
         where = f", {self.threads} thread{'' if self.threads == 1 else 's'}" if self.device == "CPU" else ""
-        return f"openvino {self._version}, {self.device}, {self.precision}{quantized}, hint {self.hint}{where}"
+        parts = f" (its parts in {', '.join(self._precisions)})" if len(set(self._precisions)) > 1 else ""
+        return f"openvino {self._version}, {self.device}, {self.precision}{parts}{quantized}, hint {self.hint}{where}"
 
     def close(self) -> None:
-        """Release the compiled model and this thread's request."""
+        """Release the compiled models and this thread's requests."""
         self._local = threading.local()
-        self._model = None
+        self._compiled = {}
 
 
 def _plain_model(path: Path) -> bytes:

@@ -157,6 +157,8 @@ def test_wrong_models(calibrate, float_file, photos, source, ranges, tmp_path, c
     half.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
     write_quantized(half, source.metadata.with_(precision="fp16"), tmp_path / "half.onnx")
     assert "without --fp16" in calibrate("half.onnx", "--images", photos).error
+    write_quantized(copy(source.model), source.metadata.with_(extra={"target": "cpu"}), tmp_path / "cpu.onnx")
+    assert "without --for cpu" in calibrate("cpu.onnx", "--images", photos).error
     write_quantized(copy(source.model), source.metadata.with_(weights_sha256="1" * 64), tmp_path / "other.onnx")
     assert "other weights" in calibrate("other.onnx", "--from-ranges", "r.json").error
     (tmp_path / "text.onnx").write_text("no model")

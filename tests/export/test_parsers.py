@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tiny_models import image_pair
+from tiny_models import image_pair, tiny_model
 
 from cats.export.exported import Session
 
@@ -43,3 +43,64 @@ def test_openvino_computes_the_same(forms, model, kind):
     for output in compiled.outputs:
         name = output.get_any_name()
         assert np.abs(actual[output] - expected[name]).max() < (0.05 if name == "points_b" else 2e-3), name
+
+
+def small_feeds(model, kind):
+    rng = np.random.default_rng(0)
+    if kind == "end-to-end":
+        return {
+            "image_a": rng.integers(0, 256, (1, 90, 70, 3), dtype=np.uint8),
+            "image_b": rng.integers(0, 256, (1, 50, 120, 3), dtype=np.uint8),
+            "points_a": rng.uniform(0, 70, (1, 5, 2)).astype(np.float32),
+        }
+    return dict(zip(("image_a", "image_b"), (x.numpy() for x in image_pair(model, 1)), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["pair-inline", "end-to-end"])
+def test_parts_for_bf16_together_are_the_model(forms, model, kind):
+    ov = pytest.importorskip("openvino")
+    from cats.export.storage import inline_functions
+    from cats.runtime.backends.openvino_parts import precision_parts
+
+    exported = inline_functions(forms[kind])
+    core, settings = ov.Core(), {"INFERENCE_PRECISION_HINT": "f32"}
+    parts = list(precision_parts(ov, core.read_model(exported.SerializeToString())))
+    assert [precision for _, precision in parts] == ["fp32", "bf16", "fp32"]
+    values = small_feeds(model, kind)
+    expected = Session(exported)(values)
+    for part, _ in parts:
+        compiled = core.compile_model(part, "CPU", settings)
+        done = compiled({port.get_any_name(): values[port.get_any_name()] for port in compiled.inputs})
+        values |= {port.get_any_name(): done[port] for port in compiled.outputs}
+    for name, value in expected.items():
+        assert np.abs(values[name] - value).max() < (0.05 if name == "points_b" else 2e-3), name
+    assert not [node for node in parts[0][0].get_ops() if node.get_friendly_name().startswith("decoder")]
+    aggregator = {node.get_friendly_name() for node in parts[1][0].get_ops() if node.get_type_name() == "MatMul"}
+    assert aggregator
+    assert all(name.startswith("decoder") for name in aggregator)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "precisions"),
+    [
+        ("encoder", {}, ["fp32"]),
+        ("matcher", {}, ["fp32", "bf16", "fp32"]),  # features of any backbone
+        ("pair", {"backbone": "resnet50", "hyperpixels": (0, 5)}, ["bf16", "bf16", "fp32"]),
+        ("encoder", {"backbone": "resnet50", "hyperpixels": (0, 5)}, ["bf16"]),
+    ],
+    ids=str,
+)
+def test_precisions_of_the_parts(forms, kind, options, precisions):
+    ov = pytest.importorskip("openvino")
+    from cats.export.forms import build_form
+    from cats.export.graph import DeploymentOptions
+    from cats.export.storage import inline_functions
+    from cats.runtime.backends.openvino_parts import precision_parts
+
+    if options:
+        form = "split" if kind == "encoder" else "pair"
+        exported = build_form(tiny_model(**options), form, options=DeploymentOptions(winograd=True))[kind]
+    else:
+        exported = forms[kind]
+    parts = precision_parts(ov, ov.Core().read_model(inline_functions(exported).SerializeToString()))
+    assert [precision for _, precision in parts] == precisions

@@ -42,6 +42,16 @@ def test_threads_do_not_mix_their_results(matcher):
     assert np.abs(alone[0] - alone[1]).max() > 0.5  # else a mix-up would not be seen
 
 
+def test_a_batch_is_what_its_pairs_are(matcher):
+    rng = np.random.default_rng(0)
+    feeds = {spec.name: rng.standard_normal((2, *spec.shape[1:])).astype(spec.dtype) for spec in matcher.backend.inputs}
+    both = matcher.backend.run(feeds)
+    for index in range(2):
+        alone = matcher.backend.run({name: value[index : index + 1] for name, value in feeds.items()})
+        for name, value in alone.items():
+            np.testing.assert_allclose(both[name][index : index + 1], value, atol=1e-3)
+
+
 def test_it_says_what_it_runs_on(matcher):
     assert {"openvino", "CPU", "fp32", "latency"} <= set(matcher.backend.describe().replace(",", "").split())
 
@@ -62,7 +72,7 @@ def test_settings_that_are_not_there_are_refused(options, error, text):
         Matcher(MODEL, backend="openvino", **options)
 
 
-def test_bf16_runs_or_is_refused_by_name():
+def test_bf16_runs_within_a_pixel_or_is_refused_by_name(matcher):
     import openvino
 
     able = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -71,7 +81,8 @@ def test_bf16_runs_or_is_refused_by_name():
             Matcher(MODEL, backend="openvino", precision="bf16")
         return
     with Matcher(MODEL, backend="openvino", precision="bf16") as opened:
-        assert np.isfinite(opened.match(*PAIR).flow).all()
+        difference = np.linalg.norm(opened.match(*PAIR).flow - matcher.match(*PAIR).flow, axis=0) * 16
+        assert 0 < np.percentile(difference, 99) <= 1  # pixels
         assert "bf16" in opened.backend.describe()
 
 
