@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from cats.calibration.balance import Factors, balance_factors
 from cats.calibration.inputs import PairSet, demo_pairs
 from cats.calibration.modules import is_half, is_kept, is_quantized, modules, own_weights
-from cats.calibration.parity import Drift, SessionMatcher, compare, fixed_batch, run
 from cats.calibration.quantize import quantize
 from cats.calibration.ranges import Ranges, collect_ranges
+from cats.calibration.sessions import Session, SessionMatcher, fixed_batch
 from cats.console import progress
-from cats.data import open_dataset
 from cats.errors import InputError, ModelFileError
-from cats.files import write_bytes
-from cats.metadata import KEY, Metadata, read_onnx_metadata
+from cats.metadata import Metadata, read_onnx_metadata, write_model
+from cats.parity import TOLERANCE, Parity, measure_parity, pck_drift
 
 HELD_OUT = 16
 BALANCE_PAIRS = 8
@@ -44,16 +43,19 @@ class CalibrationReport:
         path: the quantized file.
         metadata: as embedded in it.
         drift: its flow against the float model's.
-        pck: PCK of both, where annotated pairs were given.
         quantized, kept: modules.
     """
 
     path: Path
     metadata: Metadata
-    drift: Drift
-    pck: dict[str, Any] | None
+    drift: Parity
     quantized: tuple[str, ...]
     kept: tuple[str, ...]
+
+    @property
+    def pck(self) -> dict[str, Any] | None:
+        """PCK of both (:func:`cats.parity.pck_drift`), where annotated pairs were given."""
+        return self.drift.pck
 
 
 def load_float_model(path: str | Path) -> FloatModel:
@@ -162,9 +164,8 @@ def calibrate(
     result = quantize(
         source.model, ranges, precision=precision, method=method, keep=keep, target=target, weight_bits=weight_bits
     )
-    pairs = pairs or demo_pairs()
-    drift = measure_drift(source, result, pairs, threads=threads)
-    pck = measure_pck(source, result, data, threads=threads) if data is not None else None
+    tolerance = TOLERANCE[label or precision]
+    drift = measure_drift(source, result, pairs or demo_pairs(), tolerance=tolerance, data=data, threads=threads)
     names = list(modules(source.model))
     kept = tuple(name for name in names if is_kept(name, keep))
     quantized = tuple(name for name in names if name not in kept)
@@ -182,54 +183,41 @@ def calibrate(
     fitted = (source.metadata.calibration or {}).get("confidence")
     if fitted is not None:  # the mapping holds for this file too, as far as its flow does
         part["confidence"] = fitted
-    parity = drift.to_dict()
-    if pck is not None:
-        parity["pck"] = pck
     metadata = source.metadata.with_(
-        precision=label or precision, calibration=part, parity=parity, verified=drift.passed, accuracy=None
+        precision=label or precision, calibration=part, parity=drift.to_dict(), verified=drift.passed, accuracy=None
     )
-    write_quantized(result, metadata, output)
-    return CalibrationReport(Path(output), metadata, drift, pck, quantized, kept)
+    write_model(result, metadata, output)
+    return CalibrationReport(Path(output), metadata, drift, quantized, kept)
 
 
-def measure_drift(source: FloatModel, result: onnx.ModelProto, pairs: PairSet, *, threads: int | None = None) -> Drift:
-    """Compare a quantized model with its float model, both in ONNX Runtime on the CPU."""
-    batch = fixed_batch(source.model)
+def measure_drift(
+    source: FloatModel,
+    result: onnx.ModelProto,
+    pairs: PairSet,
+    *,
+    tolerance: float,
+    data: str | None = None,
+    threads: int | None = None,
+) -> Parity:
+    """Compare a quantized model with its float model, both in ONNX Runtime on the CPU; ``data`` as of
+    :func:`calibrate`."""
+    preprocessing, batch = source.metadata.preprocessing, fixed_batch(source.model)
+    sessions = {
+        name: Session(model, threads=threads) for name, model in (("float", source.model), ("quantized", result))
+    }
     outputs = []
     with progress() as bar:
-        for name, model in (("float model", source.model), ("quantized model", result)):
-            advance = partial(bar.advance, bar.add_task(f"{name}, batches", total=-(-len(pairs) // (batch or 1))))
-            feeds = pairs.feeds(source.metadata.preprocessing, batch)
-            outputs.append(run(model, feeds, pairs=len(pairs), threads=threads, on_batch=advance))
+        for name, session in sessions.items():
+            task = bar.add_task(f"{name} model, batches", total=-(-len(pairs) // (batch or 1)))
+            found = []
+            for feeds in pairs.feeds(preprocessing, batch):
+                found.append(session(feeds))
+                bar.advance(task)
+            flow, confidence = (np.concatenate([item[k] for item in found]) for k in ("flow", "confidence"))
+            outputs.append((flow[: len(pairs)], confidence[: len(pairs)]))
     against = "quantized against float32, both in ONNX Runtime on the CPU"
-    return compare(*outputs, source=f"{len(pairs)} pairs, {pairs.name}", against=against)
-
-
-def measure_pck(
-    source: FloatModel, result: onnx.ModelProto, data: str, *, alpha: float = 0.1, threads: int | None = None
-) -> dict[str, Any]:
-    """PCK of both models, protocol ``corrected``, on annotated pairs ``KIND:DIR``, in percent.
-
-    Returns:
-        ``data``, ``protocol``, ``alpha``, ``pairs``, ``float``, ``quantized`` and ``drift`` (quantized - float).
-    """
-    from cats.evaluate import evaluate
-
-    dataset = open_dataset(data)
-    scores = {}
-    with progress() as bar:
-        for name, model in (("float", source.model), ("quantized", result)):
-            matcher = SessionMatcher(model, source.metadata, threads=threads)
-            advance = partial(bar.advance, bar.add_task(f"PCK, {name}", total=len(dataset)))
-            scores[name] = round(evaluate(matcher, dataset, ("corrected",), (alpha,), on_pair=advance).pck(alpha), 3)
-    drift = round(scores["quantized"] - scores["float"], 3)
-    return {"data": data, "protocol": "corrected", "alpha": alpha, "pairs": len(dataset), **scores, "drift": drift}
-
-
-def write_quantized(model: onnx.ModelProto, metadata: Metadata, path: str | Path) -> None:
-    """Write a model with its metadata in one piece, replacing the document of the float model."""
-    others = [(entry.key, entry.value) for entry in model.metadata_props if entry.key != KEY]
-    del model.metadata_props[:]
-    for key, value in [*others, (KEY, metadata.to_json())]:
-        model.metadata_props.add(key=key, value=value)
-    write_bytes(path, model.SerializeToString(deterministic=True))
+    parity = measure_parity(*outputs, tolerance=tolerance, source=f"{len(pairs)} pairs, {pairs.name}", against=against)
+    if data is None:
+        return parity
+    matchers = {name: SessionMatcher(session, preprocessing, batch) for name, session in sessions.items()}
+    return replace(parity, pck=pck_drift(matchers, data))

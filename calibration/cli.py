@@ -150,11 +150,11 @@ def main_command(
     from cats.calibration import commands
     from cats.calibration.calibrate import HELD_OUT, calibrate, check_ranges, load_float_model, measure_ranges
     from cats.calibration.inputs import SMALL
-    from cats.calibration.parity import TOLERANCE, print_drift
     from cats.calibration.ranges import Ranges
     from cats.calibration.search import search
     from cats.calibration.sensitivity import measure_sensitivity, plot_sensitivity
     from cats.data import open_dataset
+    from cats.parity import TOLERANCE, print_figures
     from cats.runtime.images import quiet_pillow
 
     quiet_pillow()
@@ -163,7 +163,7 @@ def main_command(
             raise InputError("--precision mixed is a search of its own: give --precision int8 here")
         precision, kind = "int8", "mixed"
         if max_drift is None and max_pck_drop is None:
-            max_drift = f"{TOLERANCE}px"
+            max_drift = f"{TOLERANCE['mixed']}px"
     else:
         kind = "confidence" if fit_confidence else precision
     searching = max_drift is not None or max_pck_drop is not None
@@ -254,7 +254,9 @@ def main_command(
         data=check,
         threads=threads,
     )
-    print_drift(report.drift, str(destination), report.pck)
+    drift = report.drift
+    heading = f"{destination}: {drift.against}; {drift.source}"
+    print_figures(drift, heading, ("float", "quantized"), px=".3f", confidence=".3f")
     note(
         f"{destination}: {report.metadata.precision} for {target}, {destination.stat().st_size / 1e6:.1f} MB, "
         f"{len(report.quantized)} modules quantized, {len(report.kept)} kept in float32"
@@ -263,7 +265,7 @@ def main_command(
         note("this form is for GPUs, and runs on CPUs too; to be fast there, --for cpu")
     if as_json:
         print_json(report.metadata.to_dict())
-    if not report.drift.passed:
+    if not drift.passed:
         raise VerificationError(
             f"{destination}: the flow differs from the float model's by more than the tolerance (see above); "
             "keep the most sensitive modules in float32 with --keep"

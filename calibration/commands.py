@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from cats.calibration.calibrate import FloatModel, calibrate, load_float_model, measure_ranges, write_quantized
+from cats.calibration.calibrate import FloatModel, calibrate, load_float_model, measure_ranges
 from cats.calibration.inputs import PairSet, demo_pairs, pairs_from_data
 from cats.calibration.modules import condensed
 from cats.calibration.ranges import Ranges
@@ -16,10 +16,10 @@ from cats.calibration.sensitivity import Sensitivity
 from cats.calibration.variants import Effect, Variants
 from cats.console import note, print_json, stdout, table
 from cats.errors import InputError, VerificationError
+from cats.metadata import write_model
+from cats.parity import TOLERANCE
 
 VALIDATION = 8
-
-_HALF_TOLERANCE = 1.0  # of the 99th percentile, in pixels at 256 x 256, as of cats-export --fp16
 
 
 def show_divergence(
@@ -173,16 +173,17 @@ def write_answer(variants: Variants, result: SearchResult, output: Path) -> bool
         ).drift.passed
     else:
         effect = result.effect
-        verified = effect.p99_px <= _HALF_TOLERANCE
+        tolerance = TOLERANCE["fp16"]
+        verified = effect.p99_px <= tolerance
         parity = {"median_px": effect.median_px, "p99_px": effect.p99_px, "max_px": effect.max_px}
         metadata = source.metadata.with_(
             precision="fp16",
             calibration={**(source.metadata.calibration or {}), "precision": "fp16", "kept": list(result.keep)},
-            parity={**parity, "pairs": result.pairs, "source": result.source, "tolerance_px": _HALF_TOLERANCE},
+            parity={**parity, "pairs": result.pairs, "source": result.source, "tolerance_px": tolerance},
             verified=verified,
             accuracy=None,
         )
-        write_quantized(variants.build(result.keep), metadata, output)
+        write_model(variants.build(result.keep), metadata, output)
     note(f"{output} written")
     return verified
 
@@ -201,7 +202,7 @@ def fit_and_write(
     fit = fit_confidence(source, fit_on, held_out, what, threads=threads)
     if plot is not None:
         plot_reliability(fit, plot)
-    write_quantized(*_copied(with_confidence(source, fit)), output)
+    write_model(*with_confidence(source, fit), output)
     if as_json:
         print_json(fit.to_dict())
         return
@@ -217,12 +218,6 @@ def bound_of(max_drift: str | None, max_pck_drop: float | None) -> Bound:
     except ValueError:
         raise InputError(f"--max-drift {max_drift}: give pixels at 256 x 256, such as 0.5px") from None
     return Bound(drift, max_pck_drop)
-
-
-def _copied(pair: tuple[Any, Any]) -> tuple[Any, Any]:
-    copy = type(pair[0])()
-    copy.CopyFrom(pair[0])
-    return copy, pair[1]
 
 
 def _cells(effect: Effect | None, annotated: bool) -> list[str]:

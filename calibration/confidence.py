@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from cats.calibration.calibrate import FloatModel
+from cats.calibration.inputs import pair_feeds
 from cats.calibration.modules import Graph, module_of
-from cats.calibration.parity import fixed_batch
-from cats.calibration.sessions import Session
+from cats.calibration.sessions import Session, fixed_batch
 from cats.console import progress
 from cats.data import KINDS, open_dataset, parse_data
 from cats.data.folders import PhotoFolder
@@ -28,12 +28,11 @@ from cats.errors import InputError, ModelFileError
 from cats.files import atomic_path
 from cats.geometry import identity_cells, pixels_to_cells, sample_grid
 from cats.metadata import Metadata
-from cats.runtime.images import preprocess
+from cats.parity import FRAME
 
 ALPHA = 0.1
 BINS = 15
 
-_FRAME = 256.0
 _CAP = 32.0  # pixels at 256; errors beyond count alike when the temperature is fitted: the match is lost
 _KNOTS = 20
 _FACTORS = np.geomspace(0.25, 4.0, 33)
@@ -76,7 +75,7 @@ class Predictions:
     @property
     def right(self) -> NDArray[np.bool_]:
         """Whether each is within :data:`ALPHA` of the side."""
-        return self.error <= ALPHA * _FRAME
+        return self.error <= ALPHA * FRAME
 
 
 @dataclass(frozen=True)
@@ -209,12 +208,8 @@ def fit_confidence(
 
 
 def _scores(session: Session, source: FloatModel, pair: KnownPair, done: Callable[[], None]) -> Scores:
-    from PIL import Image
-
-    batch = fixed_batch(source.model) or 1
-    images = (Image.fromarray(i) if isinstance(i, np.ndarray) else i for i in (pair.image_a, pair.image_b))
-    tensors = [np.repeat(preprocess(image, source.metadata.preprocessing)[None], batch, axis=0) for image in images]
-    values = next(iter(session(dict(zip(("image_a", "image_b"), tensors, strict=True))).values()))[0]
+    feeds = pair_feeds(pair.image_a, pair.image_b, source.metadata.preprocessing, fixed_batch(source.model))
+    values = next(iter(session(feeds).values()))[0]
     cells = source.metadata.grid[0] * source.metadata.grid[1]
     done()
     if values.shape != (cells, cells):
@@ -234,7 +229,7 @@ def predict(scores: list[Scores], temperature: float, grid: int) -> Predictions:
         variance = np.maximum((p @ np.square(identity)).sum(1) - np.square(mean).sum(1), 0)
         values = np.concatenate([(mean - identity).T, np.exp(-variance / 2)[None]]).reshape(3, grid, grid)
         found = sample_grid(values, item.cells)
-        errors.append(np.linalg.norm(item.cells + found[:, :2] - item.truth, axis=1) * (_FRAME / grid))
+        errors.append(np.linalg.norm(item.cells + found[:, :2] - item.truth, axis=1) * (FRAME / grid))
         confidences.append(found[:, 2])
     return Predictions(np.concatenate(errors), np.concatenate(confidences))
 

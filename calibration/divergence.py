@@ -13,8 +13,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from cats.calibration.inputs import PairSet
 from cats.calibration.modules import is_quantized, module_of
-from cats.calibration.parity import fixed_batch
-from cats.calibration.sessions import Session
+from cats.calibration.sessions import Session, fixed_batch
 from cats.console import progress
 from cats.errors import InputError, ModelFileError
 from cats.export.rounding import computes_in_half, rounded

@@ -15,7 +15,7 @@ from cats.data import KINDS, open_dataset, parse_data
 from cats.data.folders import PhotoFolder
 from cats.errors import InputError
 from cats.metadata import Preprocessing
-from cats.runtime.images import preprocess, read_image
+from cats.runtime.images import ImageSource, preprocess, read_image
 from cats.tables import read_pairs
 
 SMALL = 16
@@ -79,6 +79,12 @@ class PairSet:
                 for side in zip(*part, strict=True)
             )
             yield dict(zip(("image_a", "image_b"), sides, strict=True))
+
+
+def pair_feeds(a: ImageSource, b: ImageSource, preprocessing: Preprocessing, batch: int | None = None) -> Feeds:
+    """Inputs of one pair, as often as a fixed batch needs it; see :meth:`PairSet.feeds`."""
+    tensors = (preprocess(read_image(image), preprocessing)[None] for image in (a, b))
+    return {f"image_{side}": np.repeat(tensor, batch or 1, axis=0) for side, tensor in zip("ab", tensors, strict=True)}
 
 
 def pairs_from_images(folder: str | Path) -> PairSet:

@@ -9,7 +9,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from cats.calibration.inputs import pair_feeds
 from cats.errors import ModelFileError, require
+from cats.metadata import Preprocessing
+from cats.runtime.images import ImageSource
 
 
 class Session:
@@ -63,3 +66,25 @@ def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelPro
     del result.graph.output[:]
     result.graph.output.extend(known.get(name, onnx.ValueInfoProto(name=name)) for name in names)
     return result
+
+
+class SessionMatcher:
+    """A loaded pair model as a matcher for :func:`cats.evaluate.evaluate`; ``batch`` as the model has it fixed."""
+
+    def __init__(self, session: Session, preprocessing: Preprocessing, batch: int | None) -> None:
+        self.session, self.preprocessing, self.batch = session, preprocessing, batch
+
+    def match(self, a: ImageSource, b: ImageSource) -> NDArray[np.float32]:
+        """Flow (2, G, G) in cells, a -> b."""
+        return self.session(pair_feeds(a, b, self.preprocessing, self.batch))["flow"][0]
+
+
+def fixed_batch(model: onnx.ModelProto) -> int | None:
+    """Batch size of a model whose batch is not free; None where it is.
+
+    Raises:
+        ModelFileError: the model has no inputs.
+    """
+    if not model.graph.input:
+        raise ModelFileError("the model has no inputs")
+    return model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None

@@ -16,15 +16,15 @@ import onnx
 from cats.calibration.calibrate import FloatModel
 from cats.calibration.inputs import Feeds, PairSet
 from cats.calibration.modules import module_of, modules
-from cats.calibration.parity import SessionMatcher, fixed_batch, flow_distance
 from cats.calibration.quantize import RoundedWeights, quantize
 from cats.calibration.ranges import Ranges
-from cats.calibration.sessions import Session
+from cats.calibration.sessions import Session, SessionMatcher, fixed_batch
 from cats.errors import InputError
 from cats.export.moments import channel_moments
 from cats.export.precision import half_tensors, to_fp16
 from cats.export.rounding import rounded
 from cats.files import write_text
+from cats.parity import flow_distance
 
 PRECISIONS = ("int8", "fp8", "fp16")
 ALPHA = 0.1
@@ -178,9 +178,7 @@ class Variants:
     def _pck(self, session: Session) -> float:
         from cats.evaluate import evaluate
 
-        matcher = SessionMatcher.__new__(SessionMatcher)
-        matcher.session, matcher.preprocessing = session, self.source.metadata.preprocessing
-        matcher.batch = fixed_batch(self.source.model) or 1
+        matcher = SessionMatcher(session, self.source.metadata.preprocessing, fixed_batch(self.source.model))
         return evaluate(matcher, self.dataset, ("corrected",), (ALPHA,)).pck(ALPHA)
 
     def _fingerprint(self) -> str:

@@ -12,11 +12,15 @@ import json
 from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cats.errors import ModelFileError
+from cats.files import write_bytes
 from cats.geometry import DIRECTION
 from cats.onnx_reader import read_onnx_entry
+
+if TYPE_CHECKING:
+    import onnx  # which a machine that only runs models has not
 
 KEY = "cats"
 FORMAT = 1
@@ -148,3 +152,16 @@ def read_onnx_metadata(path: str | Path) -> Metadata:
     if text is None:
         raise ModelFileError(f"{path}: an ONNX file without CATs metadata; write it with cats-export")
     return Metadata.from_json(text, path)
+
+
+def write_model(model: onnx.ModelProto, metadata: Metadata, path: str | Path) -> None:
+    """Write a model with its metadata, in place of those it has, in one piece; equal models give equal bytes.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    others = [(entry.key, entry.value) for entry in model.metadata_props if entry.key != KEY]
+    del model.metadata_props[:]
+    for key, value in [*others, (KEY, metadata.to_json())]:
+        model.metadata_props.add(key=key, value=value)
+    write_bytes(path, model.SerializeToString(deterministic=True))

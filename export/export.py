@@ -23,8 +23,8 @@ from cats.export.plugin_nodes import has_correlation, use_plugins
 from cats.export.precision import modules_in, to_fp16
 from cats.export.storage import inline_functions, store_as_half, weight_factors
 from cats.export.verify import Parity, verify
-from cats.files import check_destination, write_bytes
-from cats.metadata import KEY, Metadata
+from cats.files import check_destination
+from cats.metadata import Metadata, write_model
 from cats.model import CATs
 
 WEIGHTS = ("fp32", "fp16-storage")
@@ -158,24 +158,6 @@ def describe(
         parity=None if parity is None else parity.to_dict(),
         extra=extra or {},
     )
-
-
-def write_model(model: onnx.ModelProto, metadata: Metadata, path: Path) -> None:
-    """Write a model with its metadata in one piece; equal models give equal bytes.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    set_metadata(model, metadata)
-    write_bytes(path, model.SerializeToString(deterministic=True))
-
-
-def set_metadata(model: onnx.ModelProto, metadata: Metadata) -> None:
-    """Put the metadata document into a model, replacing the one it has."""
-    others = [(entry.key, entry.value) for entry in model.metadata_props if entry.key != KEY]
-    del model.metadata_props[:]
-    for key, value in [*others, (KEY, metadata.to_json())]:
-        model.metadata_props.add(key=key, value=value)
 
 
 def tool_versions() -> dict[str, str]:

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 
 from cats.calibration.balance import balance_factors, balanced
-from cats.calibration.calibrate import load_float_model, measure_ranges, write_quantized
+from cats.calibration.calibrate import load_float_model, measure_ranges
 from cats.calibration.inputs import PairSet
 from cats.calibration.modules import Graph
-from cats.calibration.parity import flow_distance
 from cats.calibration.quantize import quantize
 from cats.calibration.sessions import Session
 from cats.errors import InputError
 from cats.export.storage import store_as_half
+from cats.metadata import write_model
+from cats.parity import flow_distance
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def test_norms_that_share_their_parameters(source, feeds, copy, tmp_path):
     expected = Session(model)(feeds)["flow"]
     largest = channels(model, feeds)
     assert balance_factors(model, largest) == {}
-    write_quantized(model, source.metadata, tmp_path / "shared.onnx")
+    write_model(model, source.metadata, tmp_path / "shared.onnx")
     loaded = load_float_model(tmp_path / "shared.onnx").model
     factors = balance_factors(loaded, largest)
     assert set(factors) == {f"decoder.blocks.0.norm{k}" for k in (1, 2, 3, 4)}

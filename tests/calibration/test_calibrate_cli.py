@@ -11,6 +11,7 @@ from cats.calibration.cli import main
 from cats.calibration.modules import modules
 from cats.calibration.ranges import Ranges
 from cats.metadata import read_onnx_metadata
+from cats.parity import TOLERANCE
 from cats.runtime import Matcher
 
 
@@ -55,8 +56,7 @@ def test_merged_ranges(calibrate, float_file, ranges, tmp_path):
 
 
 def test_a_file_past_its_tolerance_is_written_and_exits_1(calibrate, float_file, ranges, tmp_path, monkeypatch):
-    monkeypatch.setattr("cats.calibration.parity.TOLERANCE", 1e-6)
-    monkeypatch.setattr("cats.calibration.parity.compare.__kwdefaults__", {"tolerance": 1e-6}, raising=False)
+    monkeypatch.setitem(TOLERANCE, "int8", 1e-6)
     ranges.save("r.json")
     done = calibrate(float_file, "--from-ranges", "r.json")
     assert done.code == 1
@@ -143,23 +143,23 @@ def test_wrong_inputs(calibrate, float_file, photos, ranges, tmp_path):
 
 
 def test_wrong_models(calibrate, float_file, photos, source, ranges, tmp_path, copy):
-    from cats.calibration.calibrate import write_quantized
     from cats.calibration.quantize import quantize
+    from cats.metadata import write_model
 
     ranges.save("r.json")
     bare = copy(source.model)
     del bare.metadata_props[:]
     onnx.save(bare, tmp_path / "bare.onnx")
     assert "without CATs metadata" in calibrate("bare.onnx", "--images", photos).error
-    write_quantized(quantize(source.model, ranges), source.metadata.with_(precision="int8"), tmp_path / "q.onnx")
+    write_model(quantize(source.model, ranges), source.metadata.with_(precision="int8"), tmp_path / "q.onnx")
     assert "quantized already" in calibrate("q.onnx", "--images", photos).error
     half = copy(source.model)
     half.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
-    write_quantized(half, source.metadata.with_(precision="fp16"), tmp_path / "half.onnx")
+    write_model(half, source.metadata.with_(precision="fp16"), tmp_path / "half.onnx")
     assert "without --fp16" in calibrate("half.onnx", "--images", photos).error
-    write_quantized(copy(source.model), source.metadata.with_(extra={"target": "cpu"}), tmp_path / "cpu.onnx")
+    write_model(copy(source.model), source.metadata.with_(extra={"target": "cpu"}), tmp_path / "cpu.onnx")
     assert "without --for cpu" in calibrate("cpu.onnx", "--images", photos).error
-    write_quantized(copy(source.model), source.metadata.with_(weights_sha256="1" * 64), tmp_path / "other.onnx")
+    write_model(copy(source.model), source.metadata.with_(weights_sha256="1" * 64), tmp_path / "other.onnx")
     assert "other weights" in calibrate("other.onnx", "--from-ranges", "r.json").error
     (tmp_path / "text.onnx").write_text("no model")
     assert "text.onnx" in calibrate("text.onnx", "--images", photos).error

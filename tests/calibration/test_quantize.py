@@ -9,12 +9,12 @@ from onnx import TensorProto, numpy_helper
 
 from cats.calibration.balance import balanced
 from cats.calibration.modules import Graph, module_of, modules
-from cats.calibration.parity import flow_distance
 from cats.calibration.quantize import quantize
 from cats.calibration.ranges import METHODS
 from cats.calibration.sessions import Session
 from cats.errors import InputError, ModelFileError
 from cats.export.storage import inline_functions, store_as_half
+from cats.parity import flow_distance
 
 FLOAT_ONLY = ("Correlation", "Softmax", "LayerNormalization", "Gelu", "ReduceMean", "Exp")
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from cats.calibration.calibrate import write_quantized
-from cats.calibration.parity import flow_distance
 from cats.calibration.quantize import quantize
 from cats.calibration.sessions import Session
 from cats.errors import CatsError
+from cats.metadata import write_model
+from cats.parity import flow_distance
 from cats.runtime import Matcher
 from cats.runtime.engine import EngineOptions, build_engine
 from cats.runtime.flavours import FLAVOURS, find_flavour
@@ -27,7 +27,7 @@ def test_engines_match_as_onnx_runtime_does(source, ranges, pairs, tmp_path, fla
     except CatsError as error:
         pytest.skip(str(error))
     model = quantize(source.model, ranges, precision=precision)
-    write_quantized(model, source.metadata.with_(precision=precision), tmp_path / "q.onnx")
+    write_model(model, source.metadata.with_(precision=precision), tmp_path / "q.onnx")
     plan = build_engine(tmp_path / "q.onnx", flavour=flavour, options=EngineOptions(batch=(1, 1, 2)))
     session = Session(model)
     distances = []

@@ -8,7 +8,7 @@ import pytest
 from commands import runner
 from onnx import numpy_helper
 
-from cats.calibration.calibrate import FloatModel, measure_ranges, write_quantized
+from cats.calibration.calibrate import FloatModel, measure_ranges
 from cats.calibration.calibrate import calibrate as calibrate_model
 from cats.calibration.cli import main
 from cats.calibration.confidence import (
@@ -28,7 +28,7 @@ from cats.calibration.sessions import Session
 from cats.calibration.variants import Variants, groups
 from cats.errors import InputError
 from cats.export.precision import to_fp16
-from cats.metadata import read_onnx_metadata
+from cats.metadata import read_onnx_metadata, write_model
 from cats.runtime import Matcher
 
 BAD = "feature_extraction.backbone.blocks.2.0.conv_pwl"
@@ -58,7 +58,7 @@ def planted(source, tmp_path_factory):
             continue
         item.CopyFrom(numpy_helper.from_array(values, item.name))
     path = tmp_path_factory.mktemp("planted") / "planted.onnx"
-    write_quantized(model, source.metadata, path)
+    write_model(model, source.metadata, path)
     return FloatModel(path, model, source.metadata)
 
 
@@ -86,7 +86,7 @@ def test_sensitivity_finds_the_planted_layer_first(variants):
 
 def test_divergence_finds_the_planted_layer_first(planted, planted_ranges, halves, tmp_path):
     path = tmp_path / "q.onnx"
-    write_quantized(quantize(planted.model, planted_ranges), planted.metadata.with_(precision="int8"), path)
+    write_model(quantize(planted.model, planted_ranges), planted.metadata.with_(precision="int8"), path)
     found = find_divergence(planted.path, path, halves[1])
     assert found.first is not None
     assert found.first.module == BAD
@@ -105,8 +105,8 @@ def test_overflow_of_float16_is_named(source, halves, copy, tmp_path):
     for item in model.graph.initializer:
         if item.name == name:
             item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item) * np.float32(9e4), name))
-    write_quantized(model, source.metadata, tmp_path / "a.onnx")
-    write_quantized(to_fp16(model), source.metadata.with_(precision="fp16"), tmp_path / "b.onnx")
+    write_model(model, source.metadata, tmp_path / "a.onnx")
+    write_model(to_fp16(model), source.metadata.with_(precision="fp16"), tmp_path / "b.onnx")
     found = find_divergence(tmp_path / "a.onnx", tmp_path / "b.onnx", halves[1])
     assert name in {item.name for item in model.graph.initializer}
     assert found.first is not None

@@ -7,9 +7,10 @@ import pytest
 from onnx.tools.update_model_dims import update_inputs_outputs_dims
 
 from cats.errors import InputError
-from cats.export.export import describe, write_model
+from cats.export.export import describe
 from cats.export.plugin_nodes import use_plugins
 from cats.export.precision import to_fp16
+from cats.metadata import write_model
 from cats.runtime.engine import EngineOptions, build_engine
 from cats.runtime.sidecar import read_sidecar
 

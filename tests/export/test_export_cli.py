@@ -21,6 +21,7 @@ from cats.export import export_onnx
 from cats.export.cli import main
 from cats.export.forms import FORMS
 from cats.metadata import read_onnx_metadata
+from cats.parity import TOLERANCE
 from cats.runtime import Matcher, flavours
 from cats.runtime.sidecar import read_sidecar
 
@@ -98,7 +99,7 @@ def test_for_cpu(export, checkpoint, tmp_path):
 @pytest.fixture
 def lenient(monkeypatch):
     """Random weights may move by more than a pixel in float16."""
-    monkeypatch.setitem(cats.export.verify.TOLERANCE, "fp16", 1e3)
+    monkeypatch.setitem(TOLERANCE, "fp16", 1e3)
 
 
 def test_fp16_ends_with_a_typed_file_a_table_and_an_engine(export, checkpoint, tmp_path, prebuilt, lenient):
@@ -159,7 +160,7 @@ def test_values_near_the_end_of_float16_are_warned_of(export, checkpoint, prebui
 
 
 def test_past_the_tolerance_the_file_is_complete_and_says_so(export, checkpoint, tmp_path, monkeypatch, prebuilt):
-    monkeypatch.setitem(cats.export.verify.TOLERANCE, "fp32", 0.0)
+    monkeypatch.setitem(TOLERANCE, "fp32", 0.0)
     done = export("--ckpt", checkpoint)
     assert done.code == 1
     assert "FAILED" in done.err

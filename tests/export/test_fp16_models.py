@@ -7,12 +7,13 @@ from reference import tamed_goldens
 from cats.assets import asset
 from cats.checkpoints import load_checkpoint
 from cats.configs import find_config
-from cats.export.export import describe, write_model
+from cats.export.export import describe
 from cats.export.forms import build_form
 from cats.export.moments import channel_moments
 from cats.export.pairs import PairSource, demo_pairs
 from cats.export.precision import to_fp16
 from cats.export.verify import verify
+from cats.metadata import write_model
 from cats.model import CATs
 from cats.runtime.sidecar import read_sidecar
 
