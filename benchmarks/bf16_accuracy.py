@@ -1,16 +1,18 @@
 """How far OpenVINO's bfloat16 moves the flow and the PCK of models with real weights, on PF-WILLOW and the demo photos.
 
-The exported file runs in OpenVINO in float32 and in bfloat16 on the same CPU, which must compute in it. Distances are
-in pixels of a 256 x 256 image, over all cells of all pairs. Speed is measured by ``cats-bench``.
+The exported file runs in OpenVINO in float32, in bfloat16 and with that in the aggregator alone, on the same CPU, which
+must compute in it. Distances are in pixels of a 256 x 256 image, over all cells of all pairs. Speed is measured by
+``cats-bench``.
 
-Usage: python benchmarks/bf16_accuracy.py [--model cats-tiny --model lite0] [--output benchmarks/results/NAME.json]
+Models are those of ``fp16_accuracy.py``.
+
+Usage: python benchmarks/bf16_accuracy.py [--model cats-tiny ...] [--output benchmarks/results/NAME.json]
 """
 
 from __future__ import annotations
 
 import datetime
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -19,23 +21,22 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from cats.benchmarks.exports import Exports
-from cats.benchmarks.models import load_model
+from cats.benchmarks.exports import FOR_CPU, OURS, Exports
 from cats.console import execute, new_app, note, print_json
 from cats.data import open_dataset
+from cats.errors import InputError
 from cats.evaluate import evaluate
 from cats.export.pairs import demo_pairs
 from cats.files import write_text
-from cats.runtime.backends.openvino import OpenVinoBackend
+from cats.runtime.backends.openvino import PRECISIONS, OpenVinoBackend
 from cats.runtime.hardware import cpu_features, cpu_name
 from cats.runtime.images import ImageSource, preprocess, read_image
 
 sys.path.append(str(Path(__file__).resolve().parent))
 
-from fp16_accuracy import EveryNth, pixels
+from fp16_accuracy import MODELS, SHARED, EveryNth, pixels
 
 app = new_app()
-WILLOW = Path(os.environ.get("CATS_SHARED", "../shared")) / "data" / "PF-WILLOW"
 
 
 class Keeping:
@@ -55,36 +56,47 @@ class Keeping:
 
 @app.command()
 def main_command(
-    model: Annotated[list[str] | None, typer.Option(help="Checkpoint or name, as of cats-bench.")] = None,
-    data: Annotated[str, typer.Option(help="Annotated pairs KIND:DIR.")] = f"willow:{WILLOW}",
+    model: Annotated[list[str] | None, typer.Option(help="Beginning of a model's name. Default: all.")] = None,
+    data: Annotated[str, typer.Option(help="Annotated pairs KIND:DIR.")] = f"willow:{SHARED / 'data' / 'PF-WILLOW'}",
     every: Annotated[int, typer.Option(help="Take every n-th pair.", min=1)] = 3,
+    for_cpu: Annotated[bool, typer.Option("--for-cpu", help="Export as cats-export --for cpu.")] = False,
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 2,
     output: Annotated[Path | None, typer.Option(help="Write the figures as JSON.", show_default=False)] = None,
 ) -> None:
     """Measure flow drift and PCK of bfloat16 against float32."""
+    chosen = [name for name in MODELS if not model or name.startswith(tuple(model))]
+    if not chosen:
+        raise InputError(f"no model begins with {', '.join(model or ())}: there are {', '.join(MODELS)}")
     pairs = EveryNth(open_dataset(data), every)
     found: dict[str, Any] = {}
-    for name in model or ["cats-tiny", "lite0"]:
+    for name in chosen:
         note(name)
         with tempfile.TemporaryDirectory() as folder:
-            path = Exports(load_model(name).model, Path(folder)).pair()
-            matchers = {precision: Keeping(path, precision, threads) for precision in ("fp32", "bf16")}
+            path = Exports(MODELS[name](), Path(folder)).pair(FOR_CPU if for_cpu else OURS)
+            matchers = {precision: Keeping(path, precision, threads) for precision in PRECISIONS}
         figures: dict[str, Any] = {}
-        for matcher in matchers.values():
+        for kind, matcher in matchers.items():
             for a, b in demo_pairs().images():
                 matcher.match(a, b)
-        figures["demo photos"] = pixels(*(matchers[kind].flows for kind in ("bf16", "fp32")))
-        pck = {}
-        for kind, matcher in matchers.items():
+            demo = matcher.flows[:]
             matcher.flows.clear()
-            pck[kind] = round(evaluate(matcher, pairs, ("corrected",), (0.1,)).pck(0.1), 3)
-        figures["pairs"] = pixels(*(matchers[kind].flows for kind in ("bf16", "fp32")))
-        figures["pck@0.1 corrected"] = {**pck, "drift": round(pck["bf16"] - pck["fp32"], 3)}
+            pck = round(evaluate(matcher, pairs, ("corrected",), (0.1,)).pck(0.1), 3)
+            figures[kind] = {"runs on": matcher.backend.describe(), "pck@0.1": pck}
+            if kind == "fp32":
+                reference = demo, matcher.flows, pck
+                continue
+            figures[kind] |= {
+                "pck drift": round(pck - reference[2], 3),
+                "demo photos": pixels(demo, reference[0]),
+                "pairs": pixels(matcher.flows, reference[1]),
+            }
         found[name] = figures
     result = {
         "date": datetime.date.today().isoformat(),
         "cpu": f"{cpu_name()} ({', '.join(cpu_features())})",
         "data": f"{len(pairs)} pairs, every {every}. of {data.partition(':')[0]}",
+        "exported": "for cpu" if for_cpu else "for any",
+        "protocol": "corrected",
         "tolerance_px": 1.0,
         "models": found,
     }

@@ -162,7 +162,7 @@ def main_command(
         _path(help="Index of the GPU, default 0; of openvino a name: CPU (default), GPU.", panel=ENGINE, metavar="N"),
     ] = None,
     precision: Annotated[
-        str | None, _path(help="With openvino: fp32 (default) or bf16.", panel=ENGINE, metavar="NAME")
+        str | None, _path(help="With openvino: fp32 (default), bf16 or bf16-aggregator.", panel=ENGINE, metavar="NAME")
     ] = None,
     hint: Annotated[
         str | None, _path(help="With openvino: latency (default) or throughput.", panel=ENGINE, metavar="NAME")

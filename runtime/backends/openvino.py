@@ -14,7 +14,8 @@ from cats.runtime.backends.base import Array, Backend, TensorSpec
 from cats.runtime.backends.openvino_parts import precision_parts
 from cats.runtime.hardware import physical_cores, return_free_memory, usable_cpus
 
-PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
+PRECISIONS = ("fp32", "bf16", "bf16-aggregator")
+_HINTED = {"fp32": "f32", "bf16": "bf16"}
 HINTS = {"latency": "LATENCY", "throughput": "THROUGHPUT"}
 
 
@@ -23,8 +24,8 @@ class OpenVinoBackend(Backend):
 
     Args:
         path: ONNX file with CATs metadata; files with Q/DQ run their quantized operators in INT8.
-        precision: of what is not quantized: ``fp32``, or ``bf16`` where the device computes in it and the model bears
-            it (:func:`cats.runtime.backends.openvino_parts.precision_parts`).
+        precision: of what is not quantized: ``fp32``; ``bf16`` where the model bears it, see
+            :func:`cats.runtime.backends.openvino_parts.precision_parts`; or ``bf16-aggregator``, there alone.
         hint: ``latency`` (all threads on one run) or ``throughput`` (several runs side by side, for many threads).
         threads: CPU threads; ``None`` takes one per physical core, or fewer where the process is limited.
         device: OpenVINO's name, as ``CPU`` or ``GPU``; it is used or refused, never replaced.
@@ -92,11 +93,14 @@ class OpenVinoBackend(Backend):
                 for shape in shapes.values():
                     shape[0] = batch
                 model.reshape(shapes)
-            parts = [*precision_parts(self._ov, model)] if self.precision == "bf16" else [(model, self.precision)]
+            parts = [(model, "fp32")]
+            if self.precision != "fp32":
+                only = self.precision == "bf16-aggregator"
+                parts = [*precision_parts(self._ov, model, aggregator_only=only)]
             self._precisions = [precision for _, precision in parts]
             return [
                 self._core.compile_model(
-                    part, self.device, {**self._settings, "INFERENCE_PRECISION_HINT": PRECISIONS[precision]}
+                    part, self.device, {**self._settings, "INFERENCE_PRECISION_HINT": _HINTED[precision]}
                 )
                 for part, precision in parts
             ]
@@ -111,7 +115,7 @@ class OpenVinoBackend(Backend):
         devices = core.available_devices
         if not any(self.device == name or name.startswith(f"{self.device}.") for name in devices):
             raise BackendError(f"openvino has no device {self.device} here; it lists {', '.join(devices) or 'none'}")
-        if self.precision == "bf16":
+        if self.precision != "fp32":
             able = core.get_property(self.device, "OPTIMIZATION_CAPABILITIES")
             if "BF16" not in able:
                 raise BackendError(

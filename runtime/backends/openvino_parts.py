@@ -15,26 +15,27 @@ AGGREGATOR, SOFT_ARGMAX = "decoder", "soft_argmax"
 """First part of the names of nodes, which are paths of modules."""
 
 
-def precision_parts(ov: Any, model: Any) -> Iterator[tuple[Any, str]]:
+def precision_parts(ov: Any, model: Any, *, aggregator_only: bool = False) -> Iterator[tuple[Any, str]]:
     """A model for bfloat16 as models to run one after the other, each with ``fp32`` or ``bf16``.
 
     Inputs and outputs of a part go by name: what is no input of the whole model is an output of an earlier part.
 
-    - Up to the cost volume: bf16, but fp32 where the backbone has depthwise convolutions, or where there is none
-      because features are given. An encoder by itself ends here.
+    - Up to the cost volume: bf16, but fp32 with ``aggregator_only``, where the backbone has depthwise convolutions, or
+      where there is none because features are given. An encoder by itself ends here.
     - The aggregator, up to the refined scores: bf16.
     - Soft-argmax and what follows: fp32.
 
     Args:
         ov: the package.
         model: an ``ov.Model`` with the names of an exported file; it is taken apart.
+        aggregator_only: leave everything else in fp32.
     """
     parts = []
     for module in (SOFT_ARGMAX, AGGREGATOR):  # from the end
         model, part = _cut(ov, model, module)
         parts.append(part)
     soft_argmax, aggregator = parts
-    yield model, "bf16" if _tolerates_bf16(model) else "fp32"
+    yield model, "fp32" if aggregator_only or not _tolerates_bf16(model) else "bf16"
     yield from ((part, precision) for part, precision in ((aggregator, "bf16"), (soft_argmax, "fp32")) if part)
 
 

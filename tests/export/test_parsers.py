@@ -83,6 +83,7 @@ def test_parts_for_bf16_together_are_the_model(forms, model, kind):
 @pytest.mark.parametrize(
     ("kind", "options", "precisions"),
     [
+        ("pair", {"aggregator_only": True, "backbone": "resnet50", "hyperpixels": (0, 5)}, ["fp32", "bf16", "fp32"]),
         ("encoder", {}, ["fp32"]),
         ("matcher", {}, ["fp32", "bf16", "fp32"]),  # features of any backbone
         ("pair", {"backbone": "resnet50", "hyperpixels": (0, 5)}, ["bf16", "bf16", "fp32"]),
@@ -97,10 +98,12 @@ def test_precisions_of_the_parts(forms, kind, options, precisions):
     from cats.export.storage import inline_functions
     from cats.runtime.backends.openvino_parts import precision_parts
 
+    options = dict(options)
+    only = options.pop("aggregator_only", False)
     if options:
         form = "split" if kind == "encoder" else "pair"
         exported = build_form(tiny_model(**options), form, options=DeploymentOptions(winograd=True))[kind]
     else:
         exported = forms[kind]
-    parts = precision_parts(ov, ov.Core().read_model(inline_functions(exported).SerializeToString()))
-    assert [precision for _, precision in parts] == precisions
+    whole = ov.Core().read_model(inline_functions(exported).SerializeToString())
+    assert [precision for _, precision in precision_parts(ov, whole, aggregator_only=only)] == precisions
