@@ -15,7 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from cats.calibration.modules import Graph, module_of
+from cats.calibration.modules import Graph
+from cats.export.modules import module_of
 
 STRENGTH = 0.6
 """Exponent of the activation's magnitude; that of the weight's is one minus it."""

@@ -13,12 +13,14 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from cats.calibration.balance import Factors, balance_factors
 from cats.calibration.inputs import PairSet, demo_pairs
-from cats.calibration.modules import is_half, is_kept, is_quantized, modules, own_weights
+from cats.calibration.modules import is_half, modules, own_weights
 from cats.calibration.quantize import quantize
 from cats.calibration.ranges import Ranges, collect_ranges
 from cats.calibration.sessions import Session, SessionMatcher, fixed_batch
 from cats.console import progress
 from cats.errors import InputError, ModelFileError
+from cats.export.modules import in_modules
+from cats.export.precision import is_quantized
 from cats.metadata import Metadata, read_onnx_metadata, write_model
 from cats.parity import TOLERANCE, Parity, measure_parity, pck_drift
 
@@ -58,6 +60,21 @@ class CalibrationReport:
         return self.drift.pck
 
 
+def load_pair(path: str | Path, advice: str) -> tuple[onnx.ModelProto, Metadata]:
+    """Read a file of kind ``pair``.
+
+    Raises:
+        ModelFileError: not an ONNX file with CATs metadata, or of another kind, with ``advice`` what to give instead.
+    """
+    metadata = read_onnx_metadata(path)
+    if metadata.kind != "pair":
+        raise ModelFileError(f"{path} is of kind {metadata.kind}: {advice}")
+    try:
+        return onnx.load(path), metadata
+    except (OSError, DecodeError, ValueError) as error:
+        raise ModelFileError(f"cannot read {path}: {error}") from error
+
+
 def load_float_model(path: str | Path) -> FloatModel:
     """Read a file that can be calibrated.
 
@@ -65,13 +82,7 @@ def load_float_model(path: str | Path) -> FloatModel:
         ModelFileError: not an ONNX file with CATs metadata, of another kind than ``pair``, quantized already, typed in
             half precision, or exported for CPUs.
     """
-    metadata = read_onnx_metadata(path)
-    if metadata.kind != "pair":
-        raise ModelFileError(f"{path} is of kind {metadata.kind}: calibrate the file of cats-export without --split")
-    try:
-        model = onnx.load(path)
-    except (OSError, DecodeError, ValueError) as error:
-        raise ModelFileError(f"cannot read {path}: {error}") from error
+    model, metadata = load_pair(path, "calibrate the file of cats-export without --split")
     if is_quantized(model) or metadata.precision in ("int8", "fp8", "mixed"):
         raise ModelFileError(f"{path} is quantized already ({metadata.precision}): give the float32 export")
     if is_half(model) or metadata.precision != "fp32":
@@ -167,7 +178,7 @@ def calibrate(
     tolerance = TOLERANCE[label or precision]
     drift = measure_drift(source, result, pairs or demo_pairs(), tolerance=tolerance, data=data, threads=threads)
     names = list(modules(source.model))
-    kept = tuple(name for name in names if is_kept(name, keep))
+    kept = tuple(name for name in names if in_modules(name, keep))
     quantized = tuple(name for name in names if name not in kept)
     part: dict[str, Any] = {
         "precision": precision,

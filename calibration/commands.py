@@ -16,6 +16,7 @@ from cats.calibration.sensitivity import Sensitivity
 from cats.calibration.variants import Effect, Variants
 from cats.console import note, print_json, stdout, table
 from cats.errors import InputError, VerificationError
+from cats.export.precision import HALF_LARGEST, LARGE_ACTIVATION
 from cats.metadata import write_model
 from cats.parity import TOLERANCE
 
@@ -26,7 +27,7 @@ def show_divergence(
     a: Path, b: Path, pairs: PairSet | None, *, threshold: float | None, threads: int | None, as_json: bool
 ) -> None:
     """Print where two files part; raises :class:`VerificationError` if they do."""
-    from cats.calibration.divergence import HALF_LARGEST, HALF_WARNING, find_divergence
+    from cats.calibration.divergence import find_divergence
 
     found = find_divergence(a, b, pairs or demo_pairs(), threshold=threshold, threads=threads)
     if as_json:
@@ -51,7 +52,7 @@ def show_divergence(
         largest = max(item.largest_a, item.largest_b)
         if largest > HALF_LARGEST:
             note(f"warning: {item.node} reaches {largest:.4g}: float16 overflows there")
-        elif largest > HALF_WARNING:
+        elif largest > LARGE_ACTIVATION:
             note(f"warning: {item.node} reaches {largest:.4g}, near the end of float16 (65504)")
         if item.not_finite_a or item.not_finite_b:
             note(f"warning: {item.node} is not finite: {item.not_finite_a} values in A, {item.not_finite_b} in B")

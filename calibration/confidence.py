@@ -19,13 +19,14 @@ from onnx import numpy_helper
 
 from cats.calibration.calibrate import FloatModel
 from cats.calibration.inputs import pair_feeds
-from cats.calibration.modules import Graph, module_of
+from cats.calibration.modules import Graph
 from cats.calibration.sessions import Session, fixed_batch
 from cats.console import progress
 from cats.data import KINDS, open_dataset, parse_data
 from cats.data.folders import PhotoFolder
 from cats.errors import InputError, ModelFileError
-from cats.files import atomic_path
+from cats.export.modules import module_of
+from cats.figures import save_figure
 from cats.geometry import identity_cells, pixels_to_cells, sample_grid
 from cats.metadata import Metadata
 from cats.parity import FRAME
@@ -338,7 +339,7 @@ def plot_reliability(fit: ConfidenceFit, path: str | Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    figure = Figure(figsize=(9, 4.5), dpi=120, layout="constrained")
     sides = (("before", fit.bins_before, fit.before), ("after", fit.bins_after, fit.after))
     for axes, (name, bins, figures) in zip(figure.subplots(1, 2), sides, strict=True):
         axes.plot([0, 1], [0, 1], "--", color="grey")
@@ -354,5 +355,4 @@ def plot_reliability(fit: ConfidenceFit, path: str | Path) -> None:
         )
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", title=f"{name}: ECE {figures['ece']:.3f}")
         axes.set_ylabel(f"share within {ALPHA:g} of the side")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+    save_figure(figure, path)

@@ -9,21 +9,16 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from cats.calibration.calibrate import load_pair
 from cats.calibration.inputs import PairSet
-from cats.calibration.modules import is_quantized, module_of
 from cats.calibration.sessions import Session, fixed_batch
 from cats.console import progress
-from cats.errors import InputError, ModelFileError
+from cats.errors import InputError
+from cats.export.modules import module_of
+from cats.export.precision import LARGE_ACTIVATION, is_quantized
 from cats.export.rounding import computes_in_half, rounded
-from cats.metadata import Metadata, read_onnx_metadata
-
-HALF_LARGEST = 65504.0
-"""Largest finite float16."""
-
-HALF_WARNING = 30000.0
-"""Activations beyond this are within a factor of about two of the end of float16's range."""
+from cats.metadata import Metadata
 
 THRESHOLD_8_BIT, THRESHOLD_16_BIT = 0.3, 0.03
 """Relative errors beyond which two precisions are said to part, where none is given."""
@@ -80,11 +75,11 @@ class Divergence:
 
     @property
     def overflowing(self) -> tuple[NodeError, ...]:
-        """Values beyond :data:`HALF_WARNING` or not finite in either model, the largest first."""
+        """Values beyond :data:`LARGE_ACTIVATION` or not finite in either model, the largest first."""
         found = [
             item
             for item in self.nodes
-            if max(item.largest_a, item.largest_b) > HALF_WARNING or item.not_finite_a or item.not_finite_b
+            if max(item.largest_a, item.largest_b) > LARGE_ACTIVATION or item.not_finite_a or item.not_finite_b
         ]
         return tuple(sorted(found, key=lambda item: -max(item.largest_a, item.largest_b)))
 
@@ -129,7 +124,9 @@ def find_divergence(
     """
     if threshold is not None and not (math.isfinite(threshold) and threshold > 0):
         raise InputError(f"a threshold of {threshold:g}: a positive relative error is needed, such as 0.1")
-    (model_a, metadata_a), (model_b, metadata_b) = _load(a), _load(b)
+    (model_a, metadata_a), (model_b, metadata_b) = (
+        load_pair(path, "give files of cats-export without --split") for path in (a, b)
+    )
     if metadata_a.preprocessing != metadata_b.preprocessing or metadata_a.grid != metadata_b.grid:
         raise InputError(f"{a} and {b} take other inputs: they are not two precisions of one model")
     if threshold is None:
@@ -161,16 +158,6 @@ def find_divergence(
         None,
     )
     return Divergence(tuple(nodes), first, threshold, tuple(skipped), len(pairs), pairs.name)
-
-
-def _load(path: str | Path) -> tuple[onnx.ModelProto, Metadata]:
-    metadata = read_onnx_metadata(path)
-    if metadata.kind != "pair":
-        raise ModelFileError(f"{path} is of kind {metadata.kind}: give files of cats-export without --split")
-    try:
-        return onnx.load(path), metadata
-    except (OSError, DecodeError, ValueError) as error:
-        raise ModelFileError(f"cannot read {path}: {error}") from error
 
 
 def _balanced(metadata: Metadata) -> set[str]:

@@ -11,18 +11,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from cats.export.modules import in_modules, module_of
+
 QUANTIZABLE = ("Conv", "Gemm", "MatMul")
 """Operators whose weight and input are quantized; the weight is their second input."""
 
 _MANY_TOKENS = 64  # with fewer, as among the levels of a position, quantizing costs more than it saves
-
-
-def module_of(node: onnx.NodeProto) -> str:
-    """Path of the PyTorch module that a node computes for, ``""`` for the graph's own plumbing.
-
-    Exported nodes are named ``PATH/Operator``, for example ``decoder.blocks.0.attn.q/MatMul_1``.
-    """
-    return node.name.rpartition("/")[0]
 
 
 def modules(model: onnx.ModelProto) -> dict[str, list[str]]:
@@ -38,20 +32,15 @@ def modules(model: onnx.ModelProto) -> dict[str, list[str]]:
     return dict(found)
 
 
-def is_kept(module: str, keep: Collection[str]) -> bool:
-    """Whether a module is one of ``keep``, or inside one: ``decoder`` keeps ``decoder.proj``."""
-    return any(module == name or module.startswith(f"{name}.") for name in keep)
-
-
 def condensed(kept: Collection[str], names: Collection[str]) -> list[str]:
-    """The fewest beginnings of paths that keep (:func:`is_kept`) just these of all modules, in their order."""
+    """The fewest beginnings of paths that keep just these of all modules, in their order."""
     found: list[str] = []
     for module in kept:
-        if is_kept(module, found):
+        if in_modules(module, found):
             continue
         parts = module.split(".")
         beginnings = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
-        found.append(next(b for b in beginnings if all(name in kept for name in names if is_kept(name, [b]))))
+        found.append(next(b for b in beginnings if all(name in kept for name in names if in_modules(name, [b]))))
     return found
 
 
@@ -165,11 +154,6 @@ def element_types(model: onnx.ModelProto) -> set[int]:
     types = {item.data_type for item in graph.initializer if item.name not in cast}
     types |= {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
     return types
-
-
-def is_quantized(model: onnx.ModelProto) -> bool:
-    """Whether the graph has Q/DQ nodes already."""
-    return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node)
 
 
 def is_half(model: onnx.ModelProto) -> bool:

@@ -28,10 +28,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from cats.calibration.balance import balanced
-from cats.calibration.modules import Graph, is_half, is_kept, is_quantized, module_of, modules
+from cats.calibration.modules import Graph, is_half, modules
 from cats.calibration.ranges import METHODS, Channels, Ranges
 from cats.calibration.rounding import mean_error, round_weights
 from cats.errors import InputError, ModelFileError
+from cats.export.modules import in_modules, module_of
+from cats.export.precision import is_quantized
 
 PRECISIONS = ("int8", "fp8")
 TARGETS = ("any", "cpu")
@@ -90,7 +92,7 @@ def quantize(
         raise InputError(f"weights of {weight_bits} bits in {precision}: int8 has 8, or 7 for CPUs without VNNI")
     result = balanced(model, ranges.balance)
     graph = Graph(result)
-    chosen = [node for node in graph.quantizable() if not is_kept(module_of(node), keep)]
+    chosen = [node for node in graph.quantizable() if not in_modules(module_of(node), keep)]
     if not chosen:
         raise InputError("every module is kept in float: nothing is left to quantize")
     choose = _chooser(ranges, precision, method, target, percentile)
@@ -125,7 +127,7 @@ def _check_options(model: onnx.ModelProto, precision: str, method: str, keep: Co
         raise ModelFileError("the model is typed in float16: give the float32 export")
     known_modules = modules(model)
     for name in keep:
-        if not any(is_kept(module, [name]) for module in known_modules):
+        if not any(in_modules(module, [name]) for module in known_modules):
             raise InputError(f"there is no quantizable module {name!r} to keep; see the table of --sensitivity")
 
 
@@ -197,7 +199,7 @@ class _Plan:
         takes the place of a weight."""
         for node, layers in self.graph.attention_products():
             module = module_of(node)
-            if is_kept(module, keep) or any(is_kept(f"{module}.{layer}", keep) for layer in layers):
+            if in_modules(module, keep) or any(in_modules(f"{module}.{layer}", keep) for layer in layers):
                 continue
             left, right = node.input
             self._add(left, node)

@@ -8,7 +8,7 @@ from typing import Any
 
 from cats.calibration.variants import Effect, Variants, groups
 from cats.console import progress
-from cats.files import atomic_path
+from cats.figures import save_figure
 
 _SHOWN = 40  # modules in the plot
 
@@ -102,7 +102,7 @@ def plot_sensitivity(result: Sensitivity, path: str | Path) -> None:
     from matplotlib.figure import Figure
 
     shown = result.ranked[:_SHOWN]
-    figure = Figure(figsize=(9, 1.5 + 0.24 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(9, 1.5 + 0.24 * len(shown)), dpi=120, layout="constrained")
     axes = figure.subplots()
     places = range(len(shown))
     axes.barh(places, [item.alone.p99_px for item in shown], label="alone")
@@ -115,5 +115,4 @@ def plot_sensitivity(result: Sensitivity, path: str | Path) -> None:
     axes.set_xlabel("99th percentile of the flow difference, pixels at 256 x 256")
     axes.set_title(f"{result.precision}: {result.pairs} pairs, {result.source}", fontsize=9)
     axes.legend()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+    save_figure(figure, path)

@@ -15,11 +15,12 @@ import onnx
 
 from cats.calibration.calibrate import FloatModel
 from cats.calibration.inputs import Feeds, PairSet
-from cats.calibration.modules import module_of, modules
+from cats.calibration.modules import modules
 from cats.calibration.quantize import RoundedWeights, quantize
 from cats.calibration.ranges import Ranges
 from cats.calibration.sessions import Session, SessionMatcher, fixed_batch
 from cats.errors import InputError
+from cats.export.modules import module_of
 from cats.export.moments import channel_moments
 from cats.export.precision import half_tensors, to_fp16
 from cats.export.rounding import rounded

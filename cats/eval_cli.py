@@ -18,12 +18,11 @@ from cats.evaluate import count_matches, evaluate, evaluate_warps, resolve_proto
 from cats.evaluation_results import Evaluation
 from cats.files import check_destination, write_text
 from cats.pck import DEFAULT_ALPHAS, PRESET_NAMES, Protocol
-from cats.runtime.backends import BACKENDS
+from cats.runtime.backends import BACKENDS, CHECKPOINT_SUFFIXES
 from cats.runtime.images import quiet_pillow
 
 app = new_app()
 
-CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt")
 WARPS = 64
 """Pairs of ``--data warps:DIR`` without ``--limit``."""
 

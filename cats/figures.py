@@ -111,7 +111,7 @@ def draw_transfers(transfers: Sequence[Transfer], path: str | Path) -> None:
         for (x, y), (u, v), right in zip(item.estimates, item.truth, item.right, strict=True):
             if not right:
                 row[1].plot([x, u], [y, v], color=WRONG, linewidth=0.8, linestyle=":", scalex=False, scaley=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def attention_maps(model: Any, image_a: Image.Image, image_b: Image.Image, side: str = "a") -> NDArray[np.float32]:
@@ -173,7 +173,7 @@ def draw_attention(
             _show(axis, image, f"hyperpixel {ids}, head {head + 1}" if head == 0 else f"head {head + 1}")
             _overlay(axis, maps[level, head].reshape(grid, grid), image)
             axis.plot(*point, marker="+", color="white", markersize=9, markeredgewidth=1.5)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def correlation_maps(
@@ -231,7 +231,7 @@ def draw_correlation(
             axis.plot(*truth, marker="o", color="none", markeredgecolor=RIGHT, markersize=9, markeredgewidth=1.5)
     for axis in flat[len(titles) + 1 :]:
         axis.axis("off")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _inputs(model: Any, image_a: Image.Image, image_b: Image.Image) -> list[Any]:
@@ -278,7 +278,12 @@ def _overlay(axis: Any, values: NDArray[np.float32], image: Image.Image) -> None
     axis.imshow(scaled, extent=extent, cmap="inferno", alpha=0.65, vmin=0, vmax=1, interpolation="bilinear")
 
 
-def _save(figure: Any, path: str | Path) -> None:
+def save_figure(figure: Any, path: str | Path) -> None:
+    """Write a figure of matplotlib in one piece; the suffix of ``path`` gives the format.
+
+    Raises:
+        InputError: the file cannot be written, or not in that format.
+    """
     with atomic_path(path) as temporary:
         try:
             figure.savefig(temporary)

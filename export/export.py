@@ -16,11 +16,12 @@ from cats.data import open_dataset
 from cats.errors import InputError
 from cats.export.forms import FORMS, build_form
 from cats.export.graph import DeploymentOptions
+from cats.export.modules import modules_in
 from cats.export.moments import channel_moments
 from cats.export.onnx_writer import DEFAULT_OPSET
 from cats.export.pairs import PairSource, demo_pairs
 from cats.export.plugin_nodes import has_correlation, use_plugins
-from cats.export.precision import modules_in, to_fp16
+from cats.export.precision import to_fp16
 from cats.export.storage import inline_functions, store_as_half, weight_factors
 from cats.export.verify import Parity, verify
 from cats.files import check_destination

@@ -53,7 +53,7 @@ def to_onnx(
 
     Returns:
         A checked model with full shapes, without metadata; each node's name begins with its module's path, see
-        :func:`module_of`.
+        :func:`cats.export.modules.module_of`.
 
     Raises:
         InputError: the opset is not one of :data:`OPSETS`.
@@ -88,16 +88,6 @@ def to_onnx(
     model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     _check(model, dynamic_axes)
     return model
-
-
-def module_of(node: onnx.NodeProto) -> str:
-    """Path of the module that a node computes for, as in the model's state dict; ``""`` for the graph's own plumbing.
-
-    Examples: ``feature_extraction.backbone.layer1.0.conv1``, ``proj.0``, ``decoder.blocks.0.attn.q``,
-    ``decoder.blocks.0.norm1``, ``correlation``, ``soft_argmax``, ``resize.2``. The path is the part of the node's name
-    before the last ``/``, so it survives every tool that keeps names or adds a suffix to them.
-    """
-    return node.name.rpartition("/")[0]
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cats.errors import BackendError, InputError
 from cats.export.correlation import DOMAIN, NAME
+from cats.export.modules import module_of
 from cats.runtime.plugins import KERNELS_KEY
 
 SCORES, FILTER = "CorrelationScores", "MutualFilter"
@@ -53,7 +54,7 @@ def use_plugins(model: onnx.ModelProto) -> onnx.ModelProto:
             continue
         features.append(f"{name}.float")  # a kernel takes features of one type
         new.append(helper.make_node("Cast", [name], [features[-1]], f"{features[-1]}", to=TensorProto.FLOAT))
-    path = node.name.rpartition("/")[0]
+    path = module_of(node)
     stem = f"{path}/" if path else ""
     between = [f"{stem}{name}" for name in ("scores", "row_maxima", "column_maxima")]
     attribute = {_NAMESPACE: DOMAIN}

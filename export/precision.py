@@ -1,7 +1,7 @@
 """Typing an exported model in float16 where that is safe, and in float32 where it is not.
 
 The pass knows the model: nodes are told apart by the module that they compute for (the part of a node's name before the
-last ``/``, see :func:`cats.export.onnx_writer.module_of`). In float16: backbone, resize, projections and the matrix
+last ``/``, see :func:`cats.export.modules.module_of`). In float16: backbone, resize, projections and the matrix
 products, residual sums and norms of the aggregator. In float32:
 
 - the L2 norm and the mutual filter, whose guard 1e-30 is 0 in float16; inside ``cats::Correlation`` only the product of
@@ -33,6 +33,7 @@ from onnx import TensorProto, helper, numpy_helper
 from cats.errors import InputError
 from cats.export.half_correlation import half_correlation
 from cats.export.half_weights import TYPICAL, Moments, round_weights
+from cats.export.modules import in_modules, module_of, modules_in
 
 FLOAT_MODULES = ("correlation", "preprocess", "soft_argmax", "transfer")
 """Modules that stay in float32 whatever happens."""
@@ -78,11 +79,16 @@ LAYOUT_OPERATORS = frozenset(
 )
 """Operators that move values without computing: they have the type of what they move."""
 
+HALF_LARGEST = float(np.finfo(np.float16).max)
+"""Largest finite float16, 65504."""
+
+LARGE_ACTIVATION = 30_000.0
+"""Values in float16 above this are warned of: it ends at 65504, and other images may give twice as much."""
+
 _BACKBONE = "feature_extraction"
 _SCORES = ("decoder", "soft_argmax")  # nodes of the first, by itself, that lead to the second make the refined scores
 _FUNCTION = ("cats", "Correlation")
 _HALF, _FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
-_LARGEST = float(np.finfo(np.float16).max)
 
 
 def to_fp16(model: onnx.ModelProto, keep: Collection[str] = (), moments: Moments | None = None) -> onnx.ModelProto:
@@ -124,20 +130,9 @@ def to_fp16(model: onnx.ModelProto, keep: Collection[str] = (), moments: Moments
     return result
 
 
-def module_of(node: onnx.NodeProto) -> str:
-    """As :func:`cats.export.onnx_writer.module_of`, without torch."""
-    return node.name.rpartition("/")[0]
-
-
-def in_modules(path: str, modules: Collection[str]) -> bool:
-    """Whether a module is one of ``modules`` or inside one; ``""`` holds only itself."""
-    return path in modules or any(module and path.startswith(f"{module}.") for module in modules)
-
-
-def modules_in(model: onnx.ModelProto, modules: Collection[str]) -> set[str]:
-    """Those of ``modules`` for which a model has nodes."""
-    paths = {module_of(node) for node in model.graph.node}
-    return {module for module in modules if any(in_modules(path, (module,)) for path in paths)}
+def is_quantized(model: onnx.ModelProto) -> bool:
+    """Whether the graph has Q/DQ nodes already."""
+    return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node)
 
 
 def half_tensors(model: onnx.ModelProto) -> list[str]:
@@ -150,7 +145,7 @@ def _check(model: onnx.ModelProto, keep: Collection[str]) -> None:
     nodes = model.graph.node
     if any(node.domain == "com.microsoft" for node in nodes):
         raise InputError("float16 is for GPUs, and this model is for ONNX Runtime alone: export it for any")
-    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in nodes):
+    if is_quantized(model):
         raise InputError("a quantized model cannot be typed in float16: type it first and quantize it then")
     stored = {item.name for item in model.graph.initializer}
     if any(node.op_type == "Cast" and node.attribute[0].i == _HALF and node.input[0] not in stored for node in nodes):
@@ -174,8 +169,8 @@ def _unpack_weights(graph: onnx.GraphProto) -> None:
     if len(rest) == len(graph.node):
         return
     used = dict.fromkeys(name for node in rest for name in node.input if name in values)
-    _replace(graph.initializer, [values[name] for name in used])
-    _replace(graph.node, rest)
+    replace_all(graph.initializer, [values[name] for name in used])
+    replace_all(graph.node, rest)
 
 
 def _nodes_in_half(graph: onnx.GraphProto, keep: Collection[str]) -> set[str]:
@@ -236,7 +231,7 @@ def _large_map_nodes(graph: onnx.GraphProto) -> set[str]:
 def _fits(weight: onnx.TensorProto) -> bool:
     """Whether float16 holds a weight: not beyond its range, and a single number not below it."""
     values = np.abs(numpy_helper.to_array(weight))
-    return bool((values <= _LARGEST).all() and not (values.size == 1 and 0 < values.max() < 2**-24))
+    return bool((values <= HALF_LARGEST).all() and not (values.size == 1 and 0 < values.max() < 2**-24))
 
 
 class _Typing:
@@ -266,7 +261,7 @@ class _Typing:
             self.nodes.append(node)
             if self._wanted(node) == _HALF:
                 self._outputs(node)
-        _replace(self.graph.node, self.nodes)
+        replace_all(self.graph.node, self.nodes)
         kept = []
         for item in self.graph.initializer:
             kinds = readers.get(item.name, set())
@@ -277,7 +272,7 @@ class _Typing:
                 kept.append(numpy_helper.from_array(self._half_weight(item), name))
             else:
                 kept.append(item)
-        _replace(self.graph.initializer, kept)
+        replace_all(self.graph.initializer, kept)
 
     def _half_weight(self, item: onnx.TensorProto) -> np.ndarray:
         values = numpy_helper.to_array(item)
@@ -347,7 +342,7 @@ def _numpy_type(element: int) -> np.dtype:
     return helper.tensor_dtype_to_np_dtype(element)
 
 
-def _replace(field: Any, items: list[Any]) -> None:
+def replace_all(field: Any, items: list[Any]) -> None:
     """Put other messages into a repeated field; they may be its own."""
     kept = []
     for item in items:

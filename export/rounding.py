@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, inliner, numpy_helper
 
-from cats.export.precision import LAYOUT_OPERATORS, half_tensors
+from cats.export.precision import LAYOUT_OPERATORS, half_tensors, replace_all
 
 PEAKS = "cats.largest"
 """Output of :func:`rounded` with ``peaks``."""
@@ -59,11 +59,7 @@ def rounded(model: onnx.ModelProto, peaks: bool = False) -> tuple[onnx.ModelProt
         nodes += _measure(found)
         graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), _ONE))
         graph.output.append(helper.make_tensor_value_info(PEAKS, _FLOAT, [len(found)]))
-    copies = [onnx.NodeProto() for _ in nodes]
-    for copy, node in zip(copies, nodes, strict=True):
-        copy.CopyFrom(node)
-    del graph.node[:]
-    graph.node.extend(copies)
+    replace_all(graph.node, nodes)
     del graph.value_info[:]
     return result, [_label(name) for name in found] if peaks else []
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from cats.console import note, stderr
 from cats.export.exported import ExportedModel, Floats, Session
 from cats.export.pairs import PairSource
+from cats.export.precision import LARGE_ACTIVATION
 from cats.geometry import transfer_points
 from cats.model import CATs
 from cats.parity import FRAME, TOLERANCE, Outputs, Parity, measure_parity, pck_drift, print_figures
@@ -21,9 +22,6 @@ from cats.torch_matcher import TorchMatcher
 
 BATCHES = (1, 2, 3)
 """Sizes in which pairs are run by turns where the batch is dynamic; 2 is the one that export traces."""
-
-LARGE_ACTIVATION = 30_000.0
-"""Values in float16 above this are warned of: it ends at 65504, and other images may give twice as much."""
 
 Batch = tuple[Floats, Floats]
 """Inputs of images a and b, (B, 3, S, S)."""

@@ -1,6 +1,8 @@
 """``cats-calibrate`` from photos to a verified file, the engine of it, and what is refused."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -171,3 +173,11 @@ def test_help(calibrate):
     done = calibrate("--help")
     assert done.code == 0
     assert "--from-ranges" in done.out
+
+
+def test_calibration_needs_no_torch():
+    code = (
+        "import sys, cats.calibration.commands, cats.calibration.confidence, cats.calibration.divergence\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -8,11 +8,12 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from cats.calibration.balance import balanced
-from cats.calibration.modules import Graph, module_of, modules
+from cats.calibration.modules import Graph, modules
 from cats.calibration.quantize import quantize
 from cats.calibration.ranges import METHODS
 from cats.calibration.sessions import Session
 from cats.errors import InputError, ModelFileError
+from cats.export.modules import module_of
 from cats.export.storage import inline_functions, store_as_half
 from cats.parity import flow_distance
 

@@ -20,13 +20,14 @@ from cats.calibration.confidence import (
 )
 from cats.calibration.divergence import find_divergence
 from cats.calibration.inputs import pairs_from_images
-from cats.calibration.modules import condensed, is_kept, modules
+from cats.calibration.modules import condensed, modules
 from cats.calibration.quantize import quantize
 from cats.calibration.search import Bound, search
 from cats.calibration.sensitivity import measure_sensitivity
 from cats.calibration.sessions import Session
 from cats.calibration.variants import Variants, groups
 from cats.errors import InputError
+from cats.export.modules import in_modules
 from cats.export.precision import to_fp16
 from cats.metadata import read_onnx_metadata, write_model
 from cats.runtime import Matcher
@@ -218,6 +219,12 @@ def test_commands(calibrate, float_file, photos, tmp_path):
     assert json.loads(done.out)["keep"] == []
 
 
+def test_a_picture_of_an_unknown_format_is_refused(calibrate, float_file, photos, tmp_path):
+    fit = (float_file, "--fit-confidence", "--data", f"categories:{photos}")
+    assert "use .png" in calibrate(*fit, "-o", "c.onnx", "--plot", "c.abc").error
+    assert not list(tmp_path.glob("c.*"))
+
+
 def test_quantizing_keeps_the_fitted_confidence(source, ranges, photos, tmp_path):
     mapping = {"confidence": [0.0, 1.0], "probability": [0.25, 0.75], "error_px": [40.0, 4.0]}
     metadata = source.metadata.with_(calibration={"confidence": {"mapping": mapping}})
@@ -247,7 +254,7 @@ def test_kept_modules_are_named_by_the_fewest_beginnings():
     kept = ["stem", "blocks.1.a", "blocks.1.b", "blocks.10.b", "head.a", "head.b"]
     short = condensed(kept, names)
     assert short == ["stem", "blocks.1", "blocks.10.b", "head"]
-    assert [name for name in names if is_kept(name, short)] == kept
+    assert [name for name in names if in_modules(name, short)] == kept
     assert condensed([], names) == []
 
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from cats.errors import CatsError, InputError
 from cats.export.forms import build_form, feature_names
-from cats.export.onnx_writer import DEFAULT_OPSET, FORBIDDEN, module_of, to_onnx
+from cats.export.modules import module_of
+from cats.export.onnx_writer import DEFAULT_OPSET, FORBIDDEN, to_onnx
 
 KINDS = ("pair", "encoder", "matcher", "end-to-end", "pair-inline")
 

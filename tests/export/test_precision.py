@@ -13,8 +13,8 @@ from cats.errors import InputError
 from cats.export.exported import Session
 from cats.export.forms import build_form
 from cats.export.graph import DeploymentOptions
-from cats.export.onnx_writer import module_of
-from cats.export.precision import in_modules, to_fp16
+from cats.export.modules import in_modules, module_of
+from cats.export.precision import to_fp16
 from cats.export.rounding import PEAKS, computes_in_half, rounded
 from cats.export.storage import store_as_half
 

@@ -1,0 +1,28 @@
+"""Nodes of an exported graph by the PyTorch module they compute for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import onnx
+
+
+def module_of(node: onnx.NodeProto) -> str:
+    """Path of the module that a node computes for, as in the model's state dict; ``""`` for the graph's own plumbing.
+
+    Examples: ``feature_extraction.backbone.layer1.0.conv1``, ``proj.0``, ``decoder.blocks.0.attn.q``,
+    ``decoder.blocks.0.norm1``, ``correlation``, ``soft_argmax``, ``resize.2``. The path is the part of the node's name
+    before the last ``/``, so it survives every tool that keeps names or adds a suffix to them.
+    """
+    return node.name.rpartition("/")[0]
+
+
+def in_modules(path: str, modules: Collection[str]) -> bool:
+    """Whether a module is one of ``modules`` or inside one; ``""`` holds only itself."""
+    return path in modules or any(module and path.startswith(f"{module}.") for module in modules)
+
+
+def modules_in(model: onnx.ModelProto, modules: Collection[str]) -> set[str]:
+    """Those of ``modules`` for which a model has nodes."""
+    paths = {module_of(node) for node in model.graph.node}
+    return {module for module in modules if any(in_modules(path, (module,)) for path in paths)}
