@@ -15,7 +15,6 @@ import copy
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cats.export import rewrites
@@ -168,8 +167,7 @@ class Decoder(nn.Module):
             x = x + block.mlp(normed)
         last = self.blocks[-1]
         x, normed = last(x)
-        hidden = F.gelu(last.mlp.fc1(normed))
-        return self.proj(self._mean(x) + last.mlp.fc2(self._mean(hidden)))
+        return self.proj(self._mean(x) + last.mlp.fc2(self._mean(last.hidden(normed))))
 
     def _mean(self, x: Tensor) -> Tensor:
         """(B * L, N, C) to (B, N, C)."""

@@ -107,6 +107,7 @@ def _quiet() -> Iterator[None]:
 def _tidy(model: onnx.ModelProto) -> None:
     """Give nodes and values names that do not depend on the exporter's counters; drop its notes, which hold paths."""
     graph = model.graph
+    _keep_free_axes(graph)
     graph.name = "cats"
     graph.doc_string = ""
     del graph.value_info[:]
@@ -137,6 +138,29 @@ def _tidy(model: onnx.ModelProto) -> None:
     for value in (*graph.input, *graph.output):
         value.doc_string = ""
         del value.metadata_props[:]
+
+
+def _keep_free_axes(graph: onnx.GraphProto) -> None:
+    """Let every Reshape that leaves a free axis as it is say so: 0, which copies the size, in place of -1.
+
+    ONNX Runtime then sees that two values have the same batch, and computes residual sums within the convolutions.
+    """
+    values = (*graph.value_info, *graph.input, *graph.output)
+    axes = {value.name: [d.dim_param for d in value.type.tensor_type.shape.dim] for value in values}
+    shapes = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
+    for node in graph.node:
+        if node.op_type != "Reshape" or node.input[1] not in shapes:
+            continue
+        shape, before, after = shapes[node.input[1]].copy(), axes.get(node.input[0], []), axes.get(node.output[0], [])
+        for axis in range(min(len(before), len(after))):
+            if shape[axis] == -1 and before[axis] and before[axis] == after[axis]:
+                shape[axis] = 0
+                name = f"shape_{'_'.join(map(str, shape))}"
+                if name not in shapes:
+                    graph.initializer.append(onnx.numpy_helper.from_array(shape, name))
+                    shapes[name] = shape
+                node.input[1] = name
+                del node.attribute[:]  # allowzero, by which 0 would be a size
 
 
 def _define_functions(model: onnx.ModelProto, opset: int) -> None:
