@@ -6,28 +6,33 @@ MLP follows in :mod:`cats.export.graph`, which may take the mean over the levels
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cats.export.rewrites import Linear, store_transposed
-from cats.model import Attention, Mlp, MultiscaleBlock
+from cats.model import Attention, MultiscaleBlock
 
 
-def make_block(block: MultiscaleBlock, levels: int, *, split_heads: bool) -> nn.Module:
+def make_block(block: MultiscaleBlock, levels: int, *, split_heads: bool, mlp_rows: bool = False) -> nn.Module:
     """A block for deployment, with the weights of ``block`` (which it takes over).
 
     Args:
         levels: L.
-        split_heads: see :class:`cats.export.graph.DeploymentOptions`.
+        split_heads, mlp_rows: see :class:`cats.export.graph.DeploymentOptions`.
     """
-    kind = Block if split_heads else PublishedBlock
-    result = kind(block, levels)
+    result = Block(block, levels) if split_heads else PublishedBlock(block, levels)
+    result.mlp_rows = mlp_rows
     store_transposed(result)
     return result
 
 
 class PublishedBlock(nn.Module):
-    """As :mod:`cats.model` writes it."""
+    """As :mod:`cats.model` writes it.
+
+    Attributes:
+        mlp_rows: give the MLPs their tokens as the rows of one matrix.
+    """
+
+    mlp_rows = False
 
     def __init__(self, block: MultiscaleBlock, levels: int):
         super().__init__()
@@ -39,16 +44,19 @@ class PublishedBlock(nn.Module):
             self.norm3, self.attn_multiscale = block.norm3, block.attn_multiscale
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B * L, N, D) to two of that shape: the residual stream, and its last norm."""
+        """(B * L, N, D) to the residual stream of that shape and its last norm, which the MLP reads."""
         x = x + self.attn(self.norm1(x))
         if self.levels > 1:
-            x = x + self.mlp2(self.norm4(x))
+            x = x + self.tokens(self.mlp2(self.norm4(self._rows(x))), x.shape[1])
             x = self.attend_levels(x)
-        return x, self.norm2(x)
+        return x, self.norm2(self._rows(x))
 
-    def hidden(self, normed: Tensor) -> Tensor:
-        """Hidden layer of the last MLP, (B * L, N, H)."""
-        return F.gelu(self.mlp.fc1(normed))
+    def _rows(self, x: Tensor) -> Tensor:
+        return x.flatten(0, 1) if self.mlp_rows else x
+
+    def tokens(self, x: Tensor, count: int) -> Tensor:
+        """What an MLP or a part of it makes, as tokens (B * L, N, C); ``count`` is N."""
+        return x.reshape(-1, count, x.shape[-1]) if self.mlp_rows else x
 
     def attend_levels(self, x: Tensor) -> Tensor:
         """Attention among the levels of each position, with its residual."""
@@ -59,41 +67,17 @@ class PublishedBlock(nn.Module):
 
 
 class Block(PublishedBlock):
-    """With :class:`HeadAttention` and :class:`RowMlp`."""
+    """With :class:`HeadAttention`."""
 
     def __init__(self, block: MultiscaleBlock, levels: int):
         super().__init__(block, levels)
         self.attn = HeadAttention(block.attn)
         if levels > 1:
             self.attn_multiscale = HeadAttention(block.attn_multiscale, levels)
-            self.mlp2 = RowMlp(block.mlp2)
-        self.mlp = RowMlp(block.mlp)
-
-    def hidden(self, normed: Tensor) -> Tensor:
-        """As in the published block."""
-        return self.mlp.hidden(normed)
 
     def attend_levels(self, x: Tensor) -> Tensor:
         """As in the published block."""
         return x + self.attn_multiscale(self.norm3(x))
-
-
-class RowMlp(nn.Module):
-    """An MLP on tokens as the rows of one matrix: ONNX Runtime then adds a bias within the product, and its GELU without
-    a bias takes two thirds of the time of the one with it."""
-
-    def __init__(self, mlp: Mlp):
-        super().__init__()
-        self.fc1, self.fc2 = mlp.fc1, mlp.fc2
-
-    def hidden(self, x: Tensor) -> Tensor:
-        """(S, T, D) to the hidden layer (S, T, H)."""
-        hidden = F.gelu(self.fc1(x.flatten(0, 1)))
-        return hidden.reshape(-1, x.shape[1], hidden.shape[1])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(S, T, D) -> (S, T, D)."""
-        return self.fc2(F.gelu(self.fc1(x.flatten(0, 1)))).reshape(-1, *x.shape[1:])
 
 
 class HeadAttention(nn.Module):

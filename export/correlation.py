@@ -142,7 +142,9 @@ def correlation_function(levels: int, opset: int) -> onnx.FunctionProto:
     for level in range(levels):
         channels = body.add("Shape", f"a_{level}", start=1, end=2)
         shape = body.add("Concat", one, channels, axis=0)
-        ones.append(body.add("ConstantOfShape", shape, value=helper.make_tensor("value", TensorProto.FLOAT, [1], [1.0])))
+        ones.append(
+            body.add("ConstantOfShape", shape, value=helper.make_tensor("value", TensorProto.FLOAT, [1], [1.0]))
+        )
     scales = {}
     for side, axis in (("a", last), ("b", before_last)):
         squares = []

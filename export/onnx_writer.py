@@ -108,6 +108,7 @@ def _tidy(model: onnx.ModelProto) -> None:
     """Give nodes and values names that do not depend on the exporter's counters; drop its notes, which hold paths."""
     graph = model.graph
     _keep_free_axes(graph)
+    _activate_before_transposes(graph)
     graph.name = "cats"
     graph.doc_string = ""
     del graph.value_info[:]
@@ -161,6 +162,27 @@ def _keep_free_axes(graph: onnx.GraphProto) -> None:
                     shapes[name] = shape
                 node.input[1] = name
                 del node.attribute[:]  # allowzero, by which 0 would be a size
+
+
+def _activate_before_transposes(graph: onnx.GraphProto) -> None:
+    """Move a ReLU that reads a transposed map in front of the transpose, which ONNX Runtime then makes part of the
+    change of layout that a convolution needs."""
+    nodes = list(graph.node)
+    readers = Counter(name for node in nodes for name in node.input)
+    readers.update(value.name for value in graph.output)
+    producers = {name: place for place, node in enumerate(nodes) for name in node.output}
+    for place, relu in enumerate(nodes):
+        before = producers.get(relu.input[0]) if relu.op_type == "Relu" else None
+        if before is None or nodes[before].op_type != "Transpose" or readers[relu.input[0]] > 1:
+            continue
+        transpose = nodes[before]
+        between, result = relu.input[0], relu.output[0]
+        relu.input[0], relu.output[0] = transpose.input[0], between
+        transpose.input[0], transpose.output[0] = between, result
+        nodes[before], nodes[place] = relu, transpose
+    moved = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(moved)
 
 
 def _define_functions(model: onnx.ModelProto, opset: int) -> None:

@@ -14,15 +14,15 @@ from cats.export.graph import DeploymentOptions
 from cats.export.onnx_writer import DEFAULT_OPSET
 from cats.model import CATs
 
-REWRITES = tuple(item.name for item in fields(DeploymentOptions) if item.name != "winograd")
-"""Names of the rewrites that every runtime takes, in the order in which the graph computes."""
+REWRITES = tuple(item.name for item in fields(DeploymentOptions) if item.default)
+"""Names of the rewrites that are always on, in the order in which the graph computes."""
 
 NAIVE = DeploymentOptions(**(dict.fromkeys(REWRITES, False) | {"fold_batch_norm": True}))
 """All rewrites off, but for batch norm: the exporter leaves none in a file, and ONNX Runtime would fold it as well."""
 
 OURS = DeploymentOptions()
+FOR_CPU = DeploymentOptions.for_cpu()
 CALIBRATION_PAIRS = 32
-FOR_CPU = DeploymentOptions(winograd=True)
 
 
 class Exports:
@@ -81,7 +81,7 @@ class Exports:
         return self.folder / f"{self._stamp}-{label}.{suffix}"
 
     def _write(self, exported: object, kind: str, path: Path, options: DeploymentOptions) -> None:
-        extra = {"target": "cpu"} if options.winograd else {}
+        extra = {"target": "cpu"} if options == FOR_CPU else {}
         metadata = describe(self.model, kind, precision="fp32", opset=DEFAULT_OPSET, extra=extra)
         write_model(exported, metadata, path)
 

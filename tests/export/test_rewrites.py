@@ -95,12 +95,13 @@ def test_attention_among_levels_regroups_tokens_by_itself():
 
 
 @pytest.mark.parametrize("levels", [1, 3])
+@pytest.mark.parametrize("mlp_rows", [False, True])
 @pytest.mark.parametrize("split_heads", [False, True])
 @torch.no_grad()
-def test_blocks(levels, split_heads):
+def test_blocks(levels, split_heads, mlp_rows):
     block = random_block()
     x = torch.randn(2 * levels, 9, 24)
     expected = block(x.unflatten(0, (2, levels))).flatten(0, 1)
-    rewritten = make_block(copy.deepcopy(block), levels, split_heads=split_heads)
+    rewritten = make_block(copy.deepcopy(block), levels, split_heads=split_heads, mlp_rows=mlp_rows)
     stream, normed = rewritten(x)
-    close(stream + rewritten.mlp(normed), expected)
+    close(stream + rewritten.tokens(rewritten.mlp(normed), 9), expected)
