@@ -4,7 +4,7 @@ Files are written with the rewrites switched on one by one, in the order of ``De
 within each round in one process, and a rewrite's gain is the median, over the rounds, of the time with it to the time
 of the file before it. Nothing else may run beside it.
 
-Usage: python benchmarks/rewrites.py [MODEL] [--rounds 41] [--work DIR] [--output benchmarks/results/rewrites.md]
+Usage: python benchmarks/rewrites.py [MODEL] [--rounds 41] [--work DIR] [--output benchmarks/results/NAME.md]
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime
 import typer
 
-from cats.benchmarks.exports import FOR_CPU, NAIVE, OURS, REWRITES, Exports
+from cats.benchmarks.exports import FOR_CPU, NAIVE, OURS, Exports
 from cats.benchmarks.models import load_model
 from cats.benchmarks.statistics import interleave, ratio_interval
 from cats.console import execute, new_app, note
@@ -39,18 +39,20 @@ TEXTS = {
     "split_heads": "one weight each for query, key and value; no regrouping of tokens",
     "mean_first": "mean over the levels before the last projection",
     "moments": "soft-argmax and its variance as one product",
+    "mlp_rows": "tokens of MLPs as rows, so that biases are added within products (`--for cpu`)",
+    "winograd": "3x3 convolutions with half the multiplications (`--for cpu`)",
 }
 
 
 def steps() -> dict[str, DeploymentOptions]:
-    """By name, from the naive graph to the one with every rewrite, then as for CPUs."""
+    """By name, from the naive graph to the one with every rewrite."""
     options, found = NAIVE, {"naive": NAIVE}
-    for name in REWRITES:
-        if name in TEXTS:
-            options = replace(options, **{name: True})
-            found[name] = options
-    assert options == OURS
-    return {**found, "for cpu": FOR_CPU}
+    for name in TEXTS:
+        options = replace(options, **{name: True})
+        found[name] = options
+    assert OURS in found.values()
+    assert options == FOR_CPU
+    return found
 
 
 def timed(backend: OnnxRuntimeBackend, feeds: dict[str, Any]) -> Callable[[], float]:
@@ -80,8 +82,7 @@ def report(name: str, files: dict[str, Path], times: dict[str, Any], threads: in
     before = "naive"
     for step, path in files.items():
         gain, total = (ratio_interval(times[step], times[other]) for other in (before, "naive"))
-        text = "naive: all off" if step == "naive" else f"`{step}`: {TEXTS[step]}" if step in TEXTS else ""
-        text = text or "`winograd`: 3x3 convolutions with half the multiplications (`--for cpu`)"
+        text = f"`{step}`: {TEXTS[step]}" if step in TEXTS else "naive: all off"
         cells = [f"{part['median']:.3f} ({part['low']:.3f} - {part['high']:.3f})" for part in (gain, total)]
         size = path.stat().st_size / 1e6
         lines.append(f"| {text} | {np.median(times[step]):.1f} | {cells[0]} | {cells[1]} | {size:.1f} |")

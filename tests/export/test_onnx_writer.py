@@ -4,12 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from torch import nn
 
 from cats.errors import CatsError, InputError
+from cats.export.exported import Session
 from cats.export.forms import build_form, feature_names
 from cats.export.modules import module_of
 from cats.export.onnx_writer import DEFAULT_OPSET, FORBIDDEN, to_onnx
@@ -165,3 +167,31 @@ class ScattersIntoItsInput(nn.Module):
 def test_graphs_that_would_fail_elsewhere_are_refused(module, message):
     with pytest.raises(CatsError, match=message):
         to_onnx(module, {"x": torch.zeros(2, 3)}, ["y"], dynamic_axes={"x": {0: "batch"}})
+
+
+class Reshaping(nn.Module):
+    """Keeps the batch, merges with it, and activates what it transposed."""
+
+    def forward(self, x):
+        kept = x.reshape(-1, 6).reshape(-1, 3, 2)
+        turned = kept.transpose(1, 2)
+        return torch.relu(turned), x.reshape(-1, 3)
+
+
+def test_a_batch_keeps_its_name_through_reshapes():
+    model = to_onnx(Reshaping(), {"x": torch.zeros(2, 2, 3)}, ["activated", "merged"], dynamic_axes={"x": {0: "batch"}})
+    constants = {item.name: onnx.numpy_helper.to_array(item).tolist() for item in model.graph.initializer}
+    targets = [constants[node.input[1]] for node in model.graph.node if node.op_type == "Reshape"]
+    assert targets in ([[0, 6], [0, 3, 2], [-1, 3]], [[0, 3, 2], [-1, 3]])
+    assert shapes(model.graph.output)["activated"] == ["batch", 2, 3]
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((5, 2, 3)).astype(np.float32)
+    activated, merged = Session(model)({"x": x}).values()
+    np.testing.assert_array_equal(activated, np.maximum(x.reshape(5, 3, 2).transpose(0, 2, 1), 0))
+    np.testing.assert_array_equal(merged, x.reshape(10, 3))
+
+
+def test_activations_come_before_transposes():
+    model = to_onnx(Reshaping(), {"x": torch.zeros(2, 2, 3)}, ["activated", "merged"])
+    order = [node.op_type for node in model.graph.node]
+    assert order.index("Relu") < order.index("Transpose")
