@@ -12,27 +12,21 @@ from cats.export.rewrites import Linear, store_transposed
 from cats.model import Attention, MultiscaleBlock
 
 
-def make_block(block: MultiscaleBlock, levels: int, *, split_heads: bool, mlp_rows: bool = False) -> nn.Module:
+def make_block(block: MultiscaleBlock, levels: int, *, split_heads: bool) -> nn.Module:
     """A block for deployment, with the weights of ``block`` (which it takes over).
 
     Args:
         levels: L.
-        split_heads, mlp_rows: see :class:`cats.export.graph.DeploymentOptions`.
+        split_heads: see :class:`cats.export.graph.DeploymentOptions`.
     """
-    result = Block(block, levels) if split_heads else PublishedBlock(block, levels)
-    result.mlp_rows = mlp_rows
+    kind = Block if split_heads else PublishedBlock
+    result = kind(block, levels)
     store_transposed(result)
     return result
 
 
 class PublishedBlock(nn.Module):
-    """As :mod:`cats.model` writes it.
-
-    Attributes:
-        mlp_rows: give the MLPs their tokens as the rows of one matrix.
-    """
-
-    mlp_rows = False
+    """As :mod:`cats.model` writes it."""
 
     def __init__(self, block: MultiscaleBlock, levels: int):
         super().__init__()
@@ -44,19 +38,12 @@ class PublishedBlock(nn.Module):
             self.norm3, self.attn_multiscale = block.norm3, block.attn_multiscale
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B * L, N, D) to the residual stream of that shape and its last norm, which the MLP reads."""
+        """(B * L, N, D) to two of that shape: the residual stream, and its last norm."""
         x = x + self.attn(self.norm1(x))
         if self.levels > 1:
-            x = x + self.tokens(self.mlp2(self.norm4(self._rows(x))), x.shape[1])
+            x = x + self.mlp2(self.norm4(x))
             x = self.attend_levels(x)
-        return x, self.norm2(self._rows(x))
-
-    def _rows(self, x: Tensor) -> Tensor:
-        return x.flatten(0, 1) if self.mlp_rows else x
-
-    def tokens(self, x: Tensor, count: int) -> Tensor:
-        """What an MLP or a part of it makes, as tokens (B * L, N, C); ``count`` is N."""
-        return x.reshape(-1, count, x.shape[-1]) if self.mlp_rows else x
+        return x, self.norm2(x)
 
     def attend_levels(self, x: Tensor) -> Tensor:
         """Attention among the levels of each position, with its residual."""

@@ -43,9 +43,9 @@ class DeploymentOptions:
         mean_first: in the last pass the mean over the levels is taken before the last two linear layers instead of
             after them, with which it commutes.
         moments: mean and variance of the soft-argmax by one product with constant coordinates.
-        mlp_rows: the tokens of MLPs as the rows of one matrix, for which ONNX Runtime adds biases within products, and
-            whose GELU takes two thirds of the time of one that adds a bias; off, because it then computes those
-            products of a quantized model in float.
+        token_rows: linear layers read all tokens as the rows of one matrix, for which ONNX Runtime adds biases within
+            products, and whose GELU takes two thirds of the time of one that adds a bias; the mean over the levels of
+            tokens is a product too. Off, because these products of a quantized model would run in float.
         winograd: 3x3 convolutions with half the multiplications (:mod:`cats.export.winograd`); off, because it is
             faster on CPUs alone, and there in float32 and bfloat16 alone.
     """
@@ -58,13 +58,18 @@ class DeploymentOptions:
     split_heads: bool = True
     mean_first: bool = True
     moments: bool = True
-    mlp_rows: bool = False
+    token_rows: bool = False
     winograd: bool = False
 
     @classmethod
     def for_cpu(cls) -> DeploymentOptions:
         """All of them: the graph that is fastest in float32 on CPUs."""
-        return cls(mlp_rows=True, winograd=True)
+        return cls(token_rows=True, winograd=True)
+
+    @property
+    def target(self) -> str | None:
+        """``cpu`` where a rewrite is for CPUs alone; None for a graph that is for any library."""
+        return "cpu" if self.token_rows or self.winograd else None
 
 
 class EncoderGraph(nn.Module):
@@ -132,14 +137,17 @@ class Decoder(nn.Module):
         self.config, self.options = config, options
         levels, cells = len(config.hyperpixels), config.feature_size**2
         self.blocks = nn.ModuleList(
-            make_block(block, levels, split_heads=options.split_heads, mlp_rows=options.mlp_rows)
-            for block in aggregator.blocks
+            make_block(block, levels, split_heads=options.split_heads) for block in aggregator.blocks
         )
         self.proj = rewrites.Linear.of(aggregator.proj)
+        self.register_buffer("level_weights", torch.full((1, levels), 1 / levels))
         if options.constant_position:
             self.register_buffer("position", aggregator.positional_embedding().detach()[0, ..., :cells].clone())
         else:
             self.pos_embed_x, self.pos_embed_y = aggregator.pos_embed_x, aggregator.pos_embed_y
+        for module in self.modules():
+            if isinstance(module, rewrites.Linear):
+                module.rows = options.token_rows
 
     def forward(self, corr: Tensor, appearance_a: Tensor | None, appearance_b: Tensor | None) -> Tensor:
         """Cost volume (B, L, N, N), rows a, and appearances (B, L, N, P) to refined scores (B, N, N), rows a."""
@@ -166,7 +174,7 @@ class Decoder(nn.Module):
     def _run_blocks(self, x: Tensor) -> Tensor:
         for block in self.blocks:
             x, normed = block(x)
-            x = x + block.tokens(block.mlp(normed), x.shape[1])
+            x = x + block.mlp(normed)
         return x
 
     def _refined(self, x: Tensor) -> Tensor:
@@ -175,15 +183,18 @@ class Decoder(nn.Module):
             return self._mean(self.proj(self._run_blocks(x)))
         for block in self.blocks[:-1]:
             x, normed = block(x)
-            x = x + block.tokens(block.mlp(normed), x.shape[1])
+            x = x + block.mlp(normed)
         last = self.blocks[-1]
         x, normed = last(x)
-        hidden = last.tokens(F.gelu(last.mlp.fc1(normed)), x.shape[1])
+        hidden = F.gelu(last.mlp.fc1(normed))
         return self.proj(self._mean(x) + last.mlp.fc2(self._mean(hidden)))
 
     def _mean(self, x: Tensor) -> Tensor:
         """(B * L, N, C) to (B, N, C)."""
-        return x.reshape(-1, len(self.config.hyperpixels), *x.shape[1:]).mean(dim=1)
+        levels = len(self.config.hyperpixels)
+        if self.options.token_rows:
+            return (self.level_weights @ x.reshape(-1, levels, x.shape[1] * x.shape[2])).reshape(-1, *x.shape[1:])
+        return x.reshape(-1, levels, *x.shape[1:]).mean(dim=1)
 
 
 class SoftArgmax(nn.Module):

@@ -81,7 +81,7 @@ class Exports:
         return self.folder / f"{self._stamp}-{label}.{suffix}"
 
     def _write(self, exported: object, kind: str, path: Path, options: DeploymentOptions) -> None:
-        extra = {"target": "cpu"} if options == FOR_CPU else {}
+        extra = {"target": options.target} if options.target else {}
         metadata = describe(self.model, kind, precision="fp32", opset=DEFAULT_OPSET, extra=extra)
         write_model(exported, metadata, path)
 
