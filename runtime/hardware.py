@@ -7,6 +7,7 @@ import ctypes
 import functools
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,14 +25,28 @@ _INTERESTING = (
     "bf16",
 )
 
+_MMAP_THRESHOLD = -3  # of mallopt
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76  # of CUdevice_attribute
 
 
-def return_free_memory() -> None:
-    """Give memory that was freed back to the system, where the C library can: glibc keeps the hundreds of megabytes
-    that held the weights before an inference library arranged them anew."""
-    with contextlib.suppress(AttributeError, OSError):  # other C libraries have no such function
-        ctypes.CDLL(None).malloc_trim(0)
+@contextlib.contextmanager
+def compact_memory() -> Iterator[None]:
+    """Keep little more memory than is used while a model loads, and none that is free afterwards.
+
+    Inference libraries copy the weights several times before they run, and glibc keeps freed blocks of up to 32 MB for
+    later. Here it maps each block of a megabyte or more by itself, which goes back to the system when it is freed.
+    Other C libraries are left alone.
+    """
+    libc = ctypes.CDLL(None) if os.name == "posix" else None
+    adjustable = hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")
+    if libc is not None and adjustable:
+        libc.mallopt(_MMAP_THRESHOLD, 1 << 20)
+    try:
+        yield
+    finally:
+        if libc is not None and adjustable:
+            libc.mallopt(_MMAP_THRESHOLD, 32 << 20)  # where glibc itself would have ended
+            libc.malloc_trim(0)
 
 
 @dataclass(frozen=True)

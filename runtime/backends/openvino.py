@@ -12,7 +12,7 @@ from cats.errors import BackendError, InputError, ModelFileError, require
 from cats.metadata import read_onnx_metadata
 from cats.runtime.backends.base import Array, Backend, TensorSpec
 from cats.runtime.backends.openvino_parts import precision_parts
-from cats.runtime.hardware import physical_cores, return_free_memory, usable_cpus
+from cats.runtime.hardware import compact_memory, physical_cores, usable_cpus
 
 PRECISIONS = ("fp32", "bf16", "bf16-aggregator")
 _HINTED = {"fp32": "f32", "bf16": "bf16"}
@@ -67,17 +67,17 @@ class OpenVinoBackend(Backend):
         self._core, self._settings = core, settings
         self._lock = threading.Lock()
         self._compiled: dict[int | None, list[Any]] = {}
-        model = self._read()
-        self.inputs = tuple(_spec(port) for port in model.inputs)
-        self.outputs = tuple(_spec(port) for port in model.outputs)
         self.prefers_batches = self.device != "CPU"
         self._local = threading.local()
-        # Fixed shapes are faster, and pairs come one at a time unless a caller stacks them.
-        self._free_batch = any(spec.shape[0] is None for spec in self.inputs)
-        batch = 1 if self._free_batch else None
-        self._compiled[batch] = self._compile(model, batch)
-        del model
-        return_free_memory()
+        with compact_memory():
+            model = self._read()
+            self.inputs = tuple(_spec(port) for port in model.inputs)
+            self.outputs = tuple(_spec(port) for port in model.outputs)
+            # Fixed shapes are faster, and pairs come one at a time unless a caller stacks them.
+            self._free_batch = any(spec.shape[0] is None for spec in self.inputs)
+            batch = 1 if self._free_batch else None
+            self._compiled[batch] = self._compile(model, batch)
+            del model
 
     def _read(self) -> Any:
         try:
@@ -148,8 +148,8 @@ class OpenVinoBackend(Backend):
         if batch not in self._local.requests:
             with self._lock:
                 if batch not in self._compiled:
-                    self._compiled[batch] = self._compile(self._read(), batch)
-                    return_free_memory()
+                    with compact_memory():
+                        self._compiled[batch] = self._compile(self._read(), batch)
             self._local.requests[batch] = [part.create_infer_request() for part in self._compiled[batch]]
         found: list[Any] = self._local.requests[batch]
         return found

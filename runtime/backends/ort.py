@@ -29,7 +29,7 @@ from cats.runtime.backends.ort_providers import (
     first_line,
     provider_options,
 )
-from cats.runtime.hardware import physical_cores, return_free_memory, usable_cpus
+from cats.runtime.hardware import compact_memory, physical_cores, usable_cpus
 
 _DTYPES = {
     "tensor(float)": np.float32,
@@ -86,8 +86,8 @@ class OnnxRuntimeBackend(Backend):
             cache_dir=cache_dir,
             cache_key=f"cats_{self.metadata.weights_sha256[:12]}_{self.metadata.precision}",
         )
-        self._session = self._create(Path(path), settings, limit_threads=threads is not None)
-        return_free_memory()
+        with compact_memory():
+            self._session = self._create(Path(path), settings, limit_threads=threads is not None)
         self.inputs = tuple(_spec(node, path) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node, path) for node in self._session.get_outputs())
         dynamic = any(None in spec.shape for spec in self.inputs)
