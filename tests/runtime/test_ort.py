@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +29,7 @@ from cats.runtime.backends.ort_providers import (
     provider_options,
     shape_profile,
 )
-from cats.runtime.hardware import Gpu, Nvidia, nvidia
+from cats.runtime.hardware import Gpu, Nvidia, compact_memory, nvidia
 
 NO_GPU = Nvidia(None, (), "no NVIDIA driver (libcuda.so.1 is not found)")
 ONE_GPU = Nvidia((13, 0), (Gpu(0, "Test GPU", (9, 0), 80 << 30),), None)
@@ -233,3 +235,28 @@ def test_gpu_providers_equal_the_cpu(model_file: Path, provider: str) -> None:
     for _ in range(2):
         result = backend.run(feeds(3))
         np.testing.assert_allclose(result["flow"], expected["flow"], atol=0.01)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
+def test_memory_that_loading_frees_goes_back_at_once():
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    def fill():
+        return b"x" * (3 << 20)
+
+    with compact_memory():
+        fill()  # glibc would from now on keep blocks of this size
+        blocks, small = [], []
+        for _ in range(40):
+            blocks.append(fill())
+            small.append(bytearray(300_000))  # on top of the heap, so that it could not shrink
+        full = resident()
+        blocks.clear()
+        assert resident() < full - 100
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch):
+    monkeypatch.setattr("cats.runtime.hardware.ctypes.CDLL", lambda _: object())
+    with compact_memory():
+        pass
