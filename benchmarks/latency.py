@@ -1,4 +1,4 @@
-"""Latency of one pair on the CPU: PyTorch eager as the authors compute, our PyTorch, the exported file in ONNX Runtime.
+"""Latency of one pair on the CPU: PyTorch eager as the authors compute, our PyTorch, exported files, in one process.
 
 All contestants run in turn within each round, so that whatever disturbs the machine disturbs them alike; figures are
 medians over the rounds with the central half as spread, ratios are medians of the ratios within a round. Nothing else
@@ -11,6 +11,8 @@ Usage: python benchmarks/latency.py [--rounds 30] [--threads 2] [--output benchm
 from __future__ import annotations
 
 import datetime
+import functools
+import importlib.metadata
 import json
 import tempfile
 import time
@@ -19,17 +21,20 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import onnxruntime
 import torch
 import typer
 
 from cats.benchmarks.authors import AuthorsWay
 from cats.benchmarks.models import tamed_resnet101
 from cats.benchmarks.statistics import PAUSE
-from cats.console import execute, new_app, progress, stdout, table
+from cats.console import execute, new_app, note, progress, stdout, table
+from cats.errors import BackendError
 from cats.export.export import export_onnx
+from cats.export.graph import DeploymentOptions
 from cats.files import write_text
 from cats.model import CATs
+from cats.runtime.backends.base import Array, Backend
+from cats.runtime.backends.openvino import OpenVinoBackend
 from cats.runtime.backends.ort import OnnxRuntimeBackend
 from cats.runtime.hardware import cpu_name
 
@@ -73,15 +78,27 @@ def contestants(model: CATs, folder: Path, threads: int) -> dict[str, Callable[[
     a, b = (rng.standard_normal((1, 3, 256, 256)).astype(np.float32) for _ in range(2))
     target, source = torch.from_numpy(a), torch.from_numpy(b)
     authors = AuthorsWay(model)
-    path = folder / "resnet101.onnx"
-    export_onnx(model, path, verified=False)
-    session = OnnxRuntimeBackend(path, threads=threads)
-    feeds: dict[str, np.ndarray] = {"image_a": a, "image_b": b}
-    return {
+    files = {"": None, ", --for cpu": DeploymentOptions(winograd=True)}
+    for name, options in files.items():
+        export_onnx(model, folder / f"resnet101{name}.onnx", options=options, verified=False)
+    plain, for_cpu = (folder / f"resnet101{name}.onnx" for name in files)
+    backends: dict[str, Callable[[], Backend]] = {
+        "ONNX Runtime": lambda: OnnxRuntimeBackend(plain, threads=threads),
+        "ONNX Runtime, --for cpu": lambda: OnnxRuntimeBackend(for_cpu, threads=threads),
+        "OpenVINO fp32, --for cpu": lambda: OpenVinoBackend(for_cpu, threads=threads),
+        "OpenVINO bf16, --for cpu": lambda: OpenVinoBackend(for_cpu, precision="bf16", threads=threads),
+    }
+    feeds: dict[str, Array] = {"image_a": a, "image_b": b}
+    found: dict[str, Callable[[], object]] = {
         BASELINE: lambda: authors(target, source),
         "PyTorch eager, ours": lambda: model(target, source),
-        "ONNX Runtime, exported fp32": lambda: session.run(feeds),
     }
+    for name, make in backends.items():
+        try:
+            found[name] = functools.partial(make().run, feeds)
+        except BackendError as error:
+            note(f"{name} is not measured: {error}")
+    return found
 
 
 @app.command()
@@ -104,7 +121,7 @@ def latency(
         document = {
             "date": datetime.date.today().isoformat(),
             "machine": f"{cpu_name()}, {threads} threads, no GPU",
-            "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
+            "versions": {name: importlib.metadata.version(name) for name in ("torch", "onnxruntime", "openvino")},
             "rounds": rounds,
             "figures": figures,
         }

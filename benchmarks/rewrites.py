@@ -39,7 +39,6 @@ TEXTS = {
     "split_heads": "one weight each for query, key and value; no regrouping of tokens",
     "mean_first": "mean over the levels before the last projection",
     "moments": "soft-argmax and its variance as one product",
-    "token_rows": "tokens as rows, so that biases are added within products (`--for cpu`)",
     "winograd": "3x3 convolutions with half the multiplications (`--for cpu`)",
 }
 

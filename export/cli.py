@@ -132,7 +132,7 @@ def main_command(
         form="split" if split else "end-to-end" if end_to_end else "pair",
         opset=opset,
         batch=_batch(batch),
-        options=DeploymentOptions.for_cpu() if target == "cpu" else None,
+        options=DeploymentOptions(winograd=target == "cpu"),
         fp16=fp16,
         float32=tuple(name.strip() for text in float32 or () for name in text.split(",")),
         weights=weights,

@@ -96,7 +96,7 @@ def export_onnx(
         raise InputError(f"weights {weights!r}: choose {', '.join(WEIGHTS)}")
     if float32 and not fp16:
         raise InputError(f"modules to leave in float32 ({', '.join(sorted(float32))}) are for a model in float16")
-    if fp16 and options is not None and options.target:
+    if fp16 and options is not None and options.winograd:
         raise InputError(
             "float16 is for GPUs, whose libraries choose such convolutions themselves: leave out --for cpu"
         )
@@ -129,7 +129,7 @@ def export_onnx(
     metadata = {}
     for kind, exported in models.items():
         extra: dict[str, Any] = {} if weights == "fp32" else {"weights": weights}
-        extra |= {"target": options.target} if options.target else {}
+        extra |= {"target": "cpu"} if options.winograd else {}
         extra |= {"float32": sorted(float32)} if float32 else {}
         metadata[kind] = describe(model, kind, precision=precision, opset=opset, parity=parity, extra=extra)
         write_model(exported, metadata[kind], files[kind])

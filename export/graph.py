@@ -27,7 +27,7 @@ from cats.model import CATs, CATsConfig
 
 @dataclass(frozen=True)
 class DeploymentOptions:
-    """The rewrites, by default all but the last two; without one the graph computes that part as :mod:`cats.model`.
+    """The rewrites, by default all but the last; without one the graph computes that part as :mod:`cats.model`.
 
     Attributes:
         fold_batch_norm: batch norm becomes part of the convolution before it.
@@ -43,9 +43,6 @@ class DeploymentOptions:
         mean_first: in the last pass the mean over the levels is taken before the last two linear layers instead of
             after them, with which it commutes.
         moments: mean and variance of the soft-argmax by one product with constant coordinates.
-        token_rows: linear layers read all tokens as the rows of one matrix, for which ONNX Runtime adds biases within
-            products, and whose GELU takes two thirds of the time of one that adds a bias; the mean over the levels of
-            tokens is a product too. Off, because these products of a quantized model would run in float.
         winograd: 3x3 convolutions with half the multiplications (:mod:`cats.export.winograd`); off, because it is
             faster on CPUs alone, and there in float32 and bfloat16 alone.
     """
@@ -58,18 +55,7 @@ class DeploymentOptions:
     split_heads: bool = True
     mean_first: bool = True
     moments: bool = True
-    token_rows: bool = False
     winograd: bool = False
-
-    @classmethod
-    def for_cpu(cls) -> DeploymentOptions:
-        """All of them: the graph that is fastest in float32 on CPUs."""
-        return cls(token_rows=True, winograd=True)
-
-    @property
-    def target(self) -> str | None:
-        """``cpu`` where a rewrite is for CPUs alone; None for a graph that is for any library."""
-        return "cpu" if self.token_rows or self.winograd else None
 
 
 class EncoderGraph(nn.Module):
@@ -140,14 +126,10 @@ class Decoder(nn.Module):
             make_block(block, levels, split_heads=options.split_heads) for block in aggregator.blocks
         )
         self.proj = rewrites.Linear.of(aggregator.proj)
-        self.register_buffer("level_weights", torch.full((1, levels), 1 / levels))
         if options.constant_position:
             self.register_buffer("position", aggregator.positional_embedding().detach()[0, ..., :cells].clone())
         else:
             self.pos_embed_x, self.pos_embed_y = aggregator.pos_embed_x, aggregator.pos_embed_y
-        for module in self.modules():
-            if isinstance(module, rewrites.Linear):
-                module.rows = options.token_rows
 
     def forward(self, corr: Tensor, appearance_a: Tensor | None, appearance_b: Tensor | None) -> Tensor:
         """Cost volume (B, L, N, N), rows a, and appearances (B, L, N, P) to refined scores (B, N, N), rows a."""
@@ -191,10 +173,7 @@ class Decoder(nn.Module):
 
     def _mean(self, x: Tensor) -> Tensor:
         """(B * L, N, C) to (B, N, C)."""
-        levels = len(self.config.hyperpixels)
-        if self.options.token_rows:
-            return (self.level_weights @ x.reshape(-1, levels, x.shape[1] * x.shape[2])).reshape(-1, *x.shape[1:])
-        return x.reshape(-1, levels, *x.shape[1:]).mean(dim=1)
+        return x.reshape(-1, len(self.config.hyperpixels), *x.shape[1:]).mean(dim=1)
 
 
 class SoftArgmax(nn.Module):

@@ -14,13 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 
 class Linear(nn.Module):
-    """``x @ weight + bias`` with the weight stored (in, out): a plain MatMul, no Transpose of a weight in the graph.
-
-    Attributes:
-        rows: compute on the rows of one matrix, whatever the shape of x.
-    """
-
-    rows = False
+    """``x @ weight + bias`` with the weight stored (in, out): a plain MatMul, no Transpose of a weight in the graph."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()
@@ -34,8 +28,6 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        if self.rows and x.dim() > 2:
-            return self(x.flatten(0, -2)).reshape(-1, *x.shape[1:-1], self.weight.shape[1])
         x = x @ self.weight
         return x if self.bias is None else x + self.bias
 

@@ -21,7 +21,7 @@ NAIVE = DeploymentOptions(**(dict.fromkeys(REWRITES, False) | {"fold_batch_norm"
 """All rewrites off, but for batch norm: the exporter leaves none in a file, and ONNX Runtime would fold it as well."""
 
 OURS = DeploymentOptions()
-FOR_CPU = DeploymentOptions.for_cpu()
+FOR_CPU = DeploymentOptions(winograd=True)
 CALIBRATION_PAIRS = 32
 
 
@@ -81,7 +81,7 @@ class Exports:
         return self.folder / f"{self._stamp}-{label}.{suffix}"
 
     def _write(self, exported: object, kind: str, path: Path, options: DeploymentOptions) -> None:
-        extra = {"target": options.target} if options.target else {}
+        extra = {"target": "cpu"} if options.winograd else {}
         metadata = describe(self.model, kind, precision="fp32", opset=DEFAULT_OPSET, extra=extra)
         write_model(exported, metadata, path)
 

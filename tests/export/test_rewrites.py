@@ -64,9 +64,6 @@ def test_resize_by_matrices(size):
 def test_linear_with_the_weight_transposed():
     layer, x = nn.Linear(6, 4), torch.randn(2, 3, 6)
     assert torch.allclose(Linear.of(layer)(x), layer(x), atol=1e-6)
-    by_rows = Linear.of(layer)
-    by_rows.rows = True
-    assert torch.allclose(by_rows(x), layer(x), atol=1e-6)
     network = nn.Sequential(layer, nn.Sequential(nn.Linear(4, 2, bias=False)))
     expected = network(x)
     store_transposed(network)
