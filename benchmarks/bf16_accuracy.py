@@ -24,7 +24,6 @@ import typer
 from cats.benchmarks.exports import FOR_CPU, OURS, Exports
 from cats.console import execute, new_app, note, print_json
 from cats.data import open_dataset
-from cats.errors import InputError
 from cats.evaluate import evaluate
 from cats.export.pairs import demo_pairs
 from cats.files import write_text
@@ -34,7 +33,7 @@ from cats.runtime.images import ImageSource, preprocess, read_image
 
 sys.path.append(str(Path(__file__).resolve().parent))
 
-from fp16_accuracy import MODELS, SHARED, EveryNth, pixels
+from fp16_accuracy import MODELS, SHARED, EveryNth, models_named, pixels
 
 app = new_app()
 
@@ -64,9 +63,7 @@ def main_command(
     output: Annotated[Path | None, typer.Option(help="Write the figures as JSON.", show_default=False)] = None,
 ) -> None:
     """Measure flow drift and PCK of bfloat16 against float32."""
-    chosen = [name for name in MODELS if not model or name.startswith(tuple(model))]
-    if not chosen:
-        raise InputError(f"no model begins with {', '.join(model or ())}: there are {', '.join(MODELS)}")
+    chosen = models_named(model or [])
     pairs = EveryNth(open_dataset(data), every)
     found: dict[str, Any] = {}
     for name in chosen:

@@ -67,6 +67,18 @@ MODELS: dict[str, Callable[[], CATs]] = {
 app = new_app()
 
 
+def models_named(beginnings: list[str]) -> list[str]:
+    """Names of :data:`MODELS` with one of these beginnings, all of them if none is given.
+
+    Raises:
+        InputError: no name has one.
+    """
+    chosen = [name for name in MODELS if not beginnings or name.startswith(tuple(beginnings))]
+    if not chosen:
+        raise InputError(f"no model begins with {', '.join(beginnings)}: there are {', '.join(MODELS)}")
+    return chosen
+
+
 class EveryNth(PairDataset):
     """Every n-th pair of a data set."""
 
@@ -153,9 +165,7 @@ def main_command(
     output: Annotated[Path | None, typer.Option(help="Default: benchmarks/results/fp16-accuracy-DATE.json.")] = None,
 ) -> None:
     """Measure and write a dated results file; models that it has already are kept."""
-    chosen = [name for name in MODELS if not model or name.startswith(tuple(model))]
-    if not chosen:
-        raise InputError(f"no model begins with {', '.join(model or ())}: there are {', '.join(MODELS)}")
+    chosen = models_named(model or [])
     today = datetime.date.today().isoformat()
     path = output or HERE / "results" / f"fp16-accuracy-{today}.json"
     found: dict[str, Any] = json.loads(path.read_text("utf-8"))["models"] if path.is_file() else {}

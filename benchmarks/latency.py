@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import datetime
 import functools
-import importlib.metadata
 import json
 import tempfile
 import time
@@ -25,17 +24,17 @@ import torch
 import typer
 
 from cats.benchmarks.authors import AuthorsWay
+from cats.benchmarks.exports import FOR_CPU, OURS, Exports
 from cats.benchmarks.models import tamed_resnet101
 from cats.benchmarks.statistics import PAUSE
 from cats.console import execute, new_app, note, progress, stdout, table
 from cats.errors import BackendError
-from cats.export.export import export_onnx
-from cats.export.graph import DeploymentOptions
 from cats.files import write_text
 from cats.model import CATs
 from cats.runtime.backends.base import Array, Backend
 from cats.runtime.backends.openvino import OpenVinoBackend
 from cats.runtime.backends.ort import OnnxRuntimeBackend
+from cats.runtime.doctor import doctor
 from cats.runtime.hardware import cpu_name
 
 app = new_app()
@@ -78,10 +77,8 @@ def contestants(model: CATs, folder: Path, threads: int) -> dict[str, Callable[[
     a, b = (rng.standard_normal((1, 3, 256, 256)).astype(np.float32) for _ in range(2))
     target, source = torch.from_numpy(a), torch.from_numpy(b)
     authors = AuthorsWay(model)
-    files = {"": None, ", --for cpu": DeploymentOptions(winograd=True)}
-    for name, options in files.items():
-        export_onnx(model, folder / f"resnet101{name}.onnx", options=options, verified=False)
-    plain, for_cpu = (folder / f"resnet101{name}.onnx" for name in files)
+    exports = Exports(model, folder)
+    plain, for_cpu = exports.pair(OURS), exports.pair(FOR_CPU)
     backends: dict[str, Callable[[], Backend]] = {
         "ONNX Runtime": lambda: OnnxRuntimeBackend(plain, threads=threads),
         "ONNX Runtime, --for cpu": lambda: OnnxRuntimeBackend(for_cpu, threads=threads),
@@ -118,10 +115,11 @@ def latency(
     ]
     stdout.print(table("ResNet-101 CATs, one pair", ["", "ms (median)", "central half", "ratio"], rows))
     if output:
+        packages = doctor()["packages"]
         document = {
             "date": datetime.date.today().isoformat(),
             "machine": f"{cpu_name()}, {threads} threads, no GPU",
-            "versions": {name: importlib.metadata.version(name) for name in ("torch", "onnxruntime", "openvino")},
+            "versions": {name: packages[name] for name in ("torch", "onnxruntime", "openvino")},
             "rounds": rounds,
             "figures": figures,
         }

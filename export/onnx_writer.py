@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import cats
 from cats.errors import CatsError, InputError
 from cats.export import correlation
+from cats.export.precision import replace_all
 
 OPSETS = range(18, 24)
 """Operator sets that can be asked for: 18 is the first whose reductions take their axes as the exporter writes them."""
@@ -180,9 +181,7 @@ def _activate_before_transposes(graph: onnx.GraphProto) -> None:
         relu.input[0], relu.output[0] = transpose.input[0], between
         transpose.input[0], transpose.output[0] = between, result
         nodes[before], nodes[place] = relu, transpose
-    moved = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(moved)
+    replace_all(graph.node, nodes)
 
 
 def _define_functions(model: onnx.ModelProto, opset: int) -> None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # Sets that decide which precision is fast on a CPU.
 _INTERESTING = (
@@ -37,16 +38,16 @@ def compact_memory() -> Iterator[None]:
     later. Here it maps each block of a megabyte or more by itself, which goes back to the system when it is freed.
     Other C libraries are left alone.
     """
-    libc = ctypes.CDLL(None) if os.name == "posix" else None
-    adjustable = hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")
-    if libc is not None and adjustable:
-        libc.mallopt(_MMAP_THRESHOLD, 1 << 20)
+    libc: Any = ctypes.CDLL(None) if os.name == "posix" else None
+    if not (hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")):
+        yield
+        return
+    libc.mallopt(_MMAP_THRESHOLD, 1 << 20)
     try:
         yield
     finally:
-        if libc is not None and adjustable:
-            libc.mallopt(_MMAP_THRESHOLD, 32 << 20)  # where glibc itself would have ended
-            libc.malloc_trim(0)
+        libc.mallopt(_MMAP_THRESHOLD, 32 << 20)  # where glibc itself would have ended
+        libc.malloc_trim(0)
 
 
 @dataclass(frozen=True)

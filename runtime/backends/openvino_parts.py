@@ -40,13 +40,13 @@ def precision_parts(ov: Any, model: Any, *, aggregator_only: bool = False) -> It
 
 
 def _tolerates_bf16(model: Any) -> bool:
-    kinds = {node.get_type_name() for node in model.get_ops()}
+    convolutions = [node for node in model.get_ops() if node.get_type_name() in ("Convolution", "GroupConvolution")]
     # Weights of a grouped convolution are (groups, outputs, inputs, height, width), the middle two of each group.
     depthwise = any(
         node.get_type_name() == "GroupConvolution" and node.input(1).get_partial_shape()[2].get_length() == 1
-        for node in model.get_ops()
+        for node in convolutions
     )
-    return bool(kinds & {"Convolution", "GroupConvolution"}) and not depthwise
+    return bool(convolutions) and not depthwise
 
 
 def _cut(ov: Any, model: Any, module: str) -> tuple[Any, Any | None]:

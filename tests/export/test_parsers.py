@@ -9,6 +9,17 @@ from cats.export.exported import Session
 KINDS = ("pair", "pair-inline", "encoder", "matcher", "end-to-end")
 
 
+def feeds_of(model, kind, batch):
+    if kind != "end-to-end":
+        return dict(zip(("image_a", "image_b"), (x.numpy() for x in image_pair(model, batch)), strict=True))
+    rng = np.random.default_rng(0)
+    return {
+        "image_a": rng.integers(0, 256, (batch, 90, 70, 3), dtype=np.uint8),
+        "image_b": rng.integers(0, 256, (batch, 50, 120, 3), dtype=np.uint8),
+        "points_a": rng.uniform(0, 70, (batch, 5, 2)).astype(np.float32),
+    }
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_tensorrt_rtx_parses(forms, kind):
     trt = pytest.importorskip("tensorrt_rtx")
@@ -30,30 +41,11 @@ def test_openvino_computes_the_same(forms, model, kind):
     compiled = ov.Core().compile_model(
         ov.Core().read_model(exported.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
-    if kind == "pair-inline":
-        feeds = dict(zip(("image_a", "image_b"), (x.numpy() for x in image_pair(model, 3)), strict=True))
-    else:
-        rng = np.random.default_rng(0)
-        feeds = {
-            "image_a": rng.integers(0, 256, (2, 90, 70, 3), dtype=np.uint8),
-            "image_b": rng.integers(0, 256, (2, 50, 120, 3), dtype=np.uint8),
-            "points_a": rng.uniform(0, 70, (2, 5, 2)).astype(np.float32),
-        }
+    feeds = feeds_of(model, kind, 3 if kind == "pair-inline" else 2)
     expected, actual = Session(exported)(feeds), compiled(feeds)
     for output in compiled.outputs:
         name = output.get_any_name()
         assert np.abs(actual[output] - expected[name]).max() < (0.05 if name == "points_b" else 2e-3), name
-
-
-def small_feeds(model, kind):
-    rng = np.random.default_rng(0)
-    if kind == "end-to-end":
-        return {
-            "image_a": rng.integers(0, 256, (1, 90, 70, 3), dtype=np.uint8),
-            "image_b": rng.integers(0, 256, (1, 50, 120, 3), dtype=np.uint8),
-            "points_a": rng.uniform(0, 70, (1, 5, 2)).astype(np.float32),
-        }
-    return dict(zip(("image_a", "image_b"), (x.numpy() for x in image_pair(model, 1)), strict=True))
 
 
 @pytest.mark.parametrize("kind", ["pair-inline", "end-to-end"])
@@ -66,7 +58,7 @@ def test_parts_for_bf16_together_are_the_model(forms, model, kind):
     core, settings = ov.Core(), {"INFERENCE_PRECISION_HINT": "f32"}
     parts = list(precision_parts(ov, core.read_model(exported.SerializeToString())))
     assert [precision for _, precision in parts] == ["fp32", "bf16", "fp32"]
-    values = small_feeds(model, kind)
+    values = feeds_of(model, kind, 1)
     expected = Session(exported)(values)
     for part, _ in parts:
         compiled = core.compile_model(part, "CPU", settings)
@@ -81,29 +73,28 @@ def test_parts_for_bf16_together_are_the_model(forms, model, kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "precisions"),
+    ("kind", "resnet", "aggregator_only", "precisions"),
     [
-        ("pair", {"aggregator_only": True, "backbone": "resnet50", "hyperpixels": (0, 5)}, ["fp32", "bf16", "fp32"]),
-        ("encoder", {}, ["fp32"]),
-        ("matcher", {}, ["fp32", "bf16", "fp32"]),  # features of any backbone
-        ("pair", {"backbone": "resnet50", "hyperpixels": (0, 5)}, ["bf16", "bf16", "fp32"]),
-        ("encoder", {"backbone": "resnet50", "hyperpixels": (0, 5)}, ["bf16"]),
+        ("pair", True, True, ["fp32", "bf16", "fp32"]),
+        ("encoder", False, False, ["fp32"]),
+        ("matcher", False, False, ["fp32", "bf16", "fp32"]),  # features of any backbone
+        ("pair", True, False, ["bf16", "bf16", "fp32"]),
+        ("encoder", True, False, ["bf16"]),
     ],
-    ids=str,
 )
-def test_precisions_of_the_parts(forms, kind, options, precisions):
+def test_precisions_of_the_parts(forms, kind, resnet, aggregator_only, precisions):
     ov = pytest.importorskip("openvino")
     from cats.export.forms import build_form
     from cats.export.graph import DeploymentOptions
     from cats.export.storage import inline_functions
     from cats.runtime.backends.openvino_parts import precision_parts
 
-    options = dict(options)
-    only = options.pop("aggregator_only", False)
-    if options:
+    exported = forms[kind]
+    if resnet:
+        other = tiny_model(backbone="resnet50", hyperpixels=(0, 5))
         form = "split" if kind == "encoder" else "pair"
-        exported = build_form(tiny_model(**options), form, options=DeploymentOptions(winograd=True))[kind]
-    else:
-        exported = forms[kind]
-    whole = ov.Core().read_model(inline_functions(exported).SerializeToString())
-    assert [precision for _, precision in precision_parts(ov, whole, aggregator_only=only)] == precisions
+        exported = build_form(other, form, options=DeploymentOptions(winograd=True))[kind]
+    parts = precision_parts(
+        ov, ov.Core().read_model(inline_functions(exported).SerializeToString()), aggregator_only=aggregator_only
+    )
+    assert [precision for _, precision in parts] == precisions

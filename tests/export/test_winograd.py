@@ -1,6 +1,7 @@
 """Winograd's convolutions equal the convolutions they replace, in torch and in a file."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from onnx import numpy_helper
@@ -106,8 +107,6 @@ def test_onnxruntime_transforms_them_when_it_loads_the_file(files, tmp_path):
 
 def constant_products(path):
     """Products of two constants in an optimized graph."""
-    import onnx
-
     graph = onnx.load(path).graph
     constants = {item.name for item in graph.initializer}
     return sum(node.op_type == "MatMul" and set(node.input) <= constants for node in graph.node)
