@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cats.errors import InputError
+from cats.core.errors import InputError
 
 _FOLDER = Path(__file__).resolve().parent
 

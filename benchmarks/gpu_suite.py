@@ -34,24 +34,25 @@ import typer
 
 from cats.assets import asset
 from cats.checkpoints import load_checkpoint
-from cats.console import execute, new_app, note, print_json
-from cats.errors import BackendError
+from cats.core.console import execute, new_app, note, print_json
+from cats.core.errors import BackendError
+from cats.core.files import write_text
 from cats.export.export import export_onnx
 from cats.export.pairs import demo_pairs
-from cats.files import write_text
 from cats.model import CATs
 from cats.runtime import Matcher
 from cats.runtime.backends.base import Backend
-from cats.runtime.doctor import doctor
-from cats.runtime.engine import build_engine
-from cats.runtime.flavours import FLAVOURS
+from cats.runtime.commands.doctor import doctor
 from cats.runtime.hardware import nvidia
+from cats.runtime.tensorrt.engine import build_engine
+from cats.runtime.tensorrt.flavours import FLAVOURS
 
 HERE = Path(__file__).resolve().parent
-sys.path += [str(HERE), str(HERE.parent / "tests")]
+sys.path.append(str(HERE.parent / "tests"))
 
-from onnx_on_torch import OnnxOnTorch  # noqa: E402
 from reference import tamed_goldens  # noqa: E402
+
+from cats.benchmarks.onnx_on_torch import OnnxOnTorch  # noqa: E402
 
 PROVIDERS = ("cuda", "tensorrt", "tensorrt-rtx")
 ROUNDS = 50

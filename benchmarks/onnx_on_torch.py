@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from onnx import helper, numpy_helper
 from torch import Tensor
 
-from cats.errors import InputError
+from cats.core.errors import InputError
 from cats.export.storage import inline_functions
 
 _DTYPES = {1: torch.float32, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: torch.float16}

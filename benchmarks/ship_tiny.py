@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cats.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from cats.files import write_text
+from cats.core.files import write_text
 from cats.model import CATs, CATsConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -79,12 +79,12 @@ probability (`cats-calibrate --fit-confidence` makes it one).
 
 def evaluate(model: Path, data: str, *arguments: str) -> dict[str, Any]:
     """The JSON document of ``cats-eval``."""
-    command = [COMMANDS / "cats-eval", model, "--data", data, *arguments, "--json"]
+    command = [str(COMMANDS / "cats-eval"), str(model), "--data", data, *arguments, "--json"]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def seeds_text() -> str:
-    """What ``benchmarks/tiny_seeds.py`` measured last, or that it was not run."""
+    """What ``benchmarks/studies/tiny_seeds.py`` measured last, or that it was not run."""
     if not SEEDS.is_file():
         return "How much other seeds differ has not been measured."
     found = json.loads(SEEDS.read_text())
@@ -135,9 +135,13 @@ def main(trained: Path) -> None:
     half, onnx = ASSETS / "cats-tiny.pt", ASSETS / "cats-tiny.onnx"
     save_checkpoint(half, checkpoint.model, metrics=checkpoint.metrics, training=checkpoint.training, half=True)
     subprocess.run([COMMANDS / "cats-export", "--ckpt", half, "--weights", "fp16-storage", "-o", onnx], check=True)
-    photos = [ASSETS / "astronaut.jpg", ASSETS / "grace_hopper.jpg"]
-    points = ["--points", ASSETS / "astronaut.json"]
-    subprocess.run([COMMANDS / "cats-run", onnx, *photos, *points, "-o", ASSETS / "match.jpg"], check=True)
+    photos = [
+        str(ASSETS / "astronaut.jpg"),
+        str(ASSETS / "grace_hopper.jpg"),
+        "--points",
+        str(ASSETS / "astronaut.json"),
+    ]
+    subprocess.run([COMMANDS / "cats-run", onnx, *photos, "-o", ASSETS / "match.jpg"], check=True)
     zero = trained.with_name("zero-started.pt")
     config = dataclasses.replace(checkpoint.model.config, temperature=CATsConfig.temperature)  # the paper's
     save_checkpoint(zero, CATs(config, backbone_weights="auto", zero_start=True))

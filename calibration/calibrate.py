@@ -17,12 +17,12 @@ from cats.calibration.modules import is_half, modules, own_weights
 from cats.calibration.quantize import quantize
 from cats.calibration.ranges import Ranges, collect_ranges
 from cats.calibration.sessions import Session, SessionMatcher, fixed_batch
-from cats.console import progress
-from cats.errors import InputError, ModelFileError
+from cats.core.console import progress
+from cats.core.errors import InputError, ModelFileError
+from cats.core.metadata import Metadata, read_onnx_metadata, write_model
+from cats.evaluation.parity import TOLERANCE, Parity, measure_parity, pck_drift
+from cats.export.fp16.assign import is_quantized
 from cats.export.modules import in_modules
-from cats.export.precision import is_quantized
-from cats.metadata import Metadata, read_onnx_metadata, write_model
-from cats.parity import TOLERANCE, Parity, measure_parity, pck_drift
 
 HELD_OUT = 16
 BALANCE_PAIRS = 8
@@ -56,7 +56,7 @@ class CalibrationReport:
 
     @property
     def pck(self) -> dict[str, Any] | None:
-        """PCK of both (:func:`cats.parity.pck_drift`), where annotated pairs were given."""
+        """PCK of both (:func:`cats.evaluation.parity.pck_drift`), where annotated pairs were given."""
         return self.drift.pck
 
 

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from cats.console import execute, new_app, note, print_json
-from cats.errors import InputError, VerificationError
-from cats.files import check_destination
+from cats.core.console import execute, new_app, note, print_json
+from cats.core.errors import InputError, VerificationError
+from cats.core.files import check_destination
 
 app = new_app()
 
@@ -151,11 +151,11 @@ def main_command(
     from cats.calibration.calibrate import HELD_OUT, calibrate, check_ranges, load_float_model, measure_ranges
     from cats.calibration.inputs import SMALL
     from cats.calibration.ranges import Ranges
-    from cats.calibration.search import search
-    from cats.calibration.sensitivity import measure_sensitivity, plot_sensitivity
+    from cats.calibration.studies.search import search
+    from cats.calibration.studies.sensitivity import measure_sensitivity, plot_sensitivity
+    from cats.core.images import quiet_pillow
     from cats.data import open_dataset
-    from cats.parity import TOLERANCE, print_figures
-    from cats.runtime.images import quiet_pillow
+    from cats.evaluation.parity import TOLERANCE, print_figures
 
     quiet_pillow()
     if precision == "mixed":

@@ -11,14 +11,14 @@ from cats.calibration.calibrate import FloatModel, calibrate, load_float_model, 
 from cats.calibration.inputs import PairSet, demo_pairs, pairs_from_data
 from cats.calibration.modules import condensed
 from cats.calibration.ranges import Ranges
-from cats.calibration.search import Bound, SearchResult
-from cats.calibration.sensitivity import Sensitivity
-from cats.calibration.variants import Effect, Variants
-from cats.console import note, print_json, stdout, table
-from cats.errors import InputError, VerificationError
-from cats.export.precision import HALF_LARGEST, LARGE_ACTIVATION
-from cats.metadata import write_model
-from cats.parity import TOLERANCE
+from cats.calibration.studies.search import Bound, SearchResult
+from cats.calibration.studies.sensitivity import Sensitivity
+from cats.calibration.studies.variants import Effect, Variants
+from cats.core.console import note, print_json, stdout, table
+from cats.core.errors import InputError, VerificationError
+from cats.core.metadata import write_model
+from cats.evaluation.parity import TOLERANCE
+from cats.export.fp16.assign import HALF_LARGEST, LARGE_ACTIVATION
 
 VALIDATION = 8
 
@@ -27,7 +27,7 @@ def show_divergence(
     a: Path, b: Path, pairs: PairSet | None, *, threshold: float | None, threads: int | None, as_json: bool
 ) -> None:
     """Print where two files part; raises :class:`VerificationError` if they do."""
-    from cats.calibration.divergence import find_divergence
+    from cats.calibration.studies.divergence import find_divergence
 
     found = find_divergence(a, b, pairs or demo_pairs(), threshold=threshold, threads=threads)
     if as_json:
@@ -193,7 +193,7 @@ def fit_and_write(
     model: Path, data: str | None, output: Path, *, limit: int, plot: Path | None, threads: int | None, as_json: bool
 ) -> None:
     """Fit temperature and confidence, print the figures and write the model."""
-    from cats.calibration.confidence import fit_confidence, known_pairs, plot_reliability, with_confidence
+    from cats.calibration.studies.confidence import fit_confidence, known_pairs, plot_reliability, with_confidence
 
     if data is None:
         raise InputError("--fit-confidence needs pairs with known flow: give --data KIND:DIR or categories:DIR")

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cats.assets import asset
+from cats.core.errors import InputError
+from cats.core.images import ImageSource, preprocess, read_image
+from cats.core.metadata import Preprocessing
+from cats.core.tables import read_pairs
 from cats.data import KINDS, open_dataset, parse_data
 from cats.data.folders import PhotoFolder
-from cats.errors import InputError
-from cats.metadata import Preprocessing
-from cats.runtime.images import ImageSource, preprocess, read_image
-from cats.tables import read_pairs
 
 SMALL = 16
 """Fewer pairs than this say little about the ranges of other photos."""
@@ -107,7 +107,7 @@ def pairs_from_images(folder: str | Path) -> PairSet:
 
 
 def pairs_from_csv(path: str | Path) -> PairSet:
-    """Pairs of a CSV with columns a, b; raises :class:`InputError` as :func:`cats.tables.read_pairs` does."""
+    """Pairs of a CSV with columns a, b; raises :class:`InputError` as :func:`cats.core.tables.read_pairs` does."""
     return PairSet(str(path), tuple((row.a, row.b) for row in read_pairs(path)))
 
 

@@ -1,7 +1,7 @@
 """Explicit Q/DQ nodes: a float32 export and its activation ranges to a model that inference libraries run in 8 bits.
 
-Weights are symmetric per output channel, rounded as :mod:`cats.calibration.rounding` says; activations per tensor. Two
-placements:
+Weights are symmetric per output channel, rounded as :mod:`cats.calibration.weight_rounding` says; activations per
+tensor. Two placements:
 
 ``any``
     symmetric int8 (or float8) and the placement rules of TensorRT: nothing between a convolution and its activation,
@@ -30,10 +30,10 @@ from onnx import TensorProto, helper, numpy_helper
 from cats.calibration.balance import balanced
 from cats.calibration.modules import Graph, is_half, modules
 from cats.calibration.ranges import METHODS, Channels, Ranges
-from cats.calibration.rounding import mean_error, round_weights
-from cats.errors import InputError, ModelFileError
+from cats.calibration.weight_rounding import mean_error, round_weights
+from cats.core.errors import InputError, ModelFileError
+from cats.export.fp16.assign import is_quantized
 from cats.export.modules import in_modules, module_of
-from cats.export.precision import is_quantized
 
 PRECISIONS = ("int8", "fp8")
 TARGETS = ("any", "cpu")

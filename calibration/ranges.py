@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from cats.calibration.balance import Factors, balanced
 from cats.calibration.modules import Graph
 from cats.calibration.sessions import Session
-from cats.errors import InputError, ModelFileError
-from cats.files import write_text
+from cats.core.errors import InputError, ModelFileError
+from cats.core.files import write_text
 
 FORMAT = 1
 METHODS = ("minmax", "percentile", "entropy", "mse")

@@ -10,9 +10,9 @@ import onnx
 from numpy.typing import NDArray
 
 from cats.calibration.inputs import pair_feeds
-from cats.errors import ModelFileError, require
-from cats.metadata import Preprocessing
-from cats.runtime.images import ImageSource
+from cats.core.errors import ModelFileError, require
+from cats.core.images import ImageSource
+from cats.core.metadata import Preprocessing
 
 
 class Session:
@@ -69,7 +69,7 @@ def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelPro
 
 
 class SessionMatcher:
-    """A loaded pair model as a matcher for :func:`cats.evaluate.evaluate`; ``batch`` as the model has it fixed."""
+    """A loaded pair model as a matcher for :func:`~.evaluate.evaluate`; ``batch`` as the model has it fixed."""
 
     def __init__(self, session: Session, preprocessing: Preprocessing, batch: int | None) -> None:
         self.session, self.preprocessing, self.batch = session, preprocessing, batch

@@ -17,7 +17,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from cats.errors import CheckpointError, InputError
+from cats.core.errors import CheckpointError, InputError
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cats.errors import CheckpointError, InputError
-from cats.files import atomic_path
+from cats.core.errors import CheckpointError, InputError
+from cats.core.files import atomic_path
 from cats.model import CATs, CATsConfig
 
 FORMAT = 1

@@ -10,8 +10,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from cats import __version__
-from cats.console import execute, new_app
-from cats.errors import BackendError
+from cats.core.console import execute, new_app
+from cats.core.errors import BackendError
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,16 @@ class Room:
 
 
 COMMANDS = {
-    "run": Room("cats.runtime.cli", "Match two photos, or a table of pairs, with an exported model.", "cpu"),
-    "train": Room("cats.train_cli", "Train a CATs.", "train"),
-    "eval": Room("cats.eval_cli", "Measure PCK of a checkpoint, ONNX file or engine on a data set.", "train"),
+    "run": Room("cats.runtime.commands.run", "Match two photos, or a table of pairs, with an exported model.", "cpu"),
+    "train": Room("cats.training.cli", "Train a CATs.", "train"),
+    "eval": Room("cats.evaluation.cli", "Measure PCK of a checkpoint, ONNX file or engine on a data set.", "train"),
     "export": Room("cats.export.cli", "Write a checkpoint as ONNX, verified against PyTorch.", "export"),
     "calibrate": Room("cats.calibration.cli", "Quantize an ONNX file to int8 or fp8 with photos.", "calibrate"),
-    "build": Room("cats.runtime.build_cli", "Build a TensorRT engine from an ONNX file.", "tensorrt-rtx"),
+    "build": Room("cats.runtime.commands.build", "Build a TensorRT engine from an ONNX file.", "tensorrt-rtx"),
     "bench": Room("cats.benchmarks.cli", "Measure every backend side by side: speed, memory, accuracy.", "bench"),
     "c-sdk": Room("cats.runtime.c.sdk", "Write the C library as a folder for C and C++ projects.", "cpu"),
-    "inspect": Room("cats.runtime.inspect", "Show what is in a checkpoint, ONNX file or engine.", "cpu"),
-    "doctor": Room("cats.runtime.doctor", "Show what works on this machine, and how to fix the rest.", "cpu"),
+    "inspect": Room("cats.runtime.commands.inspect", "Show what is in a checkpoint, ONNX file or engine.", "cpu"),
+    "doctor": Room("cats.runtime.commands.doctor", "Show what works on this machine, and how to fix the rest.", "cpu"),
 }
 
 

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cats.backbones import HyperpixelBackbone, find_backbone
-from cats.errors import InputError
-from cats.metadata import Preprocessing
+from cats.core.errors import InputError
+from cats.core.metadata import Preprocessing
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ __all__ = ["ExportReport", "export_onnx"]
 
 
 def __getattr__(name: str) -> Any:
-    # On demand, because cats.export.precision must import without torch.
+    # On demand, because cats.export.fp16.assign must import without torch.
     if name in __all__:
         import importlib
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cats.console import execute, new_app, note, print_json
-from cats.errors import BackendError, InputError, VerificationError
+from cats.core.console import execute, new_app, note, print_json
+from cats.core.errors import BackendError, InputError, VerificationError
 
 if TYPE_CHECKING:
     from cats.model import CATs
@@ -114,7 +114,7 @@ def main_command(
 ) -> None:
     """Export a CATs checkpoint, or an untrained CATs, to ONNX and compare the file with PyTorch."""
     from cats.export.export import export_onnx
-    from cats.export.graph import DeploymentOptions
+    from cats.export.graph.deployment import DeploymentOptions
     from cats.export.pairs import pairs_from_csv, pairs_from_folder
     from cats.export.verify import print_parity
 
@@ -177,9 +177,9 @@ def _model(
 
 def _build_engines(files: dict[str, Path], batch: int | None) -> None:
     """Build an engine of each file with the first TensorRT that loads; says which, or that there is none."""
-    from cats.runtime.engine import DEFAULT_BATCH, DEFAULT_SIDES, build_engine
-    from cats.runtime.flavours import FLAVOURS, find_flavour
-    from cats.runtime.sidecar import sidecar_path
+    from cats.runtime.tensorrt.engine import DEFAULT_BATCH, DEFAULT_SIDES, build_engine
+    from cats.runtime.tensorrt.flavours import FLAVOURS, find_flavour
+    from cats.runtime.tensorrt.sidecar import sidecar_path
 
     installed = [name for name, flavour in FLAVOURS.items() if importlib.util.find_spec(flavour.module)]
     chosen = None

@@ -12,20 +12,20 @@ import onnx
 
 import cats
 from cats.checkpoints import weights_sha256
+from cats.core.errors import InputError
+from cats.core.files import check_destination
+from cats.core.metadata import Metadata, write_model
 from cats.data import open_dataset
-from cats.errors import InputError
 from cats.export.forms import FORMS, build_form
-from cats.export.graph import DeploymentOptions
+from cats.export.fp16.assign import to_fp16
+from cats.export.fp16.input_moments import channel_moments
+from cats.export.graph.deployment import DeploymentOptions
+from cats.export.kernels.plugin_nodes import has_correlation, use_plugins
 from cats.export.modules import modules_in
-from cats.export.moments import channel_moments
 from cats.export.onnx_writer import DEFAULT_OPSET
 from cats.export.pairs import PairSource, demo_pairs
-from cats.export.plugin_nodes import has_correlation, use_plugins
-from cats.export.precision import to_fp16
 from cats.export.storage import inline_functions, store_as_half, weight_factors
 from cats.export.verify import Parity, verify
-from cats.files import check_destination
-from cats.metadata import Metadata, write_model
 from cats.model import CATs
 
 WEIGHTS = ("fp32", "fp16-storage")
@@ -76,7 +76,7 @@ def export_onnx(
         opset: see :data:`cats.export.onnx_writer.OPSETS`.
         batch: fixed batch size; None leaves it free.
         options: rewrites of the graph, all by default.
-        fp16: type the graph in float16 where that is safe (:func:`cats.export.precision.to_fp16`).
+        fp16: type the graph in float16 where that is safe (:func:`cats.export.fp16.assign.to_fp16`).
         float32: with ``fp16``, modules to leave in float32, such as ``decoder.blocks.0.mlp``.
         weights: one of :data:`WEIGHTS`.
         inline: write ``cats::Correlation`` as plain operators instead of a function.

@@ -1,6 +1,6 @@
 """An exported model in ONNX Runtime, before it is a file: what verification runs.
 
-Models typed in float16 run with every rounding to float16 made explicit, see :mod:`cats.export.rounding`.
+Models typed in float16 run with every rounding to float16 made explicit, see :mod:`cats.export.fp16.emulate`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import onnx
 from numpy.typing import NDArray
 from PIL import Image
 
-from cats.errors import require
-from cats.export.rounding import PEAKS, computes_in_half, rounded
-from cats.metadata import Preprocessing
-from cats.runtime.images import ImageSource, preprocess, read_image
+from cats.core.errors import require
+from cats.core.images import ImageSource, preprocess, read_image
+from cats.core.metadata import Preprocessing
+from cats.export.fp16.emulate import PEAKS, computes_in_half, rounded
 
 Floats = NDArray[np.float32]
 
@@ -62,7 +62,7 @@ class ExportedModel:
         return {name: value[0] for name, value in self.sessions["end-to-end"](stacked).items()}
 
     def match(self, a: ImageSource, b: ImageSource) -> Floats:
-        """Flow (2, G, G) in cells, a -> b, for :func:`cats.evaluate.evaluate`."""
+        """Flow (2, G, G) in cells, a -> b, for :func:`cats.evaluation.evaluate.evaluate`."""
         first, second = read_image(a), read_image(b)
         if self.takes_pixels:
             return self.run_pixels(first, second, np.zeros((1, 2), np.float32))["flow"]
@@ -77,7 +77,7 @@ class Session:
 
     Args:
         model: any.
-        tensors: of :func:`cats.export.rounding.rounded`, whose largest values are kept in ``peaks``.
+        tensors: of :func:`cats.export.fp16.emulate.rounded`, whose largest values are kept in ``peaks``.
     """
 
     def __init__(self, model: onnx.ModelProto, tensors: Sequence[str] = ()) -> None:

@@ -6,9 +6,9 @@ import onnx
 import torch
 from torch import Tensor
 
-from cats.errors import InputError
-from cats.export.end_to_end import EndToEndGraph
-from cats.export.graph import DeploymentOptions, EncodeGraph, MatchGraph, PairGraph
+from cats.core.errors import InputError
+from cats.export.graph.deployment import DeploymentOptions, EncodeGraph, MatchGraph, PairGraph
+from cats.export.graph.end_to_end import EndToEndGraph
 from cats.export.onnx_writer import DEFAULT_OPSET, to_onnx
 from cats.model import CATs
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 import cats
-from cats.errors import CatsError, InputError
-from cats.export import correlation
-from cats.export.precision import replace_all
+from cats.core.errors import CatsError, InputError
+from cats.export.fp16.assign import replace_all
+from cats.export.graph import correlation
 
 OPSETS = range(18, 24)
 """Operator sets that can be asked for: 18 is the first whose reductions take their axes as the exporter writes them."""

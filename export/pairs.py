@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cats.assets import asset
-from cats.errors import InputError
-from cats.metadata import Preprocessing
-from cats.runtime.images import preprocess, read_image
-from cats.tables import read_pairs
+from cats.core.errors import InputError
+from cats.core.images import preprocess, read_image
+from cats.core.metadata import Preprocessing
+from cats.core.tables import read_pairs
 
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 
@@ -47,7 +47,7 @@ class PairSource:
 
 
 def pairs_from_csv(path: str | Path) -> PairSource:
-    """Pairs of a CSV with columns a, b; raises :class:`InputError` as :func:`cats.tables.read_pairs` does."""
+    """Pairs of a CSV with columns a, b; raises :class:`InputError` as :func:`cats.core.tables.read_pairs` does."""
     return PairSource(str(path), tuple((row.a, row.b) for row in read_pairs(path)))
 
 

@@ -10,8 +10,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, inliner, numpy_helper
 
-from cats.export.correlation import NAME
-from cats.export.graph import DeploymentOptions, EncoderGraph
+from cats.export.graph.correlation import NAME
+from cats.export.graph.deployment import DeploymentOptions, EncoderGraph
 from cats.model import Attention, CATs
 
 _SMALLEST = 256  # elements; below it a cast costs more bytes than it saves

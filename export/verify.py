@@ -11,14 +11,14 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from cats.console import note, stderr
+from cats.core.console import note, stderr
+from cats.core.geometry import transfer_points
+from cats.evaluation.parity import FRAME, TOLERANCE, Outputs, Parity, measure_parity, pck_drift, print_figures
+from cats.evaluation.torch_matcher import TorchMatcher
 from cats.export.exported import ExportedModel, Floats, Session
+from cats.export.fp16.assign import LARGE_ACTIVATION
 from cats.export.pairs import PairSource
-from cats.export.precision import LARGE_ACTIVATION
-from cats.geometry import transfer_points
 from cats.model import CATs
-from cats.parity import FRAME, TOLERANCE, Outputs, Parity, measure_parity, pck_drift, print_figures
-from cats.torch_matcher import TorchMatcher
 
 BATCHES = (1, 2, 3)
 """Sizes in which pairs are run by turns where the batch is dynamic; 2 is the one that export traces."""
@@ -28,7 +28,7 @@ Batch = tuple[Floats, Floats]
 
 
 def compare(expected: Outputs, actual: Outputs, *, tolerance: float, source: str, against: str) -> Parity:
-    """:func:`cats.parity.measure_parity`, and whether the expected results are those of weights that say little."""
+    """:func:`~cats.evaluation.parity.measure_parity`, and whether what is expected is of weights that say little."""
     parity = measure_parity(expected, actual, tolerance=tolerance, source=source, against=against)
     return replace(parity, argmax=picks_single_cells(*expected))
 
@@ -78,7 +78,7 @@ def verify(
     Args:
         models: kind -> file, all kinds of one form (:data:`cats.export.forms.FORMS`).
         batch: the files' fixed batch size, None where it is free.
-        precision: key of :data:`cats.parity.TOLERANCE`.
+        precision: key of :data:`cats.evaluation.parity.TOLERANCE`.
         data: annotated pairs as ``KIND:DIR``, to measure the drift of PCK too.
 
     Raises:

@@ -10,8 +10,8 @@
     match.warp().save("b-as-a.png")
 """
 
+from cats.core.images import preprocess, read_image
 from cats.runtime.features import Features
-from cats.runtime.images import preprocess, read_image
 from cats.runtime.matcher import Matcher
 from cats.runtime.result import Match, grid_points
 

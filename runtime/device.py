@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cats.errors import BackendError, InputError
+from cats.core.errors import BackendError, InputError
 
 if TYPE_CHECKING:
     from cats.runtime.backends.cuda import DeviceArray

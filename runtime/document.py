@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from cats.geometry import Floats, as_points
+from cats.core.geometry import Floats, as_points
 from cats.runtime.matcher import Matcher
 from cats.runtime.result import Match
 

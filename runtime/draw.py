@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from cats.errors import InputError
-from cats.geometry import Floats, Size, as_points
+from cats.core.errors import InputError
+from cats.core.geometry import Floats, Size, as_points
 
 _MARGIN = 20
 _GAP = 12
@@ -57,7 +57,7 @@ def draw_matches(
     """Draw a match.
 
     Args:
-        a, b: upright RGB images of :func:`cats.runtime.images.read_image`, of any size.
+        a, b: upright RGB images of :func:`cats.core.images.read_image`, of any size.
         points_a: (N, 2) in pixels of a.
         points_b: (N, 2) in pixels of b; those outside b are clamped to its border and shown hollow.
         confidence: (N,) in [0, 1]; the surest are drawn on top.

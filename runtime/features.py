@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cats.errors import InputError
-from cats.files import write_bytes
-from cats.geometry import Size
+from cats.core.errors import InputError
+from cats.core.files import write_bytes
+from cats.core.geometry import Size
 
 FORMAT = 1
 _HEAD = "cats"

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cats.errors import InputError
+from cats.core.errors import InputError
 from cats.runtime.features import Features, load_features, save_features
 from cats.runtime.matcher import Matcher
 from cats.runtime.result import Match, grid_points

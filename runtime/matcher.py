@@ -15,13 +15,13 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cats.errors import BackendError, CatsError, InputError, ModelFileError
-from cats.geometry import Size
+from cats.core.errors import BackendError, CatsError, InputError, ModelFileError
+from cats.core.geometry import Size
+from cats.core.images import MAX_PIXELS, ImageSource, preprocess, read_image
 from cats.runtime.backends import open_backend
 from cats.runtime.backends.base import Array, Backend, TensorSpec
 from cats.runtime.device import match_on_device, wants_device
 from cats.runtime.features import Features, check_weights
-from cats.runtime.images import MAX_PIXELS, ImageSource, preprocess, read_image
 from cats.runtime.result import Match, confidence_mapping
 from cats.runtime.split import encode_tensors, find_split, fixed_batch, matcher_feeds, open_split
 
@@ -56,7 +56,7 @@ class Matcher:
         model: ONNX file of ``cats-export``, or engine of ``cats-build`` with its sidecar beside it. Of a split model
             either of ``X.encoder.onnx`` and ``X.matcher.onnx``, or ``X``; only that can :meth:`encode`.
         backend: ``onnxruntime``, ``tensorrt``, ...; ``None`` chooses by the file.
-        max_pixels: larger images are refused, see :func:`cats.runtime.images.read_image`.
+        max_pixels: larger images are refused, see :func:`cats.core.images.read_image`.
         calibrated: give confidences as fitted probabilities, see :attr:`Match.calibrated_confidence`.
         options: settings of the backend, see its class. ONNX Runtime: ``provider``, ``device``, ``threads``,
             ``cache_dir``; OpenVINO: ``precision``, ``hint``, ``threads``, ``device``.
@@ -64,7 +64,7 @@ class Matcher:
     Attributes:
         backend: the loaded backend; ``backend.describe()`` says what was chosen and why.
         encoder: the loaded encoder of a split model, whose matcher is ``backend``; else None.
-        metadata: :class:`cats.metadata.Metadata` of the file.
+        metadata: :class:`cats.core.metadata.Metadata` of the file.
         load_ms: time that loading took, in milliseconds.
 
     Raises:
@@ -107,7 +107,7 @@ class Matcher:
         """Match one pair of images.
 
         Args:
-            a, b: paths, Pillow images or uint8 arrays of any size, see :func:`cats.runtime.images.read_image`, or, with
+            a, b: paths, Pillow images or uint8 arrays of any size, see :func:`cats.core.images.read_image`, or, with
                 a split model, :class:`Features`. Or model
                 inputs on the GPU: then the result is a :class:`cats.runtime.device.DeviceMatch`, still being computed.
             forward_backward: also match b -> a, for :meth:`Match.forward_backward_error`; costs a second run.

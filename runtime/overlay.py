@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from cats.errors import InputError
+from cats.core.errors import InputError
 from cats.runtime.result import Match
 
 
@@ -23,6 +23,6 @@ def overlay(match: Match, a: Image.Image, warped: Image.Image, *, strength: floa
     """
     if a.size != warped.size or a.size != match.size_a:
         raise InputError(f"overlay of {warped.size} over {a.size}: both must have the size of image a, {match.size_a}")
-    # Bilinear enlarging about cell centres, clamped at the border: the sampling of cats.geometry.sample_grid.
+    # Bilinear enlarging about cell centres, clamped at the border: the sampling of cats.core.geometry.sample_grid.
     weight = Image.fromarray((match.confidence * (255 * strength) + 0.5).clip(0, 255).astype(np.uint8))
     return Image.composite(warped, a, weight.resize(a.size, Image.Resampling.BILINEAR))

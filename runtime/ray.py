@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from cats.errors import CatsError, InputError, require
-from cats.geometry import Floats, as_points
-from cats.pck import DEFAULT_ALPHAS, PairKeypoints, Protocol, preset, score_flow
+from cats.core.errors import CatsError, InputError, require
+from cats.core.geometry import Floats, as_points
+from cats.core.pck import DEFAULT_ALPHAS, PairKeypoints, Protocol, preset, score_flow
+from cats.core.tables import parse_points
 from cats.runtime.backends import choose_backend
 from cats.runtime.matcher import Matcher
 from cats.runtime.result import Match
-from cats.tables import parse_points
 
 Dataset = Any
 """``ray.data.Dataset``; Ray is imported when it is used."""
@@ -117,7 +117,7 @@ def evaluate_pairs(
     folder: str | Path = ".",
     **options: Any,
 ) -> BulkEvaluation:
-    """PCK of a model on annotated pairs, by :mod:`cats.pck`.
+    """PCK of a model on annotated pairs, by :mod:`cats.core.pck`.
 
     Args:
         dataset: rows with ``a``, ``b`` and corresponding ``points_a``, ``points_b`` [[x, y], ...] in pixels; optionally
@@ -281,7 +281,7 @@ class _ScorePairs(_Worker):
 
 
 def _summarise(rows: Iterable[dict[str, Any]], protocol: Protocol, alphas: tuple[float, ...]) -> BulkEvaluation:
-    """Percentages as :func:`cats.pck.pck` defines them, from counts, so that rows need not be kept."""
+    """Percentages as :func:`cats.core.pck.pck` defines them, from counts, so that rows need not be kept."""
     totals: dict[str | None, Any] = defaultdict(lambda: np.zeros(len(alphas) + 1))
     pairs = failures = 0
     errors: list[str] = []

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from cats.errors import InputError
-from cats.geometry import (
+from cats.core.errors import InputError
+from cats.core.geometry import (
     Floats,
     Size,
     as_points,
@@ -20,7 +20,7 @@ from cats.geometry import (
     sample_grid,
     transfer_points,
 )
-from cats.runtime.images import MAX_PIXELS, ImageSource, read_image
+from cats.core.images import MAX_PIXELS, ImageSource, read_image
 
 _PIXELS_AT_ONCE = 1 << 19
 
@@ -128,7 +128,7 @@ class Match:
         """Image b bent into the frame of a: each pixel shows what the match says lies there in b.
 
         Args:
-            max_pixels: limit for reading the images, see :func:`cats.runtime.images.read_image`.
+            max_pixels: limit for reading the images, see :func:`cats.core.images.read_image`.
 
         Returns:
             RGB image of ``size_a``.

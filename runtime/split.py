@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cats.errors import BackendError, CatsError, ModelFileError
+from cats.core.errors import BackendError, CatsError, ModelFileError
 from cats.runtime.backends import BACKENDS, open_backend
 from cats.runtime.backends.base import Array, Backend
 

@@ -10,7 +10,7 @@ import onnx
 import onnx.parser
 from onnx import numpy_helper
 
-from cats.metadata import KEY, Metadata, Preprocessing
+from cats.core.metadata import KEY, Metadata, Preprocessing
 
 # Patches of 16x16 pixels as features: each 4x4 block averaged, contrast-normalised, correlated, soft-argmax.
 BODY = """

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from cats.errors import InputError
+from cats.core.errors import InputError
 
 KINDS: dict[str, str] = {
     "spair": "cats.data.spair:SPair",

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cats.errors import InputError
-from cats.files import write_bytes
+from cats.core.errors import InputError
+from cats.core.files import write_bytes
 
 _MAGIC = b"PIEH"
 _UNKNOWN = 1e9  # larger components mean that the pixel has no known partner

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from cats.core.errors import InputError
+from cats.core.geometry import Floats
+from cats.core.tables import PairRow, read_pairs
 from cats.data.samples import Box, PairDataset, Sample, image_size, parse_box, require_files
-from cats.errors import InputError
-from cats.geometry import Floats
-from cats.tables import PairRow, read_pairs
 
 
 class PairsCSV(PairDataset):

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from cats.core.errors import InputError, require
+from cats.core.geometry import Floats
 from cats.data.samples import (
     Box,
     PairDataset,
@@ -18,8 +20,6 @@ from cats.data.samples import (
     parse_box,
     require_files,
 )
-from cats.errors import InputError, require
-from cats.geometry import Floats
 
 WHERE_WILLOW = (
     "the images (PF-dataset.zip) are at www.di.ens.fr/willow/research/proposalflow, test_pairs.csv comes with the "

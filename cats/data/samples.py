@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
-from cats.errors import InputError
-from cats.geometry import Floats, Size, as_points
-from cats.pck import PairKeypoints
+from cats.core.errors import InputError
+from cats.core.geometry import Floats, Size, as_points
+from cats.core.pck import PairKeypoints
 
 Box = tuple[float, float, float, float]
 """Object box (x_min, y_min, x_max, y_max) in pixels."""
@@ -105,7 +105,7 @@ class Sample:
         Raises:
             InputError: the file is missing or unreadable, or has another size than its annotation says.
         """
-        from cats.runtime.images import read_image
+        from cats.core.images import read_image
 
         path, size = (self.image_a, self.size_a) if side == "a" else (self.image_b, self.size_b)
         image = read_image(path)

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cats.core.errors import InputError
 from cats.data.samples import PairDataset, Sample, normal_split, parse_box, require_entries, require_files
-from cats.errors import InputError
 
 WHERE = "SPair-71k.tar.gz is at cvlab.postech.ac.kr/research/SPair-71k"
 

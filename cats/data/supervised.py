@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cats.core.geometry import Floats
 from cats.data.samples import PairDataset
-from cats.geometry import Floats
 
 RECEPTIVE_FIELD = 35
 """Side of the window around a cell's centre whose keypoints make its flow, in pixels of the 256x256 frame."""
@@ -64,7 +64,7 @@ class SupervisedPairs:
         return 1 << 40
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        from cats.augment import training_view
+        from cats.data.augment import training_view
 
         epoch, position = divmod(index, len(self.dataset))
         if self._order is None or self._order[0] != epoch:

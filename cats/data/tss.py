@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cats.core.errors import InputError
 from cats.data.flow_files import read_flow
 from cats.data.samples import DenseTruth, PairDataset, Sample, image_size, normal_split, require_files
-from cats.errors import InputError
 
 WHERE = "TSS_CVPR2016.zip is at taniai.space/projects/cvpr16_dccs"
 

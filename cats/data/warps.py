@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cats.core.errors import InputError
+from cats.core.geometry import cells_to_pixels, identity_cells, pixels_to_cells
 from cats.data.folders import CategoryFolder, PhotoFolder
-from cats.errors import InputError
-from cats.geometry import cells_to_pixels, identity_cells, pixels_to_cells
 
 UInt8Image = NDArray[np.uint8]
 _LATTICE = 33  # points per side at which the smooth part of a map is computed before it is interpolated

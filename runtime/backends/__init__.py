@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cats.errors import BackendError, InputError, ModelFileError
+from cats.core.errors import BackendError, InputError, ModelFileError
 from cats.runtime.backends.base import Backend
 
 

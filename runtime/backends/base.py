@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cats.metadata import Metadata
+from cats.core.metadata import Metadata
 
 Array = NDArray[np.generic]
 
@@ -25,8 +25,8 @@ class TensorSpec:
 class Backend(ABC):
     """One loaded model in one inference library.
 
-    A backend is built from a file, refuses what it cannot run with a :class:`~cats.errors.CatsError`, never chooses
-    another device or precision than the one asked for, and may be used from several threads at once.
+    A backend is built from a file, refuses what it cannot run with a :class:`~cats.core.errors.CatsError`, never
+    chooses another device or precision than the one asked for, and may be used from several threads at once.
     """
 
     name: str

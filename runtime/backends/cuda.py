@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cats.errors import BackendError, InputError, require
+from cats.core.errors import BackendError, InputError, require
 from cats.runtime.backends.base import Array, TensorSpec
 
 _ON_HOST = (1, 3)  # DLPack's device types of host memory, the second one pinned

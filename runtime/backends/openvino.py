@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from cats.errors import BackendError, InputError, ModelFileError, require
-from cats.metadata import read_onnx_metadata
+from cats.core.errors import BackendError, InputError, ModelFileError, require
+from cats.core.metadata import read_onnx_metadata
 from cats.runtime.backends.base import Array, Backend, TensorSpec
 from cats.runtime.backends.openvino_parts import precision_parts
 from cats.runtime.hardware import compact_memory, physical_cores, usable_cpus

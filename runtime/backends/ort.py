@@ -1,7 +1,7 @@
 """ONNX Runtime backend: CPU, CUDA, TensorRT and TensorRT-RTX execution providers, each an explicit choice.
 
 ONNX Runtime replaces a provider that does not start by the CPU without an error; here that is a
-:class:`~cats.errors.BackendError` which says what is missing.
+:class:`~cats.core.errors.BackendError` which says what is missing.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from cats.errors import BackendError, InputError, ModelFileError, require
-from cats.metadata import read_onnx_metadata
+from cats.core.errors import BackendError, InputError, ModelFileError, require
+from cats.core.metadata import read_onnx_metadata
 from cats.runtime.backends.base import Array, Backend, TensorSpec
 from cats.runtime.backends.ort_providers import (
     CPU,

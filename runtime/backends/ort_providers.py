@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cats.errors import BackendError, InputError, require
-from cats.onnx_reader import read_onnx_summary
+from cats.core.errors import BackendError, InputError, require
+from cats.core.onnx_file import read_onnx_summary
 from cats.runtime.hardware import nvidia
 
 PROVIDERS = {

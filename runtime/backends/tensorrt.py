@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from cats.errors import BackendError, InputError, ModelFileError
-from cats.metadata import read_onnx_metadata
+from cats.core.errors import BackendError, InputError, ModelFileError
+from cats.core.metadata import read_onnx_metadata
 from cats.runtime.backends.base import Array, Backend, TensorSpec
 from cats.runtime.backends.cuda import CudaContext, DeviceArray
-from cats.runtime.flavours import find_flavour
 from cats.runtime.hardware import nvidia
-from cats.runtime.sidecar import read_sidecar
+from cats.runtime.tensorrt.flavours import find_flavour
+from cats.runtime.tensorrt.sidecar import read_sidecar
 
 _SHAPES_KEPT = 4
 _ALIGNMENT = 256  # bytes, of every address that the CUDA allocator gives

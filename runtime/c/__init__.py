@@ -15,7 +15,7 @@ import importlib.util
 import shlex
 from pathlib import Path
 
-from cats.errors import BackendError
+from cats.core.errors import BackendError
 
 ROOT = Path(__file__).resolve().parent
 """Folder of the header (``include``), sources (``src``), build files (``cmake``) and examples."""

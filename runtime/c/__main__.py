@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from cats.console import execute, new_app
-from cats.errors import InputError
+from cats.core.console import execute, new_app
+from cats.core.errors import InputError
 from cats.runtime import c
 
 app = new_app()

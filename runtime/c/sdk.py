@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from cats.console import execute, new_app, note
-from cats.errors import InputError
-from cats.metadata import read_onnx_metadata
+from cats.core.console import execute, new_app, note
+from cats.core.errors import InputError
+from cats.core.metadata import read_onnx_metadata
 from cats.runtime.c import ROOT
 
 app = new_app()

@@ -2,17 +2,13 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 from tiny_models import tiny_model
 
+from cats.benchmarks import gpu_suite
 from cats.checkpoints import save_checkpoint
 from cats.runtime.hardware import nvidia
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-import gpu_suite
 
 NOT_THERE = ("albumentations", "cv2", "hypothesis", "matplotlib", "pycuda", "scipy", "tensorboard", "tensorrt")
 

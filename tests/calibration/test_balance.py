@@ -9,10 +9,10 @@ from cats.calibration.inputs import PairSet
 from cats.calibration.modules import Graph
 from cats.calibration.quantize import quantize
 from cats.calibration.sessions import Session
-from cats.errors import InputError
+from cats.core.errors import InputError
+from cats.core.metadata import write_model
+from cats.evaluation.parity import flow_distance
 from cats.export.storage import store_as_half
-from cats.metadata import write_model
-from cats.parity import flow_distance
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from commands import runner
 from cats.calibration.cli import main
 from cats.calibration.modules import modules
 from cats.calibration.ranges import Ranges
-from cats.metadata import read_onnx_metadata
-from cats.parity import TOLERANCE
+from cats.core.metadata import read_onnx_metadata
+from cats.evaluation.parity import TOLERANCE
 from cats.runtime import Matcher
 
 
@@ -96,8 +96,8 @@ def test_an_engine_is_built_from_it(calibrate, float_file, ranges, tmp_path, pre
     pytest.importorskip(
         "tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'cats-toolkit[tensorrt-rtx]'"
     )
-    from cats.runtime.engine import EngineOptions, build_engine
-    from cats.runtime.sidecar import read_sidecar
+    from cats.runtime.tensorrt.engine import EngineOptions, build_engine
+    from cats.runtime.tensorrt.sidecar import read_sidecar
 
     ranges.save("r.json")
     calibrate(float_file, "--from-ranges", "r.json", "--precision", precision, "-o", "q.onnx")
@@ -109,8 +109,8 @@ def test_an_engine_is_built_from_it(calibrate, float_file, ranges, tmp_path, pre
 
 
 def test_no_engine_of_a_file_for_cpus(calibrate, float_file, ranges, tmp_path):
-    from cats.errors import ModelFileError
-    from cats.runtime.engine import build_engine
+    from cats.core.errors import ModelFileError
+    from cats.runtime.tensorrt.engine import build_engine
 
     ranges.save("r.json")
     calibrate(float_file, "--from-ranges", "r.json", "--for", "cpu")
@@ -146,7 +146,7 @@ def test_wrong_inputs(calibrate, float_file, photos, ranges, tmp_path):
 
 def test_wrong_models(calibrate, float_file, photos, source, ranges, tmp_path, copy):
     from cats.calibration.quantize import quantize
-    from cats.metadata import write_model
+    from cats.core.metadata import write_model
 
     ranges.save("r.json")
     bare = copy(source.model)
@@ -177,7 +177,7 @@ def test_help(calibrate):
 
 def test_calibration_needs_no_torch():
     code = (
-        "import sys, cats.calibration.commands, cats.calibration.confidence, cats.calibration.divergence\n"
+        "import sys, cats.calibration.commands\nfrom cats.calibration.studies import confidence, divergence\n"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,10 +12,10 @@ from cats.calibration.modules import Graph, modules
 from cats.calibration.quantize import quantize
 from cats.calibration.ranges import METHODS
 from cats.calibration.sessions import Session
-from cats.errors import InputError, ModelFileError
+from cats.core.errors import InputError, ModelFileError
+from cats.evaluation.parity import flow_distance
 from cats.export.modules import module_of
 from cats.export.storage import inline_functions, store_as_half
-from cats.parity import flow_distance
 
 FLOAT_ONLY = ("Correlation", "Softmax", "LayerNormalization", "Gelu", "ReduceMean", "Exp")
 

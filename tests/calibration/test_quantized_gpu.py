@@ -5,13 +5,13 @@ import pytest
 
 from cats.calibration.quantize import quantize
 from cats.calibration.sessions import Session
-from cats.errors import CatsError
-from cats.metadata import write_model
-from cats.parity import flow_distance
+from cats.core.errors import CatsError
+from cats.core.metadata import write_model
+from cats.evaluation.parity import flow_distance
 from cats.runtime import Matcher
-from cats.runtime.engine import EngineOptions, build_engine
-from cats.runtime.flavours import FLAVOURS, find_flavour
 from cats.runtime.hardware import nvidia
+from cats.runtime.tensorrt.engine import EngineOptions, build_engine
+from cats.runtime.tensorrt.flavours import FLAVOURS, find_flavour
 
 pytestmark = [
     pytest.mark.gpu,

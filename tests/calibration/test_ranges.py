@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as npst
 
 from cats.calibration.balance import balanced
 from cats.calibration.ranges import METHODS, Ranges, TensorRange, collect_ranges, observed_tensors
-from cats.errors import InputError, ModelFileError
+from cats.core.errors import InputError, ModelFileError
 
 FLOATS = st.floats(-1e4, 1e4, width=32, allow_subnormal=False)  # those fall into the bin of zero or the one beside it
 ARRAYS = npst.arrays(np.float32, st.integers(1, 30), elements=FLOATS)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cats.calibration.ranges import Channels
-from cats.calibration.rounding import mean_error, round_weights
+from cats.calibration.weight_rounding import mean_error, round_weights
 
 
 def inputs_of(values):

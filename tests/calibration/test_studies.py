@@ -11,25 +11,25 @@ from onnx import numpy_helper
 from cats.calibration.calibrate import FloatModel, measure_ranges
 from cats.calibration.calibrate import calibrate as calibrate_model
 from cats.calibration.cli import main
-from cats.calibration.confidence import (
+from cats.calibration.inputs import pairs_from_images
+from cats.calibration.modules import condensed, modules
+from cats.calibration.quantize import quantize
+from cats.calibration.sessions import Session
+from cats.calibration.studies.confidence import (
     Predictions,
     expected_calibration_error,
     fit_mapping,
     temperature_of,
     with_temperature,
 )
-from cats.calibration.divergence import find_divergence
-from cats.calibration.inputs import pairs_from_images
-from cats.calibration.modules import condensed, modules
-from cats.calibration.quantize import quantize
-from cats.calibration.search import Bound, search
-from cats.calibration.sensitivity import measure_sensitivity
-from cats.calibration.sessions import Session
-from cats.calibration.variants import Variants, groups
-from cats.errors import InputError
+from cats.calibration.studies.divergence import find_divergence
+from cats.calibration.studies.search import Bound, search
+from cats.calibration.studies.sensitivity import measure_sensitivity
+from cats.calibration.studies.variants import Variants, groups
+from cats.core.errors import InputError
+from cats.core.metadata import read_onnx_metadata, write_model
+from cats.export.fp16.assign import to_fp16
 from cats.export.modules import in_modules
-from cats.export.precision import to_fp16
-from cats.metadata import read_onnx_metadata, write_model
 from cats.runtime import Matcher
 
 BAD = "feature_extraction.backbone.blocks.2.0.conv_pwl"

@@ -60,7 +60,7 @@ def test_output_that_goes_nowhere(redirection: str, code: int, error: str) -> No
 
 def test_results_reach_a_file_while_a_terminal_shows_progress() -> None:
     script = (
-        "from cats.console import print_json, progress\n"
+        "from cats.core.console import print_json, progress\n"
         "with progress() as bar:\n    bar.add_task('work', total=1)\n    print_json({'a': 1})\n"
     )
     terminal, end = os.openpty()
@@ -72,12 +72,12 @@ def test_results_reach_a_file_while_a_terminal_shows_progress() -> None:
 
 
 def test_a_missing_dependency_names_the_extra(cats: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    room = cli.Room("cats.runtime.cli", "help", "export")
+    room = cli.Room("cats.runtime.commands.run", "help", "export")
     monkeypatch.setitem(cli.COMMANDS, "export", room)
-    monkeypatch.delitem(sys.modules, "cats.runtime.cli", raising=False)
-    monkeypatch.setitem(sys.modules, "cats.runtime.run", None)
+    monkeypatch.delitem(sys.modules, "cats.runtime.commands.run", raising=False)
+    monkeypatch.setitem(sys.modules, "cats.runtime.match_files", None)
     error = cats("export").error
-    assert "cats export needs cats.runtime.run" in error
+    assert "cats export needs cats.runtime.match_files" in error
     assert "cats-toolkit[export]" in error
     assert cats("doctor", "--json").code == 0
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cats.errors import InputError
-from cats.pck import (
+from cats.core.errors import InputError
+from cats.core.pck import (
     MODEL_FRAME,
     PairKeypoints,
     PairScore,

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cats.errors import InputError
-from cats.tables import read_pairs, read_points
+from cats.core.errors import InputError
+from cats.core.tables import read_pairs, read_points
 
 
 @pytest.mark.parametrize(

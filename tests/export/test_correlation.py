@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from cats.export.correlation import DOMAIN, NAME, Correlation, correlation, correlation_function
 from cats.export.exported import Session
+from cats.export.graph.correlation import DOMAIN, NAME, Correlation, correlation, correlation_function
 from cats.model import correlation as published_correlation
 from cats.model import mutual_filter
 

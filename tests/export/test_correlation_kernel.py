@@ -13,17 +13,17 @@ import pytest
 import torch
 from tiny_models import image_pair
 
-from cats.errors import BackendError, InputError
-from cats.export.correlation import correlation
+from cats.core.errors import BackendError, InputError
 from cats.export.exported import ExportedModel
-from cats.export.plugin_nodes import use_plugins
-from cats.export.precision import to_fp16
+from cats.export.fp16.assign import to_fp16
+from cats.export.graph.correlation import correlation
+from cats.export.kernels.plugin_nodes import use_plugins
 from cats.export.storage import inline_functions
-from cats.runtime.plugins import KERNELS_KEY
+from cats.runtime.tensorrt.plugins import KERNELS_KEY
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
-from cats.export import correlation_kernel  # noqa: E402
+from cats.export.kernels import triton as correlation_kernel  # noqa: E402
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 CASES = [((5, 40), 16, 2), ((33, 7, 64), 100, 1), ((3,), 256, 1)]
@@ -45,7 +45,7 @@ def features(channels, cells, batch, dtype, device="cpu"):
 
 INTERPRETED = """
 import sys, torch
-from cats.export.correlation_kernel import launch
+from cats.export.kernels.triton import launch
 cases = torch.load(sys.argv[1])
 torch.save([launch(a, b) for a, b in cases], sys.argv[2])
 """

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_models import tiny_model
 
-from cats.export.end_to_end import Preprocess, Transfer
+from cats.core.geometry import pixels_to_cells, sample_grid, transfer_points
+from cats.core.images import preprocess, resize
 from cats.export.exported import Session
-from cats.geometry import pixels_to_cells, sample_grid, transfer_points
-from cats.runtime.images import preprocess, resize
+from cats.export.graph.end_to_end import Preprocess, Transfer
 
 SIZES = st.integers(16, 700)
 

@@ -6,13 +6,13 @@ import onnx
 import pytest
 from onnx.tools.update_model_dims import update_inputs_outputs_dims
 
-from cats.errors import InputError
+from cats.core.errors import InputError
+from cats.core.metadata import write_model
 from cats.export.export import describe
-from cats.export.plugin_nodes import use_plugins
-from cats.export.precision import to_fp16
-from cats.metadata import write_model
-from cats.runtime.engine import EngineOptions, build_engine
-from cats.runtime.sidecar import read_sidecar
+from cats.export.fp16.assign import to_fp16
+from cats.export.kernels.plugin_nodes import use_plugins
+from cats.runtime.tensorrt.engine import EngineOptions, build_engine
+from cats.runtime.tensorrt.sidecar import read_sidecar
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
 

@@ -16,14 +16,15 @@ from tiny_models import tiny_model
 
 import cats.export.verify
 from cats.checkpoints import save_checkpoint, weights_sha256
+from cats.core.metadata import read_onnx_metadata
 from cats.data import open_dataset
+from cats.evaluation.parity import TOLERANCE
 from cats.export import export_onnx
 from cats.export.cli import main
 from cats.export.forms import FORMS
-from cats.metadata import read_onnx_metadata
-from cats.parity import TOLERANCE
-from cats.runtime import Matcher, flavours
-from cats.runtime.sidecar import read_sidecar
+from cats.runtime import Matcher
+from cats.runtime.tensorrt import flavours
+from cats.runtime.tensorrt.sidecar import read_sidecar
 
 
 @pytest.fixture

@@ -6,16 +6,16 @@ from reference import tamed_goldens
 
 from cats.assets import asset
 from cats.checkpoints import load_checkpoint
-from cats.configs import find_config
+from cats.core.metadata import write_model
 from cats.export.export import describe
 from cats.export.forms import build_form
-from cats.export.moments import channel_moments
+from cats.export.fp16.assign import to_fp16
+from cats.export.fp16.input_moments import channel_moments
 from cats.export.pairs import PairSource, demo_pairs
-from cats.export.precision import to_fp16
 from cats.export.verify import verify
-from cats.metadata import write_model
 from cats.model import CATs
-from cats.runtime.sidecar import read_sidecar
+from cats.runtime.tensorrt.sidecar import read_sidecar
+from cats.training.configs import find_config
 
 
 def zero_started() -> CATs:
@@ -52,7 +52,7 @@ def test_flow_is_within_a_pixel_of_float32(case):
 
 def test_engine(case, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-    from cats.runtime.engine import build_engine
+    from cats.runtime.tensorrt.engine import build_engine
 
     name, model, typed = case
     copy = onnx.ModelProto()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import image_pair, tiny_model
 
-from cats.export.graph import DeploymentOptions, EncodeGraph, MatchGraph, PairGraph, SoftArgmax
+from cats.export.graph.deployment import DeploymentOptions, EncodeGraph, MatchGraph, PairGraph, SoftArgmax
 from cats.model import CATs, CATsConfig
 
 NONE = DeploymentOptions(*[False] * len(dataclasses.fields(DeploymentOptions)))

@@ -6,9 +6,9 @@ import pytest
 from onnx import numpy_helper
 
 from cats.export.exported import Session
-from cats.export.half_weights import round_weights
-from cats.export.moments import channel_moments
-from cats.export.precision import to_fp16
+from cats.export.fp16.assign import to_fp16
+from cats.export.fp16.input_moments import channel_moments
+from cats.export.fp16.weights import round_weights
 
 
 def error_of_sums(weight, half, bias, inputs):

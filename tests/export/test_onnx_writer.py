@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from cats.errors import CatsError, InputError
+from cats.core.errors import CatsError, InputError
 from cats.export.exported import Session
 from cats.export.forms import build_form, feature_names
 from cats.export.modules import module_of

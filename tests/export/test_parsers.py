@@ -85,7 +85,7 @@ def test_parts_for_bf16_together_are_the_model(forms, model, kind):
 def test_precisions_of_the_parts(forms, kind, resnet, aggregator_only, precisions):
     ov = pytest.importorskip("openvino")
     from cats.export.forms import build_form
-    from cats.export.graph import DeploymentOptions
+    from cats.export.graph.deployment import DeploymentOptions
     from cats.export.storage import inline_functions
     from cats.runtime.backends.openvino_parts import precision_parts
 

@@ -9,13 +9,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tiny_models import image_pair, tiny_model
 
-from cats.errors import InputError
+from cats.core.errors import InputError
 from cats.export.exported import Session
 from cats.export.forms import build_form
-from cats.export.graph import DeploymentOptions
+from cats.export.fp16.assign import to_fp16
+from cats.export.fp16.emulate import PEAKS, computes_in_half, rounded
+from cats.export.graph.deployment import DeploymentOptions
 from cats.export.modules import in_modules, module_of
-from cats.export.precision import to_fp16
-from cats.export.rounding import PEAKS, computes_in_half, rounded
 from cats.export.storage import store_as_half
 
 KINDS = ("pair", "pair-inline", "encoder", "matcher", "end-to-end")
@@ -255,5 +255,5 @@ def test_rounding_is_that_of_float16():
 
 
 def test_the_pass_needs_no_torch():
-    code = "import sys, cats.export.precision; sys.exit('torch' in sys.modules or 'onnxruntime' in sys.modules)"
+    code = "import sys, cats.export.fp16.assign; sys.exit('torch' in sys.modules or 'onnxruntime' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

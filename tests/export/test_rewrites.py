@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from cats.backbones import HyperpixelBackbone
-from cats.export.blocks import HeadAttention, make_block
-from cats.export.rewrites import Linear, Resize, fold_batch_norm, store_transposed
+from cats.export.graph.blocks import HeadAttention, make_block
+from cats.export.graph.rewrites import Linear, Resize, fold_batch_norm, store_transposed
 from cats.model import MultiscaleBlock
 
 

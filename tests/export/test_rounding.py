@@ -1,21 +1,15 @@
 """The rounding that verification makes explicit is float16's: PyTorch, which has float16 arithmetic, agrees."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
-from reference import REPOSITORY
 from tiny_models import image_pair
 
-from cats.errors import InputError
+from cats.benchmarks.onnx_on_torch import OnnxOnTorch
+from cats.core.errors import InputError
 from cats.export.exported import Session
-from cats.export.precision import to_fp16
-from cats.export.rounding import PEAKS, rounded
-
-sys.path.append(str(REPOSITORY / "benchmarks"))
-
-from onnx_on_torch import OnnxOnTorch
+from cats.export.fp16.assign import to_fp16
+from cats.export.fp16.emulate import PEAKS, rounded
 
 
 @pytest.fixture(scope="module")

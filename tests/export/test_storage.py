@@ -9,7 +9,7 @@ from tiny_models import image_pair, tiny_model
 
 from cats.export.exported import ExportedModel
 from cats.export.forms import build_form
-from cats.export.graph import DeploymentOptions
+from cats.export.graph.deployment import DeploymentOptions
 from cats.export.storage import inline_functions, store_as_half, weight_factors
 
 

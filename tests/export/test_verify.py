@@ -8,12 +8,12 @@ import pytest
 from onnx import numpy_helper
 from PIL import Image
 
-from cats.errors import InputError
+from cats.core.errors import InputError
+from cats.evaluation.parity import TOLERANCE
 from cats.export.forms import build_form
+from cats.export.fp16.assign import to_fp16
 from cats.export.pairs import demo_pairs, pairs_from_csv, pairs_from_folder
-from cats.export.precision import to_fp16
 from cats.export.verify import activation_range, compare, make_batches, picks_single_cells, verify
-from cats.parity import TOLERANCE
 
 
 def result(difference=0.0, grid=16, batch=2):

@@ -9,9 +9,9 @@ from tiny_models import tiny_model
 from torch import nn
 
 from cats.export.forms import build_form
-from cats.export.graph import DeploymentOptions
+from cats.export.graph.deployment import DeploymentOptions
+from cats.export.graph.winograd import WinogradConv2d, applies, transforms, use_winograd
 from cats.export.storage import store_as_half
-from cats.export.winograd import WinogradConv2d, applies, transforms, use_winograd
 
 
 def conv(channels=128, outputs=None, **options):

@@ -21,11 +21,11 @@ from split_onnx import save_split
 from tiny_onnx import tiny_metadata
 
 import cats
-from cats.errors import InputError
-from cats.metadata import Preprocessing
+from cats.core.errors import InputError
+from cats.core.images import preprocess, read_image
+from cats.core.metadata import Preprocessing
 from cats.runtime import Matcher, c
 from cats.runtime.c.sdk import write_sdk
-from cats.runtime.images import preprocess, read_image
 from cats.runtime.result import Match
 
 pytestmark = pytest.mark.skipif(not c_library.HAVE_COMPILER, reason="no C compiler")
@@ -296,7 +296,7 @@ def test_engine_example_equals_cats_run(tmp_path: Path, scene: Path, model_file:
     flags = tensorrt_flags()
     if shutil.which("nvidia-smi") is None:
         pytest.skip("no GPU")
-    from cats.runtime.engine import build_engine
+    from cats.runtime.tensorrt.engine import build_engine
 
     plan = build_engine(model_file, tmp_path / "tiny.plan", flavour="tensorrt")
     libraries = os.environ.get("CATS_TENSORRT_LIBS", "-lnvinfer -lcudart").split()
@@ -357,7 +357,7 @@ def test_find_package_pkg_config_and_relocation(examples: Path, tmp_path: Path) 
 
 def copy_repository(folder: Path) -> Path:
     """The files that a build needs, without anything that lies about."""
-    for name in ("cats", "export", "runtime", "calibration", "assets", "benchmarks/suite"):
+    for name in ("cats", "export", "runtime", "calibration", "assets", "benchmarks"):
         ignored = shutil.ignore_patterns("__pycache__", "*.so", "*.onnx", "*.pt")
         shutil.copytree(REPOSITORY / name, folder / name, ignore=ignored)
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE"):

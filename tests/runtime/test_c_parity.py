@@ -15,9 +15,9 @@ from c_library import BGR, BGRA, GREY, RGB, RGBA, CatsStatusError, CMatcher, Lib
 from PIL import Image
 from tiny_onnx import save_model, tiny_metadata, tiny_model
 
-from cats.metadata import Preprocessing
+from cats.core.images import preprocess, read_image
+from cats.core.metadata import Preprocessing
 from cats.runtime import Matcher
-from cats.runtime.images import preprocess, read_image
 
 pytestmark = pytest.mark.skipif(not c_library.HAVE_COMPILER, reason="no C compiler")
 
@@ -78,7 +78,7 @@ def test_matches_equal_python(matcher: CMatcher, python: Matcher, texture: np.nd
 
 
 def test_geometry_equals_python_on_the_same_flow(matcher: CMatcher, texture: np.ndarray) -> None:
-    from cats.geometry import transfer_points
+    from cats.core.geometry import transfer_points
 
     a, b = pictures(texture)[:2]
     matcher.match(image(a), image(b))
@@ -91,7 +91,7 @@ def test_geometry_equals_python_on_the_same_flow(matcher: CMatcher, texture: np.
 def test_dense_flow_equals_python_on_the_same_flow(
     matcher: CMatcher, texture: np.ndarray, sizes: tuple[int, int, int, int]
 ) -> None:
-    from cats.geometry import dense_flow
+    from cats.core.geometry import dense_flow
 
     matcher.match(image(texture), image(texture[:200, :301]))
     expected = dense_flow(matcher.flow(), sizes[:2], sizes[2:])

@@ -17,7 +17,7 @@ from c_library import CatsStatusError, CMatcher, Library, image
 from split_onnx import save_split, tiny_split
 from tiny_onnx import save_model, tiny_metadata, tiny_model
 
-from cats.metadata import Preprocessing
+from cats.core.metadata import Preprocessing
 from cats.runtime.hardware import physical_cores, usable_cpus
 
 pytestmark = pytest.mark.skipif(not c_library.HAVE_COMPILER, reason="no C compiler")

@@ -15,7 +15,7 @@ from PIL import Image
 from tiny_onnx import crops
 
 from cats.runtime import Matcher
-from cats.runtime.cli import main
+from cats.runtime.commands.run import main
 
 
 @pytest.fixture

@@ -12,11 +12,12 @@ import pytest
 from commands import Command, runner
 
 from cats.assets import asset
-from cats.errors import BackendError
-from cats.runtime import doctor as doctor_module
-from cats.runtime import fastest, hardware
+from cats.core.errors import BackendError
+from cats.runtime import hardware
 from cats.runtime.backends import BACKENDS, ort_providers
-from cats.runtime.doctor import READY, doctor, main
+from cats.runtime.commands import compare_backends
+from cats.runtime.commands import doctor as doctor_module
+from cats.runtime.commands.doctor import READY, doctor, main
 from cats.runtime.hardware import Nvidia, _cgroup_quota, physical_cores, usable_cpus
 
 NO_GPU = Nvidia(None, (), "no NVIDIA driver (libcuda.so.1 is not found)")
@@ -112,9 +113,9 @@ def test_openvino_is_recommended_where_it_is_faster(
         return Clockwork(clock, seconds)
 
     clock = Clock()
-    monkeypatch.setattr(fastest, "open_backend", opened)
-    monkeypatch.setattr(fastest, "time", clock)
-    monkeypatch.setattr(fastest, "measure_apart", fastest.measure)
+    monkeypatch.setattr(compare_backends, "open_backend", opened)
+    monkeypatch.setattr(compare_backends, "time", clock)
+    monkeypatch.setattr(compare_backends, "measure_apart", compare_backends.measure)
     speed, shown = json.loads(cats_doctor("--json").out)["speed"], cats_doctor().out
     assert len(speed["advice"]) == len(expected)
     for line, start in zip(speed["advice"], expected, strict=True):
@@ -123,7 +124,7 @@ def test_openvino_is_recommended_where_it_is_faster(
 
 
 def test_the_shipped_model_is_really_timed() -> None:
-    (first, *_) = fastest.measure(asset("cats-tiny.onnx"), rounds=1)
+    (first, *_) = compare_backends.measure(asset("cats-tiny.onnx"), rounds=1)
     assert first.name == "onnxruntime"
     assert first.ms > 1
     assert first.ratio == 1
@@ -131,7 +132,7 @@ def test_the_shipped_model_is_really_timed() -> None:
 
 def test_a_library_that_crashes_is_said(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"junk")
-    found = fastest.recommend(tmp_path / "broken.onnx")
+    found = compare_backends.recommend(tmp_path / "broken.onnx")
     assert found["measured"] == []
     assert found["advice"][0].startswith("no speeds were measured: the process that measures them failed: ")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cats.errors import InputError
+from cats.core.errors import InputError
 from cats.runtime import Match
 from cats.runtime.draw import confidence_colours, draw_matches
 from cats.runtime.overlay import overlay

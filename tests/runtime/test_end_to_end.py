@@ -43,7 +43,7 @@ def cats_run(*arguments: object) -> subprocess.CompletedProcess[str]:
     script = (
         "import sys\n"
         "for name in ('torch', 'timm', 'onnx'): sys.modules[name] = None\n"
-        "from cats.runtime.cli import main\nmain()\n"
+        "from cats.runtime.commands.run import main\nmain()\n"
     )
     command = [sys.executable, "-c", script, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)

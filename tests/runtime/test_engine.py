@@ -13,14 +13,14 @@ import torch
 from commands import runner
 
 from cats.checkpoints import save_checkpoint
-from cats.errors import BackendError, InputError
-from cats.metadata import read_onnx_metadata
+from cats.core.errors import BackendError, InputError
+from cats.core.metadata import read_onnx_metadata
 from cats.model import CATs, CATsConfig
-from cats.runtime import build_cli, cli
-from cats.runtime.engine import _load_timing_cache, _write
-from cats.runtime.flavours import FLAVOURS
+from cats.runtime.commands import build, run
 from cats.runtime.hardware import nvidia
-from cats.runtime.sidecar import read_sidecar
+from cats.runtime.tensorrt.engine import _load_timing_cache, _write
+from cats.runtime.tensorrt.flavours import FLAVOURS
+from cats.runtime.tensorrt.sidecar import read_sidecar
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'cats-toolkit[tensorrt-rtx]'")
 without_gpu = pytest.mark.skipif(nvidia().problem is None, reason="this machine has a GPU")
@@ -40,17 +40,17 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def cats_build(monkeypatch, capsys):
-    return runner(build_cli.main, "cats-build", monkeypatch, capsys)
+    return runner(build.main, "cats-build", monkeypatch, capsys)
 
 
 @pytest.fixture
 def cats_run(monkeypatch, capsys):
-    return runner(cli.main, "cats-run", monkeypatch, capsys)
+    return runner(run.main, "cats-run", monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")
 def engine(model, tmp_path_factory):
-    from cats.runtime.engine import EngineOptions, build_engine
+    from cats.runtime.tensorrt.engine import EngineOptions, build_engine
 
     plan = tmp_path_factory.mktemp("engine") / "small.plan"
     return build_engine(model, plan, options=EngineOptions(batch=(1, 2, 4), targets=("sm89",)))
@@ -173,7 +173,7 @@ def test_timing_cache(tmp_path):
 
 
 def test_ctrl_c_leaves_nothing(model, tmp_path):
-    code = "from cats.runtime.build_cli import main; import tensorrt_rtx; print('ready', flush=True); main()"
+    code = "from cats.runtime.commands.build import main; import tensorrt_rtx; print('ready', flush=True); main()"
     command = [sys.executable, "-c", code, str(model), "-o", str(tmp_path / "x.plan")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None

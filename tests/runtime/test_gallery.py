@@ -10,7 +10,7 @@ from tiny_onnx import crops, save_model, tiny_metadata, tiny_model
 
 pytest.importorskip("onnxruntime")
 
-from cats.errors import InputError, ModelFileError
+from cats.core.errors import InputError, ModelFileError
 from cats.runtime import Features, Matcher
 from cats.runtime.gallery import rank_gallery
 

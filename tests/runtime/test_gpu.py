@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cats.errors import CatsError
+from cats.core.errors import CatsError
 from cats.runtime import Matcher
 from cats.runtime.backends.base import TensorSpec
 from cats.runtime.backends.cuda import CudaContext, DeviceArray
 from cats.runtime.backends.tensorrt import TensorRTBackend
-from cats.runtime.engine import EngineOptions, build_engine
-from cats.runtime.flavours import FLAVOURS, find_flavour
 from cats.runtime.hardware import nvidia
+from cats.runtime.tensorrt.engine import EngineOptions, build_engine
+from cats.runtime.tensorrt.flavours import FLAVOURS, find_flavour
 
 pytestmark = [
     pytest.mark.gpu,

@@ -18,10 +18,10 @@ from onnx import TensorProto, helper, numpy_helper
 from tiny_onnx import tiny_metadata
 
 from cats.assets import asset
-from cats.errors import CatsError, ModelFileError
-from cats.files import sha256_file
-from cats.onnx_reader import read_onnx_summary
-from cats.runtime.inspect import inspect, main
+from cats.core.errors import CatsError, ModelFileError
+from cats.core.files import sha256_file
+from cats.core.onnx_file import read_onnx_summary
+from cats.runtime.commands.inspect import inspect, main
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_inspect_without_torch_reads_onnx(model_file: Path) -> None:
     script = (
         "import sys\n"
         "for name in ('torch', 'timm', 'onnx', 'onnxruntime'): sys.modules[name] = None\n"
-        "from cats.runtime.inspect import inspect\n"
+        "from cats.runtime.commands.inspect import inspect\n"
         "print(inspect(sys.argv[1])['graph']['nodes'])\n"
         "try: inspect(sys.argv[2])\n"
         "except Exception as error: print(error)\n"

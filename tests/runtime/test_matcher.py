@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from tiny_onnx import crops, save_model, tiny_metadata, tiny_model
 
-from cats.errors import BackendError, CatsError, InputError, ModelFileError
+from cats.core.errors import BackendError, CatsError, InputError, ModelFileError
+from cats.core.images import preprocess
 from cats.runtime import Match, Matcher, grid_points
-from cats.runtime.images import preprocess
 
 ROUNDING = 1e-3  # cells; sums are taken in another order when the batch differs
 

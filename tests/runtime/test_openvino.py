@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cats.assets import asset
-from cats.errors import BackendError, InputError, ModelFileError
+from cats.core.errors import BackendError, InputError, ModelFileError
 from cats.runtime import Matcher
 
 pytest.importorskip("openvino")

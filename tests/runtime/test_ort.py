@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 from tiny_onnx import save_model, tiny_metadata, tiny_model
 
-from cats.errors import BackendError, InputError, ModelFileError
+from cats.core.errors import BackendError, InputError, ModelFileError
 from cats.runtime.backends import ort_providers
 from cats.runtime.backends.ort import BoundRun, OnnxRuntimeBackend
 from cats.runtime.backends.ort_providers import (

@@ -12,11 +12,11 @@ from typing import Any, get_args
 import pytest
 from onnx import helper
 
-from cats.errors import ModelFileError
-from cats.runtime import plugins
-from cats.runtime.flavours import Flavour
+from cats.core.errors import ModelFileError
 from cats.runtime.hardware import Gpu, Nvidia
-from cats.runtime.plugins import KERNELS_KEY, creation_flags, register_plugins
+from cats.runtime.tensorrt import plugins
+from cats.runtime.tensorrt.flavours import Flavour
+from cats.runtime.tensorrt.plugins import KERNELS_KEY, creation_flags, register_plugins
 
 FLAVOUR = Flavour("tensorrt", "stand_in", targets=False)
 KERNEL = {"name": "scores_kernel", "ptx": ".entry scores_kernel", "grid": [16, 3], "threads": 128, "shared_bytes": 512}

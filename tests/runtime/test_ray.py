@@ -15,15 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cats.errors import BackendError, InputError, ModelFileError
-from cats.pck import PairKeypoints, pck, preset, score_flow
+from cats.core.errors import BackendError, InputError, ModelFileError
+from cats.core.pck import PairKeypoints, pck, preset, score_flow
 from cats.runtime import Matcher
 from cats.runtime.ray import annotated_rows, evaluate_pairs, match_pairs
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'cats-toolkit[ray]'"
 )
-TESTS = Path(__file__).resolve().parents[1]
 SIZE_A, SIZE_B = (320, 192), (330, 200)
 
 
@@ -35,11 +34,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     ray = pytest.importorskip("ray")
     pytest.importorskip("ray.data")
     folder = Path.cwd()
-    os.chdir(tmp_path_factory.mktemp("ray"))  # where workers begin: the repository holds another cats/
-    path = list(sys.path)
-    sys.path[:] = [entry for entry in path if entry != str(TESTS)]  # workers get it, and would find tests/cats there
+    os.chdir(tmp_path_factory.mktemp("ray"))
     ray.init(num_cpus=3, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
-    sys.path[:] = path
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.wait_for_min_actors_s = 120  # so that there are two to choose from when one is killed

@@ -12,16 +12,16 @@ import pytest
 from fake_cuda import FakeCuda, FakeTensorRT, FakeView
 from tiny_onnx import tiny_metadata
 
-from cats.errors import BackendError, InputError, ModelFileError
-from cats.files import sha256_file
+from cats.core.errors import BackendError, InputError, ModelFileError
+from cats.core.files import sha256_file
 from cats.runtime import Matcher
 from cats.runtime.backends import cuda as cuda_module
 from cats.runtime.backends import tensorrt as backend_module
 from cats.runtime.backends.cuda import DeviceArray
 from cats.runtime.backends.tensorrt import TensorRTBackend
 from cats.runtime.device import DeviceMatch, is_device_array
-from cats.runtime.flavours import FLAVOURS
 from cats.runtime.hardware import Gpu, Nvidia
+from cats.runtime.tensorrt.flavours import FLAVOURS
 
 TENSORRT = ["tensorrt-10.12", "tensorrt-11.4"]
 RELEASES = [*TENSORRT, "tensorrt-rtx"]

@@ -11,10 +11,10 @@ from reference import shared
 
 from cats.assets import asset
 from cats.checkpoints import save_checkpoint
+from cats.core.pck import pck, preset, score_points
 from cats.data import open_dataset
 from cats.model import CATs, CATsConfig
-from cats.pck import pck, preset, score_points
-from cats.validation import KeypointValidation
+from cats.training.validation import KeypointValidation
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def willow():
 
 
 def pck_through_cats_run(willow, model, folder, monkeypatch, capsys) -> float:
-    from cats.runtime import cli
+    from cats.runtime.commands import run as cli
 
     table = folder / "pairs.csv"
     with open(table, "w", newline="") as handle:

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-import cats  # noqa: F401  # before tests/cats can be taken for it
-
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[2] / "tests"))
 

@@ -1,4 +1,4 @@
-/* Coordinates and keypoint transfer, mirroring cats/geometry.py. */
+/* Coordinates and keypoint transfer, mirroring cats/core/geometry.py. */
 #ifndef CATS_GEOMETRY_H
 #define CATS_GEOMETRY_H
 

@@ -1,4 +1,4 @@
-/* From pixels to model input, equal to cats.runtime.images.preprocess in Python. */
+/* From pixels to model input, equal to cats.core.images.preprocess in Python. */
 #ifndef CATS_IMAGE_H
 #define CATS_IMAGE_H
 

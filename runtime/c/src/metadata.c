@@ -1,4 +1,4 @@
-/* See metadata.h; the rules are those of cats/metadata.schema.json. */
+/* See metadata.h; the rules are those of cats/core/metadata.schema.json. */
 #include "metadata.h"
 
 #include <string.h>

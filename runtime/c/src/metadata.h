@@ -1,4 +1,4 @@
-/* The metadata document of a model: what cats/metadata.py writes under the key `cats`. */
+/* The metadata document of a model: what cats/core/metadata.py writes under the key `cats`. */
 #ifndef CATS_METADATA_H
 #define CATS_METADATA_H
 

@@ -17,12 +17,12 @@ from cuda.core.utils import StridedMemoryView
 from fake_cuda import FakeTensorRT
 from tiny_onnx import tiny_metadata
 
-from cats.errors import BackendError, InputError
-from cats.files import sha256_file
+from cats.core.errors import BackendError, InputError
+from cats.core.files import sha256_file
 from cats.runtime.backends import tensorrt as backend_module
 from cats.runtime.backends.tensorrt import TensorRTBackend
-from cats.runtime.flavours import FLAVOURS
 from cats.runtime.hardware import nvidia
+from cats.runtime.tensorrt.flavours import FLAVOURS
 
 LOG = Path(os.environ["CATS_DRIVER_LOG"])
 HOST = ctypes.CDLL("libcuda.so.1")

@@ -1,0 +1,208 @@
+"""``cats-bench``: everything that runs a model here, side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cats.core.console import execute, new_app, note, print_json, stdout, table
+from cats.core.errors import InputError, VerificationError, require
+from cats.core.files import check_destination, write_text
+
+app = new_app()
+
+EXAMPLES = """
+Examples:
+
+- `cats-bench --quick` the shipped model, in under a minute
+
+- `cats-bench best.pt --data willow:PF-WILLOW --int8 photos/ --html report.html --output new.json`
+
+- `cats-bench resnet101 --file model.int8.onnx --only onnx` the published structure, chosen contestants
+
+- `cats-bench --compare old.json new.json` exit status 1 where new is slower or less accurate beyond the intervals
+"""
+
+
+@app.command(epilog=EXAMPLES)
+def main_command(
+    model: Annotated[
+        str, typer.Argument(help="Checkpoint, or cats-tiny, resnet101, lite0 (see the list in the report).")
+    ] = "cats-tiny",
+    rounds: Annotated[int, typer.Option(help="Measured rounds.", min=3)] = 21,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads of every contestant; default: physical cores.", min=1)
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Run only contestants whose name holds this.")] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="Leave out contestants whose name holds this.")] = None,
+    file: Annotated[
+        list[Path] | None, typer.Option(help="Also run this .onnx or .plan (INT8 files in OpenVINO too).")
+    ] = None,
+    int8: Annotated[
+        Path | None,
+        typer.Option(help="Folder of photos: calibrate INT8 on some and run that too.", show_default=False),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Annotated pairs KIND:DIR; measure PCK@0.1 too.", show_default=False)
+    ] = None,
+    batches: Annotated[str, typer.Option(help="Sizes of the batch curve, empty for none.")] = "1,2,4,8",
+    many: Annotated[str, typer.Option(help="Sizes of the one-to-many curve, empty for none.")] = "1,4,16,64",
+    quick: Annotated[bool, typer.Option("--quick", help="5 rounds, no curves, no torch.compile.")] = False,
+    work: Annotated[
+        Path | None, typer.Option(help="Folder that keeps exported files for the next run.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the results as JSON.", show_default=False)
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a report in one HTML file, with plots.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(help="Compare two result files, OLD NEW, instead of measuring.", show_default=False),
+    ] = None,
+) -> None:
+    """Measure latency, memory, size and accuracy of all backends in interleaved runs. Nothing else may run beside."""
+    if compare is not None:
+        return _compare(*compare)
+    from cats.benchmarks.bench import Plan, bench
+
+    for path in file or ():
+        if not path.is_file():
+            raise InputError(f"model {path} does not exist")
+    if int8 is not None and not int8.is_dir():
+        raise InputError(f"--int8 {int8}: there is no such folder of photos")
+    for written in (output, html):
+        check_destination(written)
+    if html is not None:
+        require("matplotlib", extra="bench", purpose="draw the report's plots")
+    plan = Plan(
+        rounds=5 if quick else rounds,
+        warm_up=1 if quick else 3,
+        threads=threads,
+        only=tuple(only or ()),
+        skip=(*(skip or ()), *(("compiled",) if quick else ())),
+        batches=() if quick else _sizes(batches, "--batches"),
+        many=() if quick else _sizes(many, "--many"),
+        data=data,
+        files=tuple(file or ()),
+        int8=int8,
+        work=work,
+    )
+    results = bench(model, plan)
+    if output is not None:
+        write_text(output, json.dumps(results, indent=1) + "\n")
+    if html is not None:
+        from cats.benchmarks.report import html_report
+
+        write_text(html, html_report(results))
+    if as_json:
+        print_json(results)
+    else:
+        show(results)
+    return None
+
+
+def show(results: dict[str, Any]) -> None:
+    """The results as tables on stdout."""
+    rows = []
+    for row in results["contestants"]:
+        ms, ratio, drift = row["ms"], row["ratio"], row["drift"]
+        cells = [
+            row["name"],
+            f"{ms['median']:.1f}",
+            f"{ms['low']:.1f}-{ms['high']:.1f}",
+            f"{ratio['median']:.3f} ({ratio['low']:.3f}-{ratio['high']:.3f})",
+            f"{row['ready_ms'] / 1000:.2f}",
+            "" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}",
+            "" if row["file_mb"] is None else f"{row['file_mb']:.1f}",
+            f"{drift['p99_px']:.3f}",
+            "" if row["pck"] is None else f"{row['pck']:.2f}",
+            "" if row["peak_share"] is None else f"{row['peak_share']:.0%}",
+        ]
+        rows.append(cells)
+    columns = ["", "ms", "95 %", "ratio", "ready s", "peak MB", "file MB", "drift p99 px", "PCK@0.1", "of peak"]
+    title = f"{results['model']['name']}, one pair, {results['threads']} threads"
+    if not stdout.is_terminal:
+        stdout.width = max(stdout.width, 160)  # redirected, nothing is cut
+    stdout.print(table(title, columns, rows))
+    for item in results["missing"]:
+        stdout.print(f"not run: {item['name']}: {item['reason']}", markup=False, soft_wrap=True)
+    cost = results["roofline"]
+    stdout.print(
+        f"graph: {cost['gflop']:.1f} GFLOP, {cost['weights_mb']:.0f} MB of weights; machine: "
+        f"{cost['fp32_gflops']:.0f} GFLOP/s fp32, {cost['bf16_gflops'] or 0:.0f} bf16, {cost['copy_gbs']:.0f} GB/s"
+    )
+    many = results["one_to_many"]
+    if many:
+        text = ", ".join(
+            f"{n}: {many['encoded_before'][n]:.2f} ({many['with_encoding'][n]:.2f})" for n in many["with_encoding"]
+        )
+        stdout.print(f"one against N, cost per pair / a pair alone (with the gallery's encoding): {text}")
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Read and check a result file.
+
+    Raises:
+        InputError: missing, or not a result of this command.
+    """
+    from importlib import resources
+
+    import jsonschema
+
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    schema = json.loads(resources.files("cats.benchmarks").joinpath("bench.schema.json").read_text("utf-8"))
+    problem = next(jsonschema.Draft202012Validator(schema).iter_errors(document), None)
+    if problem is not None:
+        raise InputError(f"{path} is not a result of cats-bench: {problem.message[:200]}")
+    result: dict[str, Any] = document
+    return result
+
+
+def _compare(old: Path, new: Path) -> None:
+    from cats.benchmarks.statistics import regressions
+
+    before, after = read_results(old), read_results(new)
+    for key in ("model", "machine"):
+        name = "CPU" if key == "machine" else "name"
+        if before[key].get(name) != after[key].get(name):
+            note(
+                f"note: different {key}s, {before[key].get(name)} and {after[key].get(name)}: ratios may differ by that"
+            )
+    previous = {row["name"]: row for row in before["contestants"]}
+    rows = [
+        [row["name"], f"{previous[row['name']]['ratio']['median']:.3f}", f"{row['ratio']['median']:.3f}"]
+        for row in after["contestants"]
+        if row["name"] in previous
+    ]
+    stdout.print(table("ratio to the baseline of the same run", ["", "old", "new"], rows))
+    found = regressions(before, after)
+    if found:
+        raise VerificationError("\n".join([f"{len(found)} regressions:", *found]))
+
+
+def _sizes(text: str, option: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        sizes = (0,)
+    if any(size < 1 for size in sizes):
+        raise InputError(f"{option} {text!r}: give positive numbers with commas, as 1,2,4")
+    return sizes
+
+
+def main() -> None:
+    """Entry point of ``cats-bench``."""
+    execute(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""One question a script; each writes its record into ``benchmarks/results``."""

@@ -1,0 +1,1 @@
+"""Studies of a quantized model: sensitivity, mixed-precision search, divergence, confidence."""

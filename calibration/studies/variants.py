@@ -1,0 +1,265 @@
+"""One model with some modules in lower precision: built, run on the same pairs, compared, remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from cats.calibration.calibrate import FloatModel
+from cats.calibration.inputs import Feeds, PairSet
+from cats.calibration.modules import modules
+from cats.calibration.quantize import RoundedWeights, quantize
+from cats.calibration.ranges import Ranges
+from cats.calibration.sessions import Session, SessionMatcher, fixed_batch
+from cats.core.errors import InputError
+from cats.core.files import write_text
+from cats.evaluation.parity import flow_distance
+from cats.export.fp16.assign import half_tensors, to_fp16
+from cats.export.fp16.emulate import rounded
+from cats.export.fp16.input_moments import channel_moments
+from cats.export.modules import module_of
+
+PRECISIONS = ("int8", "fp8", "fp16")
+ALPHA = 0.1
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a variant does against the float model.
+
+    Attributes:
+        median_px, p99_px, max_px: difference of the flow in pixels at 256 x 256.
+        pck_drop: PCK@0.1 of the float model less that of the variant, in points; None without annotated pairs.
+        ms: median time of a run in ONNX Runtime on the CPU.
+    """
+
+    median_px: float
+    p99_px: float
+    max_px: float
+    pck_drop: float | None
+    ms: float
+
+
+class Variants:
+    """Variants of a float model in which all modules but some are in a lower precision.
+
+    Args:
+        source: of :func:`cats.calibration.calibrate.load_float_model`.
+        ranges: of the activations; not needed for fp16.
+        pairs: to compare on.
+        precision: ``int8``, ``fp8`` or ``fp16``; float16 is computed in float32 with each rounding made explicit, so
+            that its times say nothing about a GPU.
+        options: further arguments of :func:`cats.calibration.quantize.quantize`.
+        dataset: annotated pairs for PCK.
+        threads: CPU threads; None takes all.
+        state: JSON file in which every measured variant is kept, so that a killed run goes on.
+
+    Attributes:
+        candidates: modules that can be in lower precision, in graph order.
+
+    Raises:
+        InputError: unknown precision, no ranges, or a state of other inputs.
+    """
+
+    def __init__(
+        self,
+        source: FloatModel,
+        ranges: Ranges | None,
+        pairs: PairSet,
+        *,
+        precision: str = "int8",
+        options: dict[str, Any] | None = None,
+        dataset: Any = None,
+        threads: int | None = None,
+        state: Path | None = None,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise InputError(f"precision {precision!r}: choose {', '.join(PRECISIONS)}")
+        if ranges is None and precision != "fp16":
+            raise InputError(
+                f"{precision} needs ranges of the activations: give --images, --pairs, --data or --from-ranges"
+            )
+        self.source, self.ranges, self.pairs, self.precision = source, ranges, pairs, precision
+        self.options, self.dataset, self.threads, self.state = options or {}, dataset, threads, state
+        self.candidates = _half_modules(source.model) if precision == "fp16" else list(modules(source.model))
+        self.nodes = _node_names(source.model, self.candidates)
+        self._moments = channel_moments(source.model, source.metadata.preprocessing) if precision == "fp16" else None
+        self._feeds: list[Feeds] | None = None
+        self._reference: tuple[Any, float, float | None] | None = None
+        self._known: dict[tuple[str, ...], Effect] = {}
+        self._rounded: RoundedWeights = {}
+        self.fingerprint = self._fingerprint()
+        if state is not None and state.exists():
+            self._load_state(state)
+
+    def build(self, keep: Collection[str]) -> onnx.ModelProto:
+        """The model with all candidates but ``keep`` in lower precision; the float model where all are kept."""
+        if set(self.candidates) <= set(keep):
+            return self.source.model
+        if self.precision == "fp16":
+            return to_fp16(self.source.model, sorted(keep), self._moments)
+        assert self.ranges is not None
+        return quantize(
+            self.source.model,
+            self.ranges,
+            precision=self.precision,
+            keep=sorted(keep),
+            rounded=self._rounded,
+            **self.options,
+        )
+
+    def measure(self, keep: Iterable[str]) -> Effect:
+        """Compare the variant that keeps some modules with the float model, or recall the comparison."""
+        key = tuple(sorted(set(keep)))
+        if key not in self._known:
+            self._known[key] = self._measure(key)
+            self._save_state()
+        return self._known[key]
+
+    def float_ms(self) -> float:
+        """Median time of a run of the float model."""
+        return self._float()[1]
+
+    @property
+    def measured(self) -> dict[tuple[str, ...], Effect]:
+        """All variants measured so far, by the kept modules."""
+        return dict(self._known)
+
+    def session(self, keep: Collection[str]) -> Session:
+        """The variant, ready to run."""
+        model = self.build(keep)
+        if self.precision == "fp16" and model is not self.source.model:
+            model = rounded(model)[0]
+        return Session(model, threads=self.threads)
+
+    def feeds(self) -> list[Feeds]:
+        """Inputs of all pairs, read once."""
+        if self._feeds is None:
+            self._feeds = list(self.pairs.feeds(self.source.metadata.preprocessing, fixed_batch(self.source.model)))
+        return self._feeds
+
+    def _measure(self, key: tuple[str, ...]) -> Effect:
+        expected, float_ms, float_pck = self._float()
+        if set(self.candidates) <= set(key):
+            return Effect(0.0, 0.0, 0.0, None if self.dataset is None else 0.0, float_ms)
+        session = self.session(key)
+        flow, ms = self._run(session)
+        distance = flow_distance(expected, flow)
+        drop = None if float_pck is None else round(float_pck - self._pck(session), 6)
+        return Effect(
+            float(np.median(distance)), float(np.quantile(distance, 0.99)), float(distance.max()), drop, round(ms, 4)
+        )
+
+    def _float(self) -> tuple[Any, float, float | None]:
+        if self._reference is None:
+            session = Session(self.source.model, threads=self.threads)
+            flow, ms = self._run(session)
+            self._reference = flow, ms, None if self.dataset is None else self._pck(session)
+        return self._reference
+
+    def _run(self, session: Session) -> tuple[Any, float]:
+        """Flows over all pairs, and the median time of a run in milliseconds."""
+        feeds = self.feeds()
+        session(feeds[0])
+        flows, times = [], []
+        for item in feeds:
+            start = time.perf_counter()
+            flows.append(session(item)["flow"])
+            times.append((time.perf_counter() - start) * 1000)
+        return np.concatenate(flows)[: len(self.pairs)], float(np.median(times))
+
+    def _pck(self, session: Session) -> float:
+        from cats.evaluation.evaluate import evaluate
+
+        matcher = SessionMatcher(session, self.source.metadata.preprocessing, fixed_batch(self.source.model))
+        return evaluate(matcher, self.dataset, ("corrected",), (ALPHA,)).pck(ALPHA)
+
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256(self.source.model.SerializeToString(deterministic=True))
+        tensors = {name: item.to_dict() for name, item in self.ranges.tensors.items()} if self.ranges else {}
+        named = {
+            "precision": self.precision,
+            "options": self.options,
+            "data": self.dataset.description if self.dataset is not None else None,
+            "root": str(self.dataset.root) if self.dataset is not None else None,
+            "ranges": tensors,
+            "balance": {k: v.tolist() for k, v in self.ranges.balance.items()} if self.ranges else {},
+        }
+        digest.update(json.dumps(named, sort_keys=True, default=str).encode())
+        for path in (side for pair in self.pairs.pairs for side in pair):
+            try:
+                digest.update(path.read_bytes())
+            except OSError as error:
+                raise InputError(f"cannot read {path}: {error.strerror}") from error
+        return digest.hexdigest()
+
+    def _load_state(self, path: Path) -> None:
+        try:
+            document = json.loads(path.read_text("utf-8"))
+            found = document["fingerprint"]
+            known = {tuple(item.pop("keep")): Effect(**item) for item in document["variants"]}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} is not the state of a search: delete it or give another --state") from error
+        if found != self.fingerprint:
+            raise InputError(
+                f"{path} is the state of a search with another model, ranges, options or pairs: "
+                "delete it or give another --state"
+            )
+        self._known = known
+
+    def _save_state(self) -> None:
+        if self.state is None:
+            return
+        variants = [{"keep": list(key), **asdict(effect)} for key, effect in self._known.items()]
+        write_text(
+            self.state, json.dumps({"format": 1, "fingerprint": self.fingerprint, "variants": variants}, indent=1)
+        )
+
+
+def groups(candidates: Iterable[str], by: str = "module") -> dict[str, list[str]]:
+    """Modules by the name under which they are varied together.
+
+    Args:
+        candidates: modules in graph order.
+        by: ``module``: each for itself; ``block``: siblings together where their parent has nothing but them.
+
+    Raises:
+        InputError: ``by`` is unknown.
+    """
+    if by not in ("module", "block"):
+        raise InputError(f"grouping by {by!r}: choose module or block")
+    names = list(candidates)
+    found: dict[str, list[str]] = {}
+    for name in names:
+        parent = name.rpartition(".")[0]
+        inside = [other for other in names if other.startswith(f"{parent}.")]
+        whole = by == "block" and parent and all("." not in other[len(parent) + 1 :] for other in inside)
+        found.setdefault(parent if whole else name, []).append(name)
+    return found
+
+
+def _half_modules(model: onnx.ModelProto) -> list[str]:
+    """Modules without other modules inside that compute in float16 when the whole model is typed."""
+    typed = to_fp16(model)
+    halves = set(half_tensors(typed))
+    nodes = [node for node in typed.graph.node if node.op_type != "Cast" and halves.intersection(node.output)]
+    names = [name for name in dict.fromkeys(module_of(node) for node in nodes) if name]
+    return [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
+
+
+def _node_names(model: onnx.ModelProto, candidates: Collection[str]) -> dict[str, list[str]]:
+    known = modules(model)
+    found = {name: list(known.get(name, ())) for name in candidates}
+    for node in model.graph.node:
+        name = module_of(node)
+        if name in found and name not in known:
+            found[name].append(node.name)
+    return found

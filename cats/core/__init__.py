@@ -1,0 +1,1 @@
+"""What every room may use: errors, files, images, geometry, metadata, PCK. No torch, timm or onnx."""

@@ -1,0 +1,282 @@
+"""What is in an ONNX file, without the onnx package and without reading its weights.
+
+Walks the protobuf fields of ModelProto in the mapped file; the field numbers are those of ``onnx.proto3``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cats.core.errors import ModelFileError
+
+_METADATA_PROPS = 14  # field of ModelProto
+_MAX_STRING = 16 << 20
+
+_TYPES = {  # TensorProto.DataType: name, bits
+    1: ("float32", 32),
+    2: ("uint8", 8),
+    3: ("int8", 8),
+    4: ("uint16", 16),
+    5: ("int16", 16),
+    6: ("int32", 32),
+    7: ("int64", 64),
+    8: ("string", 0),
+    9: ("bool", 8),
+    10: ("float16", 16),
+    11: ("float64", 64),
+    12: ("uint32", 32),
+    13: ("uint64", 64),
+    16: ("bfloat16", 16),
+    17: ("float8e4m3fn", 8),
+    18: ("float8e4m3fnuz", 8),
+    19: ("float8e5m2", 8),
+    20: ("float8e5m2fnuz", 8),
+    21: ("uint4", 4),
+    22: ("int4", 4),
+    23: ("float4e2m1", 4),
+}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Name, element type and shape of a graph input or output; a dynamic dimension is its name or ``None``."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...]
+
+
+@dataclass
+class OnnxSummary:
+    """Structure of an ONNX file.
+
+    Attributes:
+        opsets: version by operator domain (the standard one is ``ai.onnx``).
+        operators: nodes by operator type, with domain where it is not the standard one; bodies of functions included.
+        functions: model-local functions, ``domain::name``.
+        weights: (tensors, bytes) by element type.
+        metadata: all ``metadata_props``.
+    """
+
+    ir_version: int = 0
+    producer: str = ""
+    opsets: dict[str, int] = field(default_factory=dict)
+    inputs: list[TensorInfo] = field(default_factory=list)
+    outputs: list[TensorInfo] = field(default_factory=list)
+    operators: Counter[str] = field(default_factory=Counter)
+    functions: list[str] = field(default_factory=list)
+    weights: dict[str, tuple[int, int]] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def read_onnx_entry(path: str | Path, key: str) -> bytes | None:
+    """Value of one entry of an ONNX file's ``metadata_props``, skipping over graph and weights; None without it.
+
+    Raises:
+        ModelFileError: unreadable, or not a protobuf.
+    """
+    with _mapped(path) as message:
+        for number, value in message:
+            if number == _METADATA_PROPS:
+                entry = {part: _span(text) for part, text in _span(value)}
+                if 1 in entry and entry[1].content() == key.encode():
+                    return entry[2].content() if 2 in entry else b""
+    return None
+
+
+def read_onnx_summary(path: str | Path) -> OnnxSummary:
+    """Read the structure of an ONNX file.
+
+    Raises:
+        ModelFileError: unreadable, empty, or not an ONNX file.
+    """
+    with _mapped(path) as message:
+        summary = _model(message)
+    if not summary.ir_version or not summary.opsets:
+        raise ModelFileError(f"{path} is not an ONNX file (no IR version or operator set)")
+    return summary
+
+
+@contextlib.contextmanager
+def _mapped(path: str | Path) -> Iterator[_Message]:
+    """A file as one message; what goes wrong with it becomes a :class:`ModelFileError`."""
+    try:
+        with open(path, "rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield _Message(data, 0, len(data))
+    except OSError as error:
+        raise ModelFileError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, IndexError, AttributeError) as error:
+        raise ModelFileError(f"{path} is not an ONNX file ({error})") from error
+
+
+@dataclass(frozen=True)
+class _Message:
+    """A span of the mapped file that holds the fields of one message."""
+
+    data: mmap.mmap
+    start: int
+    end: int
+
+    def __iter__(self) -> Iterator[tuple[int, int | _Message]]:
+        """Field numbers with their value: an integer, or the span of a string, message or packed list."""
+        at = self.start
+        while at < self.end:
+            key, at = self._varint(at)
+            number, wire = key >> 3, key & 7
+            if wire == 0:
+                value, at = self._varint(at)
+                yield number, value
+            elif wire == 2:
+                length, at = self._varint(at)
+                if length > self.end - at:
+                    raise ValueError(f"field {number} at byte {at} ends beyond its message")
+                yield number, _Message(self.data, at, at + length)
+                at += length
+            elif wire in (1, 5):
+                at += 8 if wire == 1 else 4
+            else:
+                raise ValueError(f"wire type {wire} at byte {at}")
+
+    def _varint(self, at: int) -> tuple[int, int]:
+        value = 0
+        for shift in range(0, 70, 7):
+            if at >= self.end:
+                raise ValueError(f"it ends within a number at byte {at}")
+            byte = self.data[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value, at
+        raise ValueError(f"a number longer than 10 bytes at byte {at}")
+
+    def content(self) -> bytes:
+        """The bytes of a string."""
+        if self.end - self.start > _MAX_STRING:
+            raise ValueError(f"a string of {self.end - self.start} bytes at byte {self.start}")
+        return self.data[self.start : self.end]
+
+    def text(self) -> str:
+        """A string."""
+        return self.content().decode("utf-8", errors="replace")
+
+    def strings(self) -> dict[int, str]:
+        """The string fields of a message by number."""
+        return {number: value.text() for number, value in self if isinstance(value, _Message)}
+
+    def numbers(self) -> list[int]:
+        """A packed list of integers."""
+        values, at = [], self.start
+        while at < self.end:
+            value, at = self._varint(at)
+            values.append(value)
+        return values
+
+
+def _span(value: int | _Message) -> _Message:
+    if isinstance(value, int):
+        raise ValueError("a number where a message belongs")
+    return value
+
+
+def _model(message: _Message) -> OnnxSummary:
+    summary = OnnxSummary()
+    producer = ["", ""]
+    for number, value in message:
+        if number == 1 and isinstance(value, int):
+            summary.ir_version = value
+        elif number in (2, 3):
+            producer[number - 2] = _span(value).text()
+        elif number == 7:
+            _graph(_span(value), summary)
+        elif number == 8:
+            parts = dict(_span(value))
+            domain, version = parts.get(1), parts.get(2, 0)
+            if isinstance(version, int):
+                name = domain.text() if isinstance(domain, _Message) else ""
+                summary.opsets[name or "ai.onnx"] = version
+        elif number == _METADATA_PROPS:
+            entry = _span(value).strings()
+            summary.metadata[entry.get(1, "")] = entry.get(2, "")
+        elif number == 25:
+            _function(_span(value), summary)
+    summary.producer = " ".join(part for part in producer if part)
+    return summary
+
+
+def _graph(message: _Message, summary: OnnxSummary) -> None:
+    for number, value in message:
+        if number == 1:
+            _node(_span(value), summary)
+        elif number == 5:
+            _initializer(_span(value), summary)
+        elif number == 11:
+            summary.inputs.append(_value_info(_span(value)))
+        elif number == 12:
+            summary.outputs.append(_value_info(_span(value)))
+
+
+def _function(message: _Message, summary: OnnxSummary) -> None:
+    name = domain = ""
+    for number, value in message:
+        if number == 1:
+            name = _span(value).text()
+        elif number == 7:
+            _node(_span(value), summary)
+        elif number == 10:
+            domain = _span(value).text()
+    summary.functions.append(f"{domain}::{name}")
+
+
+def _node(message: _Message, summary: OnnxSummary) -> None:
+    operator = domain = ""
+    for number, value in message:
+        if number == 4:
+            operator = _span(value).text()
+        elif number == 7:
+            domain = _span(value).text()
+    summary.operators[f"{domain}::{operator}" if domain and domain != "ai.onnx" else operator] += 1
+
+
+def _initializer(message: _Message, summary: OnnxSummary) -> None:
+    shape: list[int] = []
+    kind = 0
+    for number, value in message:
+        if number == 1:
+            shape += [value] if isinstance(value, int) else value.numbers()
+        elif number == 2 and isinstance(value, int):
+            kind = value
+    name, bits = _TYPES.get(kind, (f"type {kind}", 0))
+    count, size = summary.weights.get(name, (0, 0))
+    summary.weights[name] = (count + 1, size + (math.prod(shape) * bits + 7) // 8)
+
+
+def _value_info(message: _Message) -> TensorInfo:
+    name, dtype, shape = "", "?", []
+    for number, value in message:
+        if number == 1:
+            name = _span(value).text()
+        elif number == 2:
+            for kind, tensor in _span(value):
+                if kind != 1:  # sequences, maps and optionals
+                    continue
+                for part, content in _span(tensor):
+                    if part == 1 and isinstance(content, int):
+                        dtype = _TYPES.get(content, (f"type {content}", 0))[0]
+                    elif part == 2:
+                        shape = [_dimension(_span(dim)) for tag, dim in _span(content) if tag == 1]
+    return TensorInfo(name, dtype, tuple(shape))
+
+
+def _dimension(message: _Message) -> int | str | None:
+    for number, value in message:
+        if number == 1 and isinstance(value, int):
+            return value
+        if number == 2:
+            return _span(value).text()
+    return None

@@ -1,0 +1,1 @@
+"""Evaluation of anything that matches: PCK, flow error, parity, the paper's figures, ``cats-eval``."""

@@ -1,0 +1,326 @@
+"""``cats-eval``: PCK and flow error of a checkpoint, ONNX file or engine on annotated pairs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cats.core.console import execute, new_app, note, print_json, progress, stdout, table
+from cats.core.errors import InputError, require
+from cats.core.files import check_destination, write_text
+from cats.core.images import quiet_pillow
+from cats.core.pck import DEFAULT_ALPHAS, PRESET_NAMES, Protocol
+from cats.data import KINDS, open_dataset, parse_data
+from cats.data.folders import PhotoFolder
+from cats.data.samples import PairDataset
+from cats.evaluation.evaluate import count_matches, evaluate, evaluate_warps, resolve_protocols
+from cats.evaluation.results import Evaluation
+from cats.runtime.backends import BACKENDS, CHECKPOINT_SUFFIXES
+
+app = new_app()
+
+WARPS = 64
+"""Pairs of ``--data warps:DIR`` without ``--limit``."""
+
+_THRESHOLDS = ("box", "keypoints", "keypoints-padded", "image")
+
+EXAMPLES = """
+Examples:
+
+- `cats-eval best.pt --data spair:SPair-71k --protocol corrected --protocol cats2021` both figures, by category
+
+- `cats-eval cats.onnx --data willow:PF-WILLOW --alpha 0.05 --alpha 0.1 --json` one JSON document
+
+- `cats-eval cats.plan --data pfpascal:PF-PASCAL --threshold image` the threshold of most papers there
+
+- `cats-eval best.pt --data tss:TSS_CVPR2016 --alpha 0.05` end-point error and dense PCK
+
+- `cats-eval best.pt --data warps:photos` end-point error on random warps of photos, in pixels at 256x256
+
+- `cats-eval best.pt --data pairs:mine.csv --figures figures` with the paper's figures of a few pairs
+"""
+
+WHAT, OUTPUTS, ENGINE = "What is measured", "Outputs", "How it runs"
+
+
+def _option(*names: str, help: str, panel: str, default: bool | str = False, **more: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=default, **more)
+
+
+@app.command(epilog=EXAMPLES)
+def main_command(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="Checkpoint (.pt, .pth, or the authors' folder), ONNX file or engine.", metavar="MODEL", readable=False
+        ),
+    ],
+    data: Annotated[
+        str,
+        _option(
+            "--data",
+            help=f"Annotated pairs; KIND is {', '.join(KINDS)}, or warps for a folder of photos.",
+            panel=WHAT,
+            metavar="KIND:DIR",
+        ),
+    ],
+    split: Annotated[
+        str | None, _option(help="train, val or test.", panel=WHAT, default="test", metavar="NAME")
+    ] = None,
+    protocol: Annotated[
+        list[str] | None,
+        _option(help=f"{', '.join(PRESET_NAMES)}; repeatable.", panel=WHAT, default="corrected", metavar="NAME"),
+    ] = None,
+    threshold: Annotated[
+        str | None,
+        _option(
+            help=f"What alpha multiplies, instead of the protocol's: {', '.join(_THRESHOLDS)}.",
+            panel=WHAT,
+            metavar="NAME",
+        ),
+    ] = None,
+    alpha: Annotated[
+        list[float] | None,
+        _option(help="Share of the threshold; repeatable.", panel=WHAT, default="0.05 0.1 0.15", metavar="NUMBER"),
+    ] = None,
+    category: Annotated[
+        list[str] | None, _option(help="Only pairs of this category; repeatable.", panel=WHAT, metavar="NAME")
+    ] = None,
+    limit: Annotated[
+        int | None, _option(help="Only so many pairs, spread evenly over the list.", panel=WHAT, min=1)
+    ] = None,
+    as_json: Annotated[
+        bool, _option("--json", help="Print one JSON document instead of tables.", panel=OUTPUTS)
+    ] = False,
+    output: Annotated[
+        Path | None, _option("--output", "-o", help="Write that document to a file.", panel=OUTPUTS, metavar="FILE")
+    ] = None,
+    per_pair: Annotated[
+        Path | None, _option(help="Write a CSV with one line a pair.", panel=OUTPUTS, metavar="FILE")
+    ] = None,
+    figures: Annotated[
+        Path | None,
+        _option(
+            help="Write pictures: keypoint transfers and, of checkpoints, attention and correlation maps.",
+            panel=OUTPUTS,
+            metavar="DIR",
+        ),
+    ] = None,
+    figure_pairs: Annotated[
+        int, _option(help="Pairs in the pictures.", panel=OUTPUTS, default=True, min=1, max=64)
+    ] = 4,
+    batch: Annotated[int, _option(help="Pairs of one run of the model.", panel=ENGINE, default=True, min=1)] = 1,
+    backend: Annotated[
+        str | None,
+        _option(help=f"{', '.join(BACKENDS)}. Default: by the file.", panel=ENGINE, metavar="NAME"),
+    ] = None,
+    provider: Annotated[
+        str | None,
+        _option(
+            help="cpu or cuda; ONNX files also take ONNX Runtime's other providers. Default: cuda where it can run.",
+            panel=ENGINE,
+            metavar="NAME",
+        ),
+    ] = None,
+    device: Annotated[int | None, _option(help="Index of the GPU.", panel=ENGINE, default="0", min=0)] = None,
+    threads: Annotated[int | None, _option(help="CPU threads.", panel=ENGINE, default="one per core", min=1)] = None,
+    hyperpixels: Annotated[
+        str | None,
+        _option(
+            help="Ids of an authors' checkpoint that lies without its args.pkl, as 0,8,20.", panel=ENGINE, metavar="IDS"
+        ),
+    ] = None,
+) -> None:
+    """Measure PCK of MODEL on annotated pairs; the protocol is part of every figure."""
+    quiet_pillow()
+    check_destination(output, (".json",))
+    check_destination(per_pair, (".csv",))
+    if figures is not None and figures.exists() and not figures.is_dir():
+        raise InputError(f"cannot write figures into {figures}: it is not a folder")
+    alphas = tuple(alpha or DEFAULT_ALPHAS)
+    options = {"provider": provider, "device": device, "threads": threads}
+    if parse_data(data, (*KINDS, "warps"))[0] == "warps":
+        given = {
+            "split": split,
+            "protocol": protocol,
+            "threshold": threshold,
+            "category": category,
+            "per-pair": per_pair,
+        }
+        _refuse({**given, "figures": figures}, "random warps are measured by their end-point error only")
+        photos = _open_photos(data)
+        matcher, described = open_matcher(model, backend, hyperpixels, options)
+        note(f"{model}: {described}")
+        result = _evaluate_warps(matcher, photos, limit or WARPS, alphas, batch)
+    else:
+        dataset = open_dataset(data, split)
+        if category or limit:
+            dataset = dataset.select(categories=category, limit=limit)
+        protocols = resolve_protocols(protocol or ["corrected"], dataset.kind)
+        if threshold is not None:
+            protocols = [item.with_(threshold=threshold) for item in protocols]
+        matcher, described = open_matcher(model, backend, hyperpixels, options)
+        note(f"{model}: {described}")
+        with progress() as bar:
+            task = bar.add_task("matching", total=count_matches(dataset, protocols))
+            result = evaluate(matcher, dataset, protocols, alphas, batch_size=batch, on_pair=lambda: bar.advance(task))
+        if per_pair is not None:
+            result.write_pairs(per_pair)
+            note(f"wrote {per_pair}")
+        if figures is not None:
+            for path in draw_figures(matcher, dataset, protocols, alphas, figures, figure_pairs):
+                note(f"wrote {path}")
+    document = {"model": {"file": str(model), "runs_on": described}, **result.to_dict()}
+    if output is not None:
+        write_text(output, json.dumps(document, indent=2, allow_nan=False) + "\n")
+        note(f"wrote {output}")
+    if as_json:
+        print_json(document)
+    else:
+        show(result)
+
+
+def open_matcher(model: Path, backend: str | None, hyperpixels: str | None, options: dict[str, Any]) -> tuple[Any, str]:
+    """A matcher for a checkpoint, ONNX file or engine, and one line that says what it runs on and why."""
+    if not model.is_dir() and model.suffix.lower() not in CHECKPOINT_SUFFIXES:
+        from cats.runtime import Matcher
+
+        if hyperpixels is not None:
+            raise InputError(f"{model} is not a checkpoint; leave out --hyperpixels")
+        given = {name: value for name, value in options.items() if value is not None}
+        opened = Matcher(model, backend, **given)
+        return opened, opened.backend.describe()
+    if backend is not None:
+        raise InputError(f"{model} is a checkpoint, which runs in PyTorch; leave out --backend {backend}")
+    torch = require("torch", extra="train", purpose=f"evaluate the checkpoint {model}; an exported model does without")
+    from cats.evaluation.torch_matcher import TorchMatcher
+
+    provider, device, threads = (options[name] for name in ("provider", "device", "threads"))
+    if provider not in (None, "cpu", "cuda"):
+        raise InputError(f"{model} is a checkpoint, which runs on the provider cpu or cuda, not {provider!r}")
+    if provider == "cpu" and device is not None:
+        raise InputError("--device is the index of a GPU; leave it out with --provider cpu")
+    reason = "as asked for"
+    if provider is None:
+        provider = "cuda" if torch.cuda.is_available() else "cpu"
+        reason = "PyTorch sees a GPU" if provider == "cuda" else "PyTorch sees no GPU"
+        if provider == "cpu" and device is not None:
+            raise InputError(f"--device {device}: PyTorch sees no GPU here; leave it out")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    place = "cpu" if provider == "cpu" else f"cuda:{device or 0}"
+    loaded = TorchMatcher.load(model, place, hyperpixels=_parse_ids(hyperpixels))
+    return loaded, f"PyTorch {torch.__version__} float32 on {place} ({reason})"
+
+
+def _open_photos(data: str) -> PhotoFolder:
+    photos = PhotoFolder.open(parse_data(data, ("warps",))[1])
+    note(f"{len(photos)} photos{f', {photos.skipped} other files skipped' if photos.skipped else ''}")
+    return photos
+
+
+def _evaluate_warps(matcher: Any, photos: PhotoFolder, count: int, alphas: tuple[float, ...], batch: int) -> Evaluation:
+    """Warps of the default distribution and seed, with the model's own grid."""
+    require("cv2", extra="train", purpose="warp photos")
+    from cats.data.warps import WarpPairs
+
+    metadata = getattr(matcher, "metadata", None)
+    grid = metadata.grid[0] if metadata is not None else matcher.model.config.feature_size
+    with progress() as bar:
+        task = bar.add_task("matching", total=count)
+        pairs = WarpPairs(photos, grid=grid)
+        return evaluate_warps(matcher, pairs, count, alphas, batch_size=batch, on_pair=lambda: bar.advance(task))
+
+
+def _refuse(options: dict[str, Any], reason: str) -> None:
+    given = [f"--{name}" for name, value in options.items() if value is not None]
+    if given:
+        raise InputError(f"{reason}: leave out {', '.join(given)}")
+
+
+def draw_figures(
+    matcher: Any, dataset: PairDataset, protocols: Sequence[Protocol], alphas: Sequence[float], folder: Path, pairs: int
+) -> list[Path]:
+    """Write ``transfers-PROTOCOL.png`` for each protocol and, of checkpoints, ``attention-K.png`` and
+    ``correlation-K.png`` for each chosen pair; returns the files."""
+    from cats.evaluation.figures import draw_attention, draw_correlation, draw_transfers, transfer
+
+    chosen = [sample for sample in dataset.select(limit=pairs) if sample.annotated]
+    if not chosen:
+        raise InputError(f"{dataset.root}: the figures need pairs with keypoints, and the chosen ones have none")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot create {folder}: {error.strerror}") from error
+    alpha = 0.1 if 0.1 in alphas else alphas[0]
+    written = []
+    for protocol in protocols:
+        written.append(folder / f"transfers-{'-'.join(protocol.name.replace('(', '').replace(')', '').split())}.png")
+        draw_transfers([transfer(matcher, sample, protocol, alpha) for sample in chosen], written[-1])
+    network = getattr(matcher, "model", None)
+    if network is None:
+        note("attention and correlation maps need a checkpoint: an exported model gives the flow only")
+        return written
+    for number, sample in enumerate(chosen, start=1):
+        a, b = sample.read("a"), sample.read("b")
+        at, to = ((float(points[0, 0]), float(points[0, 1])) for points in (sample.points_a, sample.points_b))
+        if network.config.swapping:
+            written.append(folder / f"attention-{number}.png")
+            draw_attention(network, a, b, at, written[-1])
+        written.append(folder / f"correlation-{number}.png")
+        draw_correlation(network, a, b, at, written[-1], truth=to)
+    return written
+
+
+def show(result: Evaluation) -> None:
+    """Print the tables of an evaluation on stdout."""
+    columns = [f"@{alpha:g}" for alpha in result.alphas]
+    for entry in result.protocols.values():
+        rows = [["all", *_cells(entry.pck)]]
+        rows += [[name, *_cells(values)] for name, values in entry.by_category.items()]
+        for flag, levels in entry.by_difficulty.items():
+            rows += [[f"{flag}: {level}", *_cells(values)] for level, values in levels.items()]
+        title = (
+            f"PCK in percent, {entry.protocol.describe()}; {entry.keypoints} keypoints of {entry.pairs} pairs; "
+            f"{result.data['description']}"
+        )
+        _print_table(title, ["", *columns], rows)
+    if result.dense is not None:
+        rows = [["all", f"{result.dense.epe:.2f}", *_cells(result.dense.pck)]]
+        rows += [[name, f"{epe:.2f}", *_cells(values)] for name, (epe, values) in result.dense.by_category.items()]
+        title = (
+            "Dense flow: end-point error in pixels of b, PCK in percent with alpha x larger side of b; "
+            f"{result.data['description']}"
+        )
+        _print_table(title, ["", "EPE", *columns], rows)
+
+
+def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    stdout.print(title, markup=False, soft_wrap=True)  # as a title of the table it would wrap at the table's width
+    stdout.print(table("", columns, rows))
+
+
+def _cells(values: dict[float, float]) -> list[str]:
+    return [f"{value:.1f}" for value in values.values()]
+
+
+def _parse_ids(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"--hyperpixels {text!r} is not a list of numbers such as 0,8,20") from error
+
+
+def main() -> None:
+    """Entry point of ``cats-eval``."""
+    execute(app)
+
+
+if __name__ == "__main__":
+    main()

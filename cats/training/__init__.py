@@ -1,0 +1,1 @@
+"""Training: configurations, starts, objectives, the loop, ``cats-train``."""

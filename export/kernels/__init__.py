@@ -1,0 +1,1 @@
+"""``cats::Correlation`` on NVIDIA GPUs: Triton kernels, and nodes with which TensorRT runs them."""

@@ -1,0 +1,233 @@
+"""``cats::Correlation`` on NVIDIA GPUs: two Triton kernels, for PyTorch and, compiled ahead of time, for TensorRT.
+
+The mutual filter needs the maximum of every row and column of the correlations, so that no block can finish alone.
+:func:`scores_kernel` multiplies one tile of one level, scales it by the norms, which it sums up while it reads the
+features, and leaves the maxima of its tile; :func:`filter_kernel` takes the maxima of the tiles together and filters.
+Features are read once per tile row or column, in float16 or float32; sums, norms and results are float32.
+
+Importing this module needs triton. A GPU is needed to run the kernels, not to compile them; with ``TRITON_INTERPRET=1``
+in the environment they run on the CPU, slowly.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cats.core.errors import BackendError
+
+TILE = 64
+"""Rows and columns of one block's part of the correlations."""
+
+_STEP = 32  # channels read at once; with three stages in flight float32 takes 48 KiB, all that needs no opt-in
+_WARPS, _STAGES = 4, 3
+_NORM_EPSILON, _TINY = tl.constexpr(1e-6), tl.constexpr(1e-30)
+
+CAPABILITY = 80
+"""Compute capability that :func:`compile_kernels` aims at; drivers translate its PTX for every later one."""
+
+
+@triton.jit
+def scores_kernel(  # type: ignore[no-untyped-def]
+    a,
+    b,
+    scores,
+    row_maxima,
+    column_maxima,
+    CHANNELS: tl.constexpr,  # noqa: N803
+    CELLS: tl.constexpr,  # noqa: N803
+    TILE: tl.constexpr,  # noqa: N803
+    STEP: tl.constexpr,  # noqa: N803
+):
+    """Correlations of one tile and their maxima.
+
+    Grid (T * T, L, B), T = ceil(N / TILE). ``a`` and ``b`` are tuples of (B, C_l, N); ``scores`` (B, L, N, N), rows a;
+    ``row_maxima`` and ``column_maxima`` (B, L, T, N), the maximum of each row (column) within the tiles of each column
+    (row) of tiles. ``CHANNELS`` is the tuple of C_l.
+    """
+    tiles: tl.constexpr = (CELLS + TILE - 1) // TILE
+    tile_row, tile_column = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    level, item = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    features_a, features_b, channels = a[0], b[0], CHANNELS[0] + level * 0
+    for index in tl.static_range(1, len(CHANNELS)):
+        if level == index:
+            features_a, features_b, channels = a[index], b[index], CHANNELS[index] + level * 0
+    rows = tile_row * TILE + tl.arange(0, TILE)
+    columns = tile_column * TILE + tl.arange(0, TILE)
+    steps = tl.arange(0, STEP)
+    first = features_a + item * channels * CELLS + rows[:, None] + steps[None, :] * CELLS
+    second = features_b + item * channels * CELLS + columns[None, :] + steps[:, None] * CELLS
+    product = tl.zeros((TILE, TILE), tl.float32)
+    squares_a = tl.zeros((TILE,), tl.float32)
+    squares_b = tl.zeros((TILE,), tl.float32)
+    for start in range(0, channels, STEP):
+        there = steps < channels - start
+        x = tl.load(first + start * CELLS, mask=(rows < CELLS)[:, None] & there[None, :], other=0.0)
+        y = tl.load(second + start * CELLS, mask=there[:, None] & (columns < CELLS)[None, :], other=0.0)
+        product = tl.dot(x, y, product, input_precision="ieee")
+        squares_a += tl.sum(x.to(tl.float32) * x.to(tl.float32), axis=1)
+        squares_b += tl.sum(y.to(tl.float32) * y.to(tl.float32), axis=0)
+    inverse_a = 1.0 / tl.sqrt(squares_a + _NORM_EPSILON)
+    inverse_b = 1.0 / tl.sqrt(squares_b + _NORM_EPSILON)
+    product = product * inverse_a[:, None] * inverse_b[None, :]
+    inside = (rows < CELLS)[:, None] & (columns < CELLS)[None, :]
+    matrix = item * len(CHANNELS) + level
+    tl.store(scores + (matrix * CELLS + rows[:, None]) * CELLS + columns[None, :], product, mask=inside)
+    product = tl.where(inside, product, float("-inf"))
+    rows_to = row_maxima + (matrix * tiles + tile_column) * CELLS + rows
+    columns_to = column_maxima + (matrix * tiles + tile_row) * CELLS + columns
+    tl.store(rows_to, tl.max(product, axis=1), mask=rows < CELLS)
+    tl.store(columns_to, tl.max(product, axis=0), mask=columns < CELLS)
+
+
+@triton.jit
+def filter_kernel(  # type: ignore[no-untyped-def]
+    scores,
+    row_maxima,
+    column_maxima,
+    volume,
+    LEVELS: tl.constexpr,  # noqa: N803
+    CELLS: tl.constexpr,  # noqa: N803
+    TILE: tl.constexpr,  # noqa: N803
+):
+    """The mutual filter of one tile; grid and arguments as of :func:`scores_kernel`, ``volume`` like ``scores``."""
+    tiles: tl.constexpr = (CELLS + TILE - 1) // TILE
+    matrix = tl.program_id(2).to(tl.int64) * LEVELS + tl.program_id(1)
+    rows = (tl.program_id(0) // tiles) * TILE + tl.arange(0, TILE)
+    columns = (tl.program_id(0) % tiles) * TILE + tl.arange(0, TILE)
+    row_maximum = tl.full((TILE,), float("-inf"), tl.float32)
+    column_maximum = tl.full((TILE,), float("-inf"), tl.float32)
+    for tile in tl.static_range(tiles):
+        place = (matrix * tiles + tile) * CELLS
+        found = tl.load(row_maxima + place + rows, mask=rows < CELLS, other=1.0)
+        row_maximum = tl.maximum(row_maximum, found)
+        found = tl.load(column_maxima + place + columns, mask=columns < CELLS, other=1.0)
+        column_maximum = tl.maximum(column_maximum, found)
+    row_inverse = 1.0 / tl.where(row_maximum == 0, _TINY, row_maximum)
+    column_inverse = 1.0 / tl.where(column_maximum == 0, _TINY, column_maximum)
+    inside = (rows < CELLS)[:, None] & (columns < CELLS)[None, :]
+    place = (matrix * CELLS + rows[:, None]) * CELLS + columns[None, :]
+    corr = tl.load(scores + place, mask=inside, other=0.0)
+    corr = corr * (corr * row_inverse[:, None]) * (corr * column_inverse[None, :])
+    tl.store(volume + place, corr, mask=inside)
+
+
+def launch(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """Run both kernels: :func:`cats.export.graph.correlation.correlation` for tensors on a GPU.
+
+    Args:
+        a, b: one (B, C_l, N) per level, all float16 or all float32.
+
+    Returns:
+        (B, L, N, N) float32, rows a, columns b.
+    """
+    a, b = tuple(x.contiguous() for x in a), tuple(x.contiguous() for x in b)
+    batch, _, cells = a[0].shape
+    tiles, levels = triton.cdiv(cells, TILE), len(a)
+    scores = a[0].new_empty((batch, levels, cells, cells), dtype=torch.float32)
+    maxima = a[0].new_empty((2, batch, levels, tiles, cells), dtype=torch.float32)
+    grid = (tiles * tiles, levels, batch)
+    channels = tuple(x.shape[1] for x in a)
+    options = {"num_warps": _WARPS, "num_stages": _STAGES}
+    scores_kernel[grid](a, b, scores, maxima[0], maxima[1], channels, cells, TILE, _STEP, **options)
+    volume = torch.empty_like(scores)
+    filter_kernel[grid](scores, maxima[0], maxima[1], volume, levels, cells, TILE, **options)
+    return volume
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    """A kernel that was compiled for known levels, ready to be launched by TensorRT.
+
+    Attributes:
+        name: of the entry point in ``ptx``.
+        ptx: its parameters are pointers alone: inputs, then outputs, in the order of the kernel's arguments.
+        grid: blocks along x and y; there is one along z for each pair of a batch.
+        threads: of a block.
+        shared_bytes: of dynamic shared memory.
+    """
+
+    name: str
+    ptx: str
+    grid: tuple[int, int]
+    threads: int
+    shared_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {**asdict(self), "grid": list(self.grid)}
+
+
+def compile_kernels(
+    channels: Sequence[int], cells: int, *, half: bool, capability: int = CAPABILITY
+) -> tuple[CompiledKernel, CompiledKernel]:
+    """Compile :func:`scores_kernel` and :func:`filter_kernel`, without a GPU.
+
+    Args:
+        channels: C_l of each level.
+        cells: N.
+        half: features in float16, else float32.
+        capability: 80 for compute capability 8.0, and so on.
+    """
+    kind = "*fp16" if half else "*fp32"
+    features = (kind,) * len(channels)
+    buffers = dict.fromkeys(("scores", "row_maxima", "column_maxima"), "*fp32")
+    scores = _compile(
+        scores_kernel,
+        {"a": features, "b": features, **buffers},
+        {"CHANNELS": tuple(channels), "CELLS": cells, "TILE": TILE, "STEP": _STEP},
+        capability,
+    )
+    filtered = _compile(
+        filter_kernel,
+        {**buffers, "volume": "*fp32"},
+        {"LEVELS": len(channels), "CELLS": cells, "TILE": TILE},
+        capability,
+    )
+    grid = (triton.cdiv(cells, TILE) ** 2, len(channels))
+    return _ready(scores, 2 * len(channels) + 3, grid), _ready(filtered, 4, grid)
+
+
+def _compile(kernel: Any, signature: dict[str, Any], constants: dict[str, Any], capability: int) -> Any:
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    paths: list[tuple[int, ...]] = []  # of the pointers among the arguments
+    for index, kind in enumerate(signature.values()):
+        paths += [(index, part) for part in range(len(kind))] if isinstance(kind, tuple) else [(index,)]
+    aligned = {path: [["tt.divisibility", 16]] for path in paths}  # as every allocator of GPU memory gives
+    signature = {**signature, **dict.fromkeys(constants, "constexpr")}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    options = {"num_warps": _WARPS, "num_stages": _STAGES}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def _ready(compiled: Any, pointers: int, grid: tuple[int, int]) -> CompiledKernel:
+    metadata = compiled.metadata
+    text = compiled.asm["ptx"]
+    ptx = _without_scratch(text if isinstance(text, str) else text.decode(), pointers)
+    return CompiledKernel(metadata.name, ptx, grid, 32 * metadata.num_warps, metadata.shared)
+
+
+def _without_scratch(ptx: str, pointers: int) -> str:
+    """PTX whose entry takes ``pointers`` parameters; Triton adds pointers to scratch memory that its own launcher fills
+    and no other does.
+
+    Raises:
+        BackendError: the kernel uses such memory, or has other parameters than expected.
+    """
+    start = ptx.index("(", ptx.index(".entry"))
+    end = ptx.index(")", start)
+    parameters = [text.strip() for text in ptx[start + 1 : end].split(",")]
+    names = [re.split(r"\s+", text)[-1] for text in parameters]
+    used = [name for name in names[pointers:] if re.search(rf"\b{re.escape(name)}\b", ptx[end:])]
+    if used or len(names) < pointers or not all(".u64" in text or ".b64" in text for text in parameters[:pointers]):
+        raise BackendError(f"triton {triton.__version__} compiled a kernel with parameters {', '.join(names)}")
+    return f"{ptx[: start + 1]}\n\t" + ",\n\t".join(parameters[:pointers]) + f"\n{ptx[end:]}"

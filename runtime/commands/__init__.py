@@ -1,0 +1,1 @@
+"""The commands that need no torch: ``cats-run``, ``cats-build``, ``cats inspect``, ``cats doctor``."""

@@ -1,0 +1,190 @@
+"""``cats inspect``: what is in a checkpoint, an ONNX file or an engine, without running it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from cats.core.console import execute, new_app, print_json, stdout
+from cats.core.errors import ModelFileError, require
+from cats.core.files import sha256_file
+from cats.core.metadata import KEY, Metadata
+from cats.core.onnx_file import OnnxSummary, TensorInfo, read_onnx_summary
+from cats.runtime.backends import ENGINE_SUFFIXES
+
+app = new_app()
+
+_OPERATORS_SHOWN = 12
+
+
+def inspect(path: str | Path) -> dict[str, Any]:
+    """Describe a model file as plain JSON types.
+
+    ONNX files are read without the onnx package and without their weights, engines through their sidecar (an engine
+    is machine code, so nothing of it is executed), checkpoints through :mod:`cats.checkpoints`, which needs torch.
+
+    Args:
+        path: ``.onnx``, ``.plan`` or ``.engine``, or a checkpoint: file, or the authors' folder.
+
+    Returns:
+        ``file``, ``type`` (onnx | engine | checkpoint), ``bytes``, and the parts of that kind.
+
+    Raises:
+        ModelFileError, CheckpointError: missing, unreadable, or of none of these kinds.
+    """
+    file = Path(path)
+    if not file.exists():
+        raise ModelFileError(f"{file} does not exist")
+    suffix = file.suffix.lower()
+    if suffix == ".onnx":
+        return _onnx(file)
+    if suffix in ENGINE_SUFFIXES:
+        return _engine(file)
+    if suffix == ".json":
+        raise ModelFileError(f"{file} is a sidecar; give the engine beside it")
+    return _checkpoint(file)
+
+
+def _onnx(file: Path) -> dict[str, Any]:
+    summary = read_onnx_summary(file)
+    text = summary.metadata.get(KEY)
+    return {
+        "file": str(file),
+        "type": "onnx",
+        "bytes": file.stat().st_size,
+        "metadata": Metadata.from_json(text, file).to_dict() if text is not None else None,
+        "graph": _graph(summary),
+    }
+
+
+def _graph(summary: OnnxSummary) -> dict[str, Any]:
+    def tensor(info: TensorInfo) -> dict[str, Any]:
+        return {"name": info.name, "dtype": info.dtype, "shape": list(info.shape)}
+
+    return {
+        "ir_version": summary.ir_version,
+        "opsets": summary.opsets,
+        "producer": summary.producer,
+        "inputs": [tensor(info) for info in summary.inputs],
+        "outputs": [tensor(info) for info in summary.outputs],
+        "nodes": summary.operators.total(),
+        "operators": dict(summary.operators.most_common()),
+        "functions": summary.functions,
+        "weights": {name: {"tensors": n, "bytes": size} for name, (n, size) in sorted(summary.weights.items())},
+    }
+
+
+def _engine(file: Path) -> dict[str, Any]:
+    sidecar = file.with_name(f"{file.name}.json")
+    try:
+        text = sidecar.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelFileError(
+            f"{file} has no readable sidecar {sidecar.name} beside it, and an engine does not describe itself: "
+            "build it again with cats-build"
+        ) from error
+    metadata = Metadata.from_json(text, sidecar)
+    digest = sha256_file(file)
+    recorded = (metadata.engine or {}).get("sha256")
+    return {
+        "file": str(file),
+        "type": "engine",
+        "bytes": file.stat().st_size,
+        "sha256": digest,
+        "sidecar_fits": recorded == digest,
+        "metadata": metadata.to_dict(),
+    }
+
+
+def _checkpoint(file: Path) -> dict[str, Any]:
+    require("torch", extra="train", purpose="read checkpoints")
+    checkpoints = require("cats.checkpoints", extra="train", purpose="read checkpoints")
+    checkpoint = checkpoints.load_checkpoint(file)
+    parts: dict[str, int] = {}
+    for name, value in checkpoint.model.named_parameters():
+        part = name.partition(".")[0]
+        parts[part] = parts.get(part, 0) + value.numel()
+    return {
+        "file": str(file),
+        "type": "checkpoint",
+        "bytes": (file / "model_best.pth" if file.is_dir() else file).stat().st_size,
+        "origin": checkpoint.origin,
+        "config": checkpoint.model.config.to_dict(),
+        "parameters": parts,
+        "weights_sha256": checkpoints.weights_sha256(checkpoint.model),
+        "metrics": checkpoint.metrics,
+        "training": checkpoint.training,
+        "unused_tensors": len(checkpoint.ignored),
+    }
+
+
+@app.command(name="inspect")
+def main_command(
+    file: Annotated[
+        Path, typer.Argument(help="Checkpoint (file or the authors' folder), .onnx or .plan.", metavar="FILE")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON document.")] = False,
+) -> None:
+    """Show what is in a checkpoint, ONNX file or engine, without running it."""
+    found = inspect(file)
+    if as_json:
+        print_json(found)
+        return
+    table = Table.grid(padding=(0, 2))
+    for name, value in found.items():
+        _add(table, name, value)
+    stdout.print(table)
+
+
+def _add(table: Table, name: str, value: Any) -> None:
+    """Rows for one entry: numbers with units, dictionaries unfolded one level, the rest as JSON."""
+    if name == "bytes":
+        table.add_row("size", _size(value))
+    elif name == "metadata" and value is None:
+        table.add_row("metadata", "none: not a file of this toolkit, or stripped; cats-export writes it")
+    elif name in ("metadata", "graph"):
+        for key, part in value.items():
+            _add(table, key, part)
+    elif name in ("inputs", "outputs"):
+        for info in value:
+            shape = ", ".join("?" if size is None else str(size) for size in info["shape"])
+            table.add_row(name[:-1], f"{info['name']}: {info['dtype']} ({shape})")
+    elif name == "operators":
+        shown = list(value.items())[:_OPERATORS_SHOWN]
+        more = f", {len(value) - len(shown)} more kinds" if len(value) > len(shown) else ""
+        table.add_row(name, ", ".join(f"{count} {kind}" for kind, count in shown) + more)
+    elif name == "weights" and isinstance(value, dict):  # in metadata it says how they are stored
+        parts = [f"{part['tensors']} {kind} ({_size(part['bytes'])})" for kind, part in value.items()]
+        table.add_row(name, ", ".join(parts) or "none")
+    elif name == "parameters":
+        parts = [f"{part} {count:,}" for part, count in value.items()]
+        table.add_row(name, f"{sum(value.values()):,}: " + ", ".join(parts))
+    elif value in ("", [], {}):
+        return
+    elif isinstance(value, dict):
+        for index, (key, part) in enumerate(value.items()):
+            table.add_row(name if index == 0 else "", Text(f"{key}: {_text(part)}"))
+    else:
+        table.add_row(name, Text(_text(value)))
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def main() -> None:
+    """Entry point of ``python -m cats.runtime.commands.inspect``."""
+    execute(app)
+
+
+if __name__ == "__main__":
+    main()

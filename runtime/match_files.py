@@ -1,0 +1,260 @@
+"""What ``cats-run`` does: match a pair, or a table of pairs, and write pictures, warps, flows and JSON."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cats.core.errors import CatsError, InputError
+from cats.core.files import atomic_path, check_destination, write_bytes
+from cats.core.geometry import Floats
+from cats.core.images import read_image
+from cats.core.tables import PairRow, read_pairs
+from cats.runtime.document import matches_document, model_document
+from cats.runtime.draw import draw_matches
+from cats.runtime.matcher import Matcher
+from cats.runtime.overlay import overlay
+from cats.runtime.result import Match, grid_points
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Files to write for one pair; ``None`` is not written.
+
+    Attributes:
+        picture: both photos with lines between matching points.
+        warp: image b bent into the frame of a.
+        overlay: that, laid over a.
+        flow: ``.npy`` (2, G, G) float32 in cells, a -> b.
+    """
+
+    picture: Path | None = None
+    warp: Path | None = None
+    overlay: Path | None = None
+    flow: Path | None = None
+
+    def check(self) -> None:
+        """Refuse what cannot be written before any work is done."""
+        for path in (self.picture, self.warp, self.overlay):
+            check_destination(path, PICTURES)
+        check_destination(self.flow, (".npy",))
+
+    def written(self) -> list[Path]:
+        """The files that there are."""
+        return [path for path in (self.picture, self.warp, self.overlay, self.flow) if path is not None]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which matches of a pair are kept.
+
+    Attributes:
+        grid: points a side of the even grid that is matched where no points are given.
+        min_confidence: in [0, 1].
+        max_forward_backward: largest distance in pixels of a after a -> b -> a; ``None`` does not ask for it.
+    """
+
+    grid: int = 10
+    min_confidence: float = 0.0
+    max_forward_backward: float | None = None
+
+    def choose(self, match: Match, points: Floats | None) -> Floats:
+        """The points of a that stay; all given ones must lie in a."""
+        start = grid_points(match.size_a, self.grid) if points is None else points
+        keep = match.confidence_at(start) >= self.min_confidence
+        if self.max_forward_backward is not None:
+            keep &= match.forward_backward_error(start) <= self.max_forward_backward
+        return start[keep]
+
+
+@dataclass
+class Report:
+    """What a table of pairs came to: pairs, failures (line and message), and times of each stage in milliseconds."""
+
+    pairs: int = 0
+    failures: list[tuple[int, str]] = field(default_factory=list)
+    times: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def run(
+    matcher: Matcher,
+    a: Path,
+    b: Path,
+    outputs: Outputs,
+    *,
+    points: Floats | None = None,
+    selection: Selection | None = None,
+) -> dict[str, Any]:
+    """Match image a to image b and write what is asked for.
+
+    Args:
+        points: (N, 2) in pixels of a; ``None`` takes an even grid.
+
+    Returns:
+        The matches document of design.md, see :func:`cats.runtime.document.matches_document`.
+
+    Raises:
+        InputError: an image, a point or a destination is at fault; no file is left half-written.
+    """
+    outputs.check()
+    selection = selection or Selection()
+    match = matcher.match(a, b, forward_backward=selection.max_forward_backward is not None)
+    return _finish(matcher, match, a, b, outputs, points, selection)
+
+
+def run_pairs(
+    matcher: Matcher,
+    pairs: Path,
+    *,
+    folders: Outputs,
+    selection: Selection | None = None,
+    batch_size: int = 1,
+    workers: int = 2,
+    streams: int = 1,
+    report: Report | None = None,
+    on_rows: Callable[[int], None] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Match every pair of a CSV, in order; one that fails is reported and the rest go on.
+
+    Args:
+        pairs: columns ``a,b`` and optionally ``points``, see :func:`cats.core.tables.read_pairs`.
+        folders: here the folders that receive the files of each pair; made if missing.
+        batch_size, workers, streams: see :meth:`cats.runtime.matcher.Matcher.match_many`.
+        report: filled while the pairs go by.
+        on_rows: called with the number of pairs before the first one.
+
+    Yields:
+        One matches document per pair, or ``{"a", "b", "line", "error"}`` for one that failed.
+    """
+    report = Report() if report is None else report
+    selection = selection or Selection()
+    rows = read_pairs(pairs)
+    for folder in folders.written():
+        _make_folder(folder)
+    if on_rows is not None:
+        on_rows(len(rows))
+    start = time.perf_counter()
+    results = matcher.match_many(
+        ((row.a, row.b) for row in rows),
+        batch_size=batch_size,
+        workers=workers,
+        streams=streams,
+        forward_backward=selection.max_forward_backward is not None,
+        return_errors=True,
+    )
+    for number, (row, result) in enumerate(zip(rows, results, strict=True), start=1):
+        report.pairs += 1
+        try:
+            if isinstance(result, CatsError):
+                raise result
+            outputs = _pair_outputs(folders, row, number, len(rows))
+            document = _finish(matcher, result, row.a, row.b, outputs, row.points_of_a(), selection)
+            report.times.append(document["time_ms"])
+        except InputError as error:
+            report.failures.append((row.line, str(error)))
+            document = {"a": str(row.a), "b": str(row.b), "line": row.line, "error": str(error)}
+        report.seconds = time.perf_counter() - start
+        yield document
+
+
+def save_picture(image: Image.Image, path: Path) -> None:
+    """Write a picture atomically, in the format of its suffix; raises :class:`InputError` where that is impossible."""
+    options: dict[str, Any] = {} if path.suffix.lower() == ".png" else {"quality": 92}
+    with atomic_path(path) as temporary:
+        try:
+            image.save(temporary, **options)
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _finish(
+    matcher: Matcher, match: Match, a: Path, b: Path, outputs: Outputs, points: Floats | None, selection: Selection
+) -> dict[str, Any]:
+    """Choose points, draw everything, and only then write."""
+    start = time.perf_counter()
+    kept = selection.choose(match, points)
+    document = matches_document(match, kept, a=a, b=b, model=model_document(matcher))
+    pictures = _draw(matcher, match, kept, outputs, (a.name, b.name))
+    drawn = time.perf_counter()
+    for path, image in pictures.items():
+        save_picture(image, path)
+    if outputs.flow is not None:
+        _save_flow(match, outputs.flow)
+    if outputs.written():
+        document["time_ms"]["draw"] = round((drawn - start) * 1000, 3)
+        document["time_ms"]["write"] = round((time.perf_counter() - drawn) * 1000, 3)
+    return document
+
+
+def _draw(
+    matcher: Matcher, match: Match, points: Floats, outputs: Outputs, names: tuple[str, str]
+) -> dict[Path, Image.Image]:
+    pictures: dict[Path, Image.Image] = {}
+    if outputs.picture is not None or outputs.overlay is not None:
+        image_a = read_image(_given(match.image_a), max_pixels=matcher.max_pixels)
+    if outputs.picture is not None:
+        image_b = read_image(_given(match.image_b), max_pixels=matcher.max_pixels)
+        places, confidence = match.transfer(points), match.confidence_at(points)
+        model = f"{matcher.path.name}, {matcher.metadata.precision}"
+        pictures[outputs.picture] = draw_matches(
+            image_a, image_b, points, places, confidence, names=names, subtitle=model
+        )
+    if outputs.warp is not None or outputs.overlay is not None:
+        warped = match.warp(max_pixels=matcher.max_pixels)
+        if outputs.warp is not None:
+            pictures[outputs.warp] = warped
+        if outputs.overlay is not None:
+            pictures[outputs.overlay] = overlay(match, image_a, warped)
+    return pictures
+
+
+def _given(image: Any) -> Any:
+    assert image is not None  # the matcher keeps what it was given
+    return image
+
+
+def _save_flow(match: Match, path: Path) -> None:
+    import io
+
+    buffer = io.BytesIO()
+    np.save(buffer, match.flow, allow_pickle=False)
+    write_bytes(path, buffer.getvalue())
+
+
+def _pair_outputs(folders: Outputs, row: PairRow, number: int, count: int) -> Outputs:
+    """Files of one pair, ``0007-cat-dog.png`` for the seventh of thousands, in the folders."""
+    stem = f"{number:0{len(str(count))}d}-{_plain(row.a.stem)}-{_plain(row.b.stem)}"
+
+    def place(folder: Path | None, suffix: str) -> Path | None:
+        return folder / f"{stem}{suffix}" if folder is not None else None
+
+    return Outputs(
+        picture=place(folders.picture, ".png"),
+        warp=place(folders.warp, ".warp.png"),
+        overlay=place(folders.overlay, ".overlay.png"),
+        flow=place(folders.flow, ".npy"),
+    )
+
+
+def _plain(stem: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", stem)[:60]
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"cannot write in the folder {folder}: no permission")

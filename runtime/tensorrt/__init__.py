@@ -1,0 +1,1 @@
+"""TensorRT engines: building, sidecars, the two flavours of the library, plugins."""
