@@ -3,9 +3,14 @@ PYTHON ?= python3
 EXTRAS := cpu,train,export,calibrate,openvino,tensorrt-rtx,ray,dev
 
 # One process each: the native libraries of one room leave handlers behind that others trip over.
-ROOMS := core data model training evaluation export calibration benchmarks runtime
+ROOMS := house core data model training evaluation export calibration benchmarks runtime
 
-.PHONY: demo test dev lint cats-tiny bench clean
+# Rooms of the package cats that are folders beside cats/.
+ROOMS_BESIDE := assets benchmarks calibration export labelling runtime serving
+
+BIN := $(CURDIR)/.venv/bin
+
+.PHONY: demo test dev lint imports cats-tiny bench clean
 
 demo: .venv-demo/done  ## match two photos with the shipped model and draw demo.png
 	.venv-demo/bin/cats-run assets/cats-tiny.onnx assets/astronaut.jpg assets/grace_hopper.jpg \
@@ -17,14 +22,19 @@ test: .venv/done lint  ## everything that runs without a GPU, on the files of th
 
 dev: .venv/done  ## an environment in .venv/ whose commands run the files of this folder
 
+lint: .venv/done imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd build/lint && $(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
+
+imports: .venv/done build/lint  ## who imports whom: the table of docs/architecture.md
+	cd build/lint && PYTHONPATH=. $(BIN)/lint-imports $(CURDIR)/pyproject.toml
+
 # mypy and import-linter do not see that cats/__init__.py takes in the folders beside it: here they lie as they are imported.
-lint: .venv/done
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	mkdir -p build/lint/cats && rm -f build/lint/cats/*
-	ln -s $(CURDIR)/cats/* $(addprefix $(CURDIR)/,assets benchmarks calibration export runtime) build/lint/cats/
-	cd build/lint && $(CURDIR)/.venv/bin/mypy --config-file $(CURDIR)/pyproject.toml
-	cd build/lint && PYTHONPATH=. $(CURDIR)/.venv/bin/lint-imports $(CURDIR)/pyproject.toml
+.PHONY: build/lint
+build/lint:
+	mkdir -p $@/cats && rm -f $@/cats/*
+	ln -s $(CURDIR)/cats/* $(wildcard $(addprefix $(CURDIR)/,$(ROOMS_BESIDE))) $@/cats/
 
 CATS_SHARED ?= ../shared
 
