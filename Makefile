@@ -3,7 +3,7 @@ PYTHON ?= python3
 EXTRAS := cpu,train,export,calibrate,openvino,tensorrt-rtx,ray,dev
 
 # One process each: the native libraries of one room leave handlers behind that others trip over.
-ROOMS := house core data model training evaluation export calibration benchmarks runtime
+ROOMS := house core data model training evaluation export calibration benchmarks runtime labelling
 
 # Rooms of the package cats that are folders beside cats/.
 ROOMS_BESIDE := assets benchmarks calibration export labelling runtime serving
@@ -48,7 +48,7 @@ bench: .venv/done  ## every backend side by side, into benchmarks/results/; noth
 	  -o benchmarks/results/bench-$$model.json --html benchmarks/results/bench-$$model.html || exit; done
 
 # The demo installs the package; the development environment changes with its dependencies and the C library alone.
-SOURCES := $(shell git ls-files --cached --others --exclude-standard -- cats export runtime calibration assets benchmarks)
+SOURCES := $(shell git ls-files --cached --others --exclude-standard -- cats export runtime labelling calibration assets benchmarks)
 NATIVE := $(shell git ls-files --cached --others --exclude-standard -- runtime/c/src runtime/c/include)
 
 .venv-demo/done: $(SOURCES) pyproject.toml setup.py

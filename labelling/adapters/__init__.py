@@ -1,0 +1,1 @@
+"""The labeller inside annotation tools."""

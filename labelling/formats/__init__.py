@@ -1,0 +1,1 @@
+"""Label files: each format in a module with ``read`` and ``write``."""
