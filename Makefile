@@ -2,9 +2,6 @@
 PYTHON ?= python3
 EXTRAS := cpu,train,export,calibrate,openvino,tensorrt-rtx,ray,dev
 
-# One process each: the native libraries of one room leave handlers behind that others trip over.
-ROOMS := house core data model training evaluation export calibration benchmarks runtime labelling
-
 # Rooms of the package cats that are folders beside cats/.
 ROOMS_BESIDE := assets benchmarks calibration export labelling runtime serving
 
@@ -18,7 +15,7 @@ demo: .venv-demo/done  ## match two photos with the shipped model and draw demo.
 	@echo "demo.png: the same points of two portraits"
 
 test: .venv/done lint  ## everything that runs without a GPU, on the files of this folder
-	for room in $(ROOMS); do .venv/bin/pytest tests/$$room || exit; done
+	.venv/bin/pytest
 
 dev: .venv/done  ## an environment in .venv/ whose commands run the files of this folder
 

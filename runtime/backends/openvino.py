@@ -17,6 +17,27 @@ from cats.runtime.hardware import compact_memory, physical_cores, usable_cpus
 PRECISIONS = ("fp32", "bf16", "bf16-aggregator")
 _HINTED = {"fp32": "f32", "bf16": "bf16"}
 HINTS = {"latency": "LATENCY", "throughput": "THROUGHPUT"}
+_core: Any = None
+_core_lock = threading.Lock()
+
+
+def shared_core() -> Any:
+    """The one ``openvino.Core`` of this process, which is never released.
+
+    OpenVINO's CPU plugin gives the thread that loads it an alternate signal stack of its own and unmaps it when the
+    last ``Core`` goes, in whatever thread that happens: the first thread is left with a stack that is no more, and its
+    next signal (Ctrl-C, an alarm, a time limit) ends the process. Of the libraries used here only this one does so:
+    ONNX Runtime, torch and TensorRT-RTX set no such stack, and Ray's stays mapped.
+
+    Raises:
+        BackendError: OpenVINO is not installed.
+    """
+    global _core
+    ov = require("openvino", extra="openvino", purpose="run ONNX files with OpenVINO")
+    with _core_lock:
+        if _core is None:
+            _core = ov.Core()
+    return _core
 
 
 class OpenVinoBackend(Backend):
@@ -59,7 +80,7 @@ class OpenVinoBackend(Backend):
         self.metadata = read_onnx_metadata(path)
         self._ov = require("openvino", extra="openvino", purpose="run ONNX files with OpenVINO")
         self.threads = threads or min(physical_cores(), usable_cpus())
-        core = self._ov.Core()
+        core = shared_core()
         self._check_device(core)
         settings: dict[str, Any] = {"PERFORMANCE_HINT": HINTS[hint]}
         if self.device == "CPU":

@@ -16,6 +16,7 @@ from cats.core.errors import InputError, ModelFileError
 from cats.evaluation.parity import flow_distance
 from cats.export.modules import module_of
 from cats.export.storage import inline_functions, store_as_half
+from cats.runtime.backends.openvino import shared_core
 
 FLOAT_ONLY = ("Correlation", "Softmax", "LayerNormalization", "Gelu", "ReduceMean", "Exp")
 
@@ -250,10 +251,10 @@ def test_tensorrt_rtx_parses(quantized, kind):
 
 @pytest.mark.parametrize("target", ["any", "cpu"])
 def test_openvino_computes_the_same(quantized, feeds, target):
-    ov = pytest.importorskip("openvino")
-    model = inline_functions(quantized["int8", target])
-    compiled = ov.Core().compile_model(
-        ov.Core().read_model(model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    pytest.importorskip("openvino")
+    model, core = inline_functions(quantized["int8", target]), shared_core()
+    compiled = core.compile_model(
+        core.read_model(model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
     expected, actual = Session(model)(feeds), compiled(feeds)
     flow = next(actual[output] for output in compiled.outputs if output.get_any_name() == "flow")

@@ -5,6 +5,7 @@ import pytest
 from tiny_models import image_pair, tiny_model
 
 from cats.export.exported import Session
+from cats.runtime.backends.openvino import shared_core
 
 KINDS = ("pair", "pair-inline", "encoder", "matcher", "end-to-end")
 
@@ -34,12 +35,12 @@ def test_tensorrt_rtx_parses(forms, kind):
 
 @pytest.mark.parametrize("kind", ["pair-inline", "end-to-end"])
 def test_openvino_computes_the_same(forms, model, kind):
-    ov = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
     from cats.export.storage import inline_functions
 
-    exported = inline_functions(forms[kind])
-    compiled = ov.Core().compile_model(
-        ov.Core().read_model(exported.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    exported, core = inline_functions(forms[kind]), shared_core()
+    compiled = core.compile_model(
+        core.read_model(exported.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
     feeds = feeds_of(model, kind, 3 if kind == "pair-inline" else 2)
     expected, actual = Session(exported)(feeds), compiled(feeds)
@@ -55,7 +56,7 @@ def test_parts_for_bf16_together_are_the_model(forms, model, kind):
     from cats.runtime.backends.openvino_parts import precision_parts
 
     exported = inline_functions(forms[kind])
-    core, settings = ov.Core(), {"INFERENCE_PRECISION_HINT": "f32"}
+    core, settings = shared_core(), {"INFERENCE_PRECISION_HINT": "f32"}
     parts = list(precision_parts(ov, core.read_model(exported.SerializeToString())))
     assert [precision for _, precision in parts] == ["fp32", "bf16", "fp32"]
     values = feeds_of(model, kind, 1)
@@ -95,6 +96,6 @@ def test_precisions_of_the_parts(forms, kind, resnet, aggregator_only, precision
         form = "split" if kind == "encoder" else "pair"
         exported = build_form(other, form, options=DeploymentOptions(winograd=True))[kind]
     parts = precision_parts(
-        ov, ov.Core().read_model(inline_functions(exported).SerializeToString()), aggregator_only=aggregator_only
+        ov, shared_core().read_model(inline_functions(exported).SerializeToString()), aggregator_only=aggregator_only
     )
     assert [precision for _, precision in parts] == precisions

@@ -52,7 +52,7 @@ def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         # With its locks ignored, an unlock that ONNX Runtime makes in a tail call would look like misuse by libcats.
         TSAN_OPTIONS=f"halt_on_error=0 report_mutex_bugs=0 {options}",
     )
-    return subprocess.run([program, *arguments], env=settings, capture_output=True, text=True, timeout=300)
+    return subprocess.run([program, *arguments], env=settings, capture_output=True, text=True, timeout=1500)
 
 
 def test_plain(tmp_path: Path, models: list[str]) -> None:

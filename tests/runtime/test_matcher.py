@@ -177,7 +177,7 @@ def test_match_many_keeps_order_and_goes_on(
 
 def test_streams_run_side_by_side(matcher: Matcher, texture: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b, _ = crops(texture)
-    together = threading.Barrier(2, timeout=20)  # breaks unless two runs are under way at once
+    together = threading.Barrier(2, timeout=200)  # breaks unless two runs are under way at once
     run = matcher.backend.run
     monkeypatch.setattr(matcher.backend, "run", lambda feeds: (together.wait(), run(feeds))[1])
     assert len(list(matcher.match_many([(a, b)] * 4, streams=2))) == 4

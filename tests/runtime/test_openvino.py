@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,7 +12,9 @@ import pytest
 
 from cats.assets import asset
 from cats.core.errors import BackendError, InputError, ModelFileError
+from cats.core.process import child_environment
 from cats.runtime import Matcher
+from cats.runtime.backends.openvino import shared_core
 
 pytest.importorskip("openvino")
 onnx = pytest.importorskip("onnx")
@@ -73,9 +77,7 @@ def test_settings_that_are_not_there_are_refused(options, error, text):
 
 
 def test_bf16_runs_within_a_pixel_or_is_refused_by_name(matcher):
-    import openvino
-
-    able = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = "BF16" in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if not able:
         with pytest.raises(BackendError, match="does not compute in bf16"):
             Matcher(MODEL, backend="openvino", precision="bf16")
@@ -103,3 +105,30 @@ def test_a_damaged_graph_is_one_error(tmp_path):
     onnx.save(model, path)
     with pytest.raises(ModelFileError, match=r"openvino .* cannot load"):
         Matcher(path, backend="openvino")
+
+
+SIGNAL_AFTER_CLOSE = """
+import faulthandler, gc, signal, sys, threading, time
+from cats.runtime import Matcher
+faulthandler.enable()  # as pytest does: signals are then handled on the thread's alternate stack
+signal.signal(signal.SIGALRM, lambda *_: print("handled", flush=True))
+opened = [Matcher(sys.argv[1], backend="openvino")]
+thread = threading.Thread(target=lambda: opened.pop().close())
+thread.start()
+thread.join()
+gc.collect()
+signal.setitimer(signal.ITIMER_REAL, 0.01)
+time.sleep(0.5)
+"""
+
+
+def test_signals_are_safe_after_another_thread_closed_the_last_matcher():
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNAL_AFTER_CLOSE, MODEL], env=child_environment(), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
+def test_a_process_has_one_core():
+    with ThreadPoolExecutor(4) as pool:
+        assert len({id(core) for core in pool.map(lambda _: shared_core(), range(8))}) == 1

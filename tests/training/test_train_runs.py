@@ -84,7 +84,7 @@ def test_two_processes_are_one_that_accumulates(photos: Path, tmp_path: Path) ->
         env=environment,
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1500,
     )
     assert both.returncode == 0, both.stderr[-3000:]
     assert "equal after 4\n" in both.stdout
@@ -92,7 +92,7 @@ def test_two_processes_are_one_that_accumulates(photos: Path, tmp_path: Path) ->
     assert steps(tmp_path / "two") == [1, 2, 3, 4]
 
     alone = [sys.executable, "-m", "cats.training.cli", *arguments(photos, tmp_path / "one", accumulate=4)]
-    done = subprocess.run(alone, env=environment, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(alone, env=environment, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr[-3000:]
     assert steps(tmp_path / "one") == [1, 2, 3, 4]
     one, two = trained(tmp_path / "one"), trained(tmp_path / "two")
@@ -148,7 +148,7 @@ def test_an_unreadable_photo_in_a_worker_is_one_line(tmp_path: Path, photos: Pat
         f"warps:{held_out}",
     ]
     words[words.index("--workers") + 1] = "1"
-    done = subprocess.run(words, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert line.startswith("error: cannot read the photo ")
