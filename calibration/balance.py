@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from cats.calibration.modules import Graph
+from cats.calibration.graph import Graph
 from cats.export.modules import module_of
 
 STRENGTH = 0.6

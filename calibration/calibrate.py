@@ -12,8 +12,8 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from cats.calibration.balance import Factors, balance_factors
+from cats.calibration.graph import is_half, own_weights, quantizable_modules
 from cats.calibration.inputs import PairSet, demo_pairs
-from cats.calibration.modules import is_half, modules, own_weights
 from cats.calibration.quantize import quantize
 from cats.calibration.ranges import Ranges, collect_ranges
 from cats.calibration.sessions import Session, SessionMatcher, fixed_batch
@@ -89,7 +89,7 @@ def load_float_model(path: str | Path) -> FloatModel:
         raise ModelFileError(f"{path} is typed in {metadata.precision}: give the float32 export (without --fp16)")
     if metadata.extra.get("target") == "cpu":
         raise ModelFileError(f"{path} was made for float32 on CPUs: give the export without --for cpu")
-    if not modules(model):
+    if not quantizable_modules(model):
         raise ModelFileError(f"{path} has no convolution or linear layer with its weight: export it with cats-export")
     return FloatModel(Path(path), own_weights(model), metadata)
 
@@ -177,7 +177,7 @@ def calibrate(
     )
     tolerance = TOLERANCE[label or precision]
     drift = measure_drift(source, result, pairs or demo_pairs(), tolerance=tolerance, data=data, threads=threads)
-    names = list(modules(source.model))
+    names = list(quantizable_modules(source.model))
     kept = tuple(name for name in names if in_modules(name, keep))
     quantized = tuple(name for name in names if name not in kept)
     part: dict[str, Any] = {

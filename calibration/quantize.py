@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from cats.calibration.balance import balanced
-from cats.calibration.modules import Graph, is_half, modules
+from cats.calibration.graph import Graph, is_half, quantizable_modules
 from cats.calibration.ranges import METHODS, Channels, Ranges
 from cats.calibration.weight_rounding import mean_error, round_weights
 from cats.core.errors import InputError, ModelFileError
@@ -73,7 +73,7 @@ def quantize(
         ranges: of this model; its norms are balanced as they were when it was measured.
         precision: ``int8`` or ``fp8`` (float8e4m3fn).
         method: how the interval of each activation is chosen, one of :data:`cats.calibration.ranges.METHODS`.
-        keep: modules (:func:`cats.calibration.modules.modules`) that stay float, or prefixes of their paths.
+        keep: modules (:func:`cats.calibration.graph.quantizable_modules`) that stay float, or prefixes of their paths.
         target: ``any`` or ``cpu``, see above.
         percentile: of method ``percentile``, in percent.
         weight_bits: 8, or 7 for x86 CPUs without VNNI, whose sums of two products of 8 bits saturate.
@@ -125,10 +125,10 @@ def _check_options(model: onnx.ModelProto, precision: str, method: str, keep: Co
         raise ModelFileError("the model is quantized already: give the float32 export")
     if is_half(model):
         raise ModelFileError("the model is typed in float16: give the float32 export")
-    known_modules = modules(model)
+    known_modules = quantizable_modules(model)
     for name in keep:
         if not any(in_modules(module, [name]) for module in known_modules):
-            raise InputError(f"there is no quantizable module {name!r} to keep; see the table of --sensitivity")
+            raise InputError(f"there is no quantizable module {name!r} to keep; see the table of cats sensitivity")
 
 
 def _chooser(ranges: Ranges, precision: str, method: str, target: str, percentile: float) -> Callable[..., Point]:

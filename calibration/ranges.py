@@ -20,7 +20,7 @@ import onnx
 from numpy.typing import NDArray
 
 from cats.calibration.balance import Factors, balanced
-from cats.calibration.modules import Graph
+from cats.calibration.graph import Graph
 from cats.calibration.sessions import Session
 from cats.core.errors import InputError, ModelFileError
 from cats.core.files import write_text

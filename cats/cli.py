@@ -29,6 +29,15 @@ COMMANDS = {
     "eval": Room("cats.evaluation.cli", "Measure PCK of a checkpoint, ONNX file or engine on a data set.", "train"),
     "export": Room("cats.export.cli", "Write a checkpoint as ONNX, verified against PyTorch.", "export"),
     "calibrate": Room("cats.calibration.cli", "Quantize an ONNX file to int8 or fp8 with photos.", "calibrate"),
+    "sensitivity": Room(
+        "cats.calibration.studies.sensitivity_cli", "Rank a model's modules by what lower precision does.", "calibrate"
+    ),
+    "divergence": Room(
+        "cats.calibration.studies.divergence_cli", "Name the first node where two precisions part.", "calibrate"
+    ),
+    "fit-confidence": Room(
+        "cats.calibration.studies.confidence_cli", "Fit what a confidence says about being right.", "calibrate"
+    ),
     "build": Room("cats.runtime.commands.build", "Build a TensorRT engine from an ONNX file.", "tensorrt-rtx"),
     "bench": Room("cats.benchmarks.cli", "Measure every backend side by side: speed, memory, accuracy.", "bench"),
     "c-sdk": Room("cats.runtime.c.sdk", "Write the C library as a folder for C and C++ projects.", "cpu"),

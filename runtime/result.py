@@ -198,6 +198,6 @@ def confidence_mapping(calibration: dict[str, Any] | None) -> dict[str, list[flo
     """
     fit = (calibration or {}).get("confidence")
     if not fit:
-        raise InputError("the confidence of this model is not calibrated: see cats-calibrate --fit-confidence")
+        raise InputError("the confidence of this model is not calibrated: see cats fit-confidence")
     mapping: dict[str, list[float]] = fit["mapping"]
     return mapping

@@ -13,10 +13,10 @@ import onnx
 from cats.calibration.calibrate import load_pair
 from cats.calibration.inputs import PairSet
 from cats.calibration.sessions import Session, fixed_batch
-from cats.core.console import progress
+from cats.core.console import note, progress, stdout, table
 from cats.core.errors import InputError
 from cats.core.metadata import Metadata
-from cats.export.fp16.assign import LARGE_ACTIVATION, is_quantized
+from cats.export.fp16.assign import HALF_LARGEST, LARGE_ACTIVATION, is_quantized
 from cats.export.fp16.emulate import computes_in_half, rounded
 from cats.export.modules import module_of
 
@@ -254,3 +254,36 @@ def _errors(
             )
         )
     return found
+
+
+def print_walk(found: Divergence, files: str) -> None:
+    """Print the values around the first that parts, and what overflows."""
+    first = found.nodes.index(found.first) if found.first else len(found.nodes)
+    rows = [
+        [
+            f"{'> ' if item is found.first else ''}{item.node}",
+            percent(item.relative),
+            percent(item.step),
+            f"{item.largest_a:.4g}",
+            f"{item.largest_b:.4g}",
+            str(item.not_finite_b),
+        ]
+        for item in found.nodes[max(0, first - 8) : first + 5]
+    ]
+    columns = ["node", "relative error", "added", "largest in A", "largest in B", "not finite in B"]
+    stdout.print(table(f"{files}, {found.source}", columns, rows))
+    for item in found.overflowing:
+        largest = max(item.largest_a, item.largest_b)
+        if largest > HALF_LARGEST:
+            note(f"warning: {item.node} reaches {largest:.4g}: float16 overflows there")
+        elif largest > LARGE_ACTIVATION:
+            note(f"warning: {item.node} reaches {largest:.4g}, near the end of float16 (65504)")
+        if item.not_finite_a or item.not_finite_b:
+            note(f"warning: {item.node} is not finite: {item.not_finite_a} values in A, {item.not_finite_b} in B")
+    step = found.largest_step
+    note(f"most is added at {step.node} (module {step.module}): {percent(step.step)}")
+
+
+def percent(value: float) -> str:
+    """A relative error for people."""
+    return f"{value:.2%}" if math.isfinite(value) else "not finite"

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cats.calibration.studies.variants import Effect, Variants, groups
-from cats.core.console import progress
+from cats.calibration.variants import Effect, Variants, groups
+from cats.core.console import progress, stdout, table
 from cats.evaluation.figures import save_figure
 
 _SHOWN = 40  # modules in the plot
@@ -58,7 +58,7 @@ def measure_sensitivity(variants: Variants, *, by: str = "module", cumulative: b
 
     Args:
         variants: of the model.
-        by: ``module`` or ``block``, see :func:`cats.calibration.studies.variants.groups`.
+        by: ``module`` or ``block``, see :func:`cats.calibration.variants.groups`.
         cumulative: also measure the modules added one after the other, the least sensitive first.
 
     Raises:
@@ -116,3 +116,27 @@ def plot_sensitivity(result: Sensitivity, path: str | Path) -> None:
     axes.set_title(f"{result.precision}: {result.pairs} pairs, {result.source}", fontsize=9)
     axes.legend()
     save_figure(figure, path)
+
+
+def print_ranking(result: Sensitivity) -> None:
+    """Print the ranked table."""
+    annotated = any(item.alone.pck_drop is not None for item in result.ranked)
+    rows = [
+        [
+            item.name,
+            item.nodes[0] if item.nodes else "",
+            *_cells(item.alone, annotated),
+            *_cells(item.cumulative, annotated),
+        ]
+        for item in result.ranked
+    ]
+    figures = ["median px", "p99 px", *(["PCK drop"] if annotated else [])]
+    columns = ["module", "first node", *figures, *(f"{name}, with all below" for name in figures)]
+    stdout.print(table(f"{result.precision}, {result.pairs} pairs, {result.source}", columns, rows))
+
+
+def _cells(effect: Effect | None, annotated: bool) -> list[str]:
+    if effect is None:
+        return ["", "", *([""] if annotated else [])]
+    drop = [] if effect.pck_drop is None else [f"{effect.pck_drop:.2f}"]
+    return [f"{effect.median_px:.3f}", f"{effect.p99_px:.3f}", *drop]

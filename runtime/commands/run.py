@@ -96,7 +96,7 @@ def main_command(
         bool,
         typer.Option(
             "--calibrated",
-            help="Give confidences as the probabilities that cats-calibrate --fit-confidence fitted.",
+            help="Give confidences as the probabilities that cats fit-confidence fitted.",
             rich_help_panel=SELECTION,
         ),
     ] = False,

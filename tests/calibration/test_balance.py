@@ -5,8 +5,8 @@ import pytest
 
 from cats.calibration.balance import balance_factors, balanced
 from cats.calibration.calibrate import load_float_model, measure_ranges
+from cats.calibration.graph import Graph
 from cats.calibration.inputs import PairSet
-from cats.calibration.modules import Graph
 from cats.calibration.quantize import quantize
 from cats.calibration.sessions import Session
 from cats.core.errors import InputError

@@ -10,7 +10,7 @@ import pytest
 from commands import runner
 
 from cats.calibration.cli import main
-from cats.calibration.modules import modules
+from cats.calibration.graph import quantizable_modules
 from cats.calibration.ranges import Ranges
 from cats.core.metadata import read_onnx_metadata
 from cats.evaluation.parity import TOLERANCE
@@ -32,7 +32,7 @@ def test_photos_to_a_quantized_file(calibrate, float_file, photos, tmp_path):
     assert metadata.precision == "int8"
     part = metadata.calibration
     assert (part["method"], part["target"], part["kept"]) == ("mse", "any", [])
-    assert part["quantized_modules"] == len(modules(onnx.load(float_file)))
+    assert part["quantized_modules"] == len(quantizable_modules(onnx.load(float_file)))
     assert metadata.parity["tolerance_px"] == 2.0
     assert metadata.verified == (metadata.parity["p99_px"] <= 2.0)
     source = read_onnx_metadata(float_file)
@@ -70,7 +70,7 @@ def test_a_file_past_its_tolerance_is_written_and_exits_1(calibrate, float_file,
 
 def test_keeping_almost_everything_passes(calibrate, float_file, ranges, tmp_path):
     ranges.save("r.json")
-    names = list(modules(onnx.load(float_file)))
+    names = list(quantizable_modules(onnx.load(float_file)))
     keep = [argument for name in names if name != "proj.0" for argument in ("--keep", name)]
     done = calibrate(float_file, "--from-ranges", "r.json", *keep, "--for", "cpu")
     assert done.code == 0, done.err
@@ -177,7 +177,7 @@ def test_help(calibrate):
 
 def test_calibration_needs_no_torch():
     code = (
-        "import sys, cats.calibration.commands\nfrom cats.calibration.studies import confidence, divergence\n"
+        "import sys, cats.calibration.search\nfrom cats.calibration.studies import confidence, divergence\n"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from cats.calibration.balance import balanced
-from cats.calibration.modules import Graph, modules
+from cats.calibration.graph import Graph, quantizable_modules
 from cats.calibration.quantize import quantize
 from cats.calibration.ranges import METHODS
 from cats.calibration.sessions import Session
@@ -34,7 +34,7 @@ def drift(source, model, feeds):
 
 
 def test_modules_are_named_as_in_pytorch(source):
-    found = modules(source.model)
+    found = quantizable_modules(source.model)
     assert "feature_extraction.backbone.conv_stem" in found
     assert {"proj.0", "decoder.blocks.0.attn.q", "decoder.blocks.0.mlp2.fc1", "decoder.proj"} <= set(found)
     assert found["decoder.proj"] == [
@@ -51,7 +51,7 @@ def test_everything_quantizable_and_nothing_else(source, quantized, kind):
     graph = Graph(model)
     count = 0
     for node in model.graph.node:
-        if node.op_type in ("Conv", "MatMul") and module_of(node) in modules(source.model):
+        if node.op_type in ("Conv", "MatMul") and module_of(node) in quantizable_modules(source.model):
             for name in node.input[:2]:
                 assert graph.producer[name].op_type == "DequantizeLinear", node.name
             count += 1
@@ -59,7 +59,7 @@ def test_everything_quantizable_and_nothing_else(source, quantized, kind):
             assert all(
                 name not in graph.producer or graph.producer[name].op_type != "DequantizeLinear" for name in node.input
             ), node.name
-    assert count == sum(len(names) for names in modules(source.model).values())
+    assert count == sum(len(names) for names in quantizable_modules(source.model).values())
 
 
 def test_placement_for_tensorrt(quantized):
@@ -92,7 +92,7 @@ def test_names_carry_the_module(quantized):
 def test_weights_are_symmetric_per_channel_and_shared(source, ranges, quantized):
     graph = Graph(quantized["int8", "cpu"])
     before = Graph(balanced(source.model, ranges.balance))
-    for module, nodes in modules(source.model).items():
+    for module, nodes in quantizable_modules(source.model).items():
         weight = before.constant(f"{module}.weight")
         stored = numpy_helper.to_array(graph.initializers[f"{module}.weight.int8"]).astype(np.float32)
         scale = numpy_helper.to_array(graph.initializers[f"{module}.weight.scale"])
@@ -105,7 +105,7 @@ def test_weights_are_symmetric_per_channel_and_shared(source, ranges, quantized)
     assert not [
         name
         for name in graph.initializers
-        if name.endswith(".weight") and name[: -len(".weight")] in modules(source.model)
+        if name.endswith(".weight") and name[: -len(".weight")] in quantizable_modules(source.model)
     ]
 
 
@@ -113,7 +113,8 @@ def test_weights_of_seven_bits(source, ranges, feeds):
     model = quantize(source.model, ranges, target="cpu", weight_bits=7)
     graph = Graph(model)
     largest = [
-        np.abs(numpy_helper.to_array(graph.initializers[f"{m}.weight.int8"])).max() for m in modules(source.model)
+        np.abs(numpy_helper.to_array(graph.initializers[f"{m}.weight.int8"])).max()
+        for m in quantizable_modules(source.model)
     ]
     assert set(largest) == {63}
     assert np.median(drift(source, model, feeds)) < 12
@@ -166,14 +167,14 @@ def test_products_of_attention_follow_their_layers(source, ranges, quantized):
 def test_onnxruntime_leaves_kept_convolutions_alone(source, ranges, tmp_path):
     import onnxruntime as ort
 
-    kept = [name for name in modules(source.model) if name.startswith("feature_extraction")][1::2]
+    kept = [name for name in quantizable_modules(source.model) if name.startswith("feature_extraction")][1::2]
     model = quantize(source.model, ranges, target="cpu", keep=kept)
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 4
     ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     kinds = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
-    convolutions = [name for name in modules(source.model) if name.startswith("feature_extraction")]
+    convolutions = [name for name in quantizable_modules(source.model) if name.startswith("feature_extraction")]
     assert kinds["QLinearConv"] == len(convolutions) - len(kept)
     assert kinds["Conv"] + kinds["FusedConv"] == len(kept)
 
@@ -204,7 +205,7 @@ def test_every_method_works(source, ranges, feeds, method):
 
 
 def test_kept_modules_are_untouched(source, ranges, feeds):
-    names = list(modules(source.model))
+    names = list(quantizable_modules(source.model))
     model = quantize(source.model, ranges, keep=["feature_extraction", "decoder.blocks.0.attn"])
     graph = Graph(model)
     assert "feature_extraction.backbone.conv_stem.weight" in graph.initializers
@@ -216,10 +217,10 @@ def test_kept_modules_are_untouched(source, ranges, feeds):
 
 def test_weights_stored_as_half_give_the_same_integers(source, ranges, copy):
     stored, _ = store_as_half(source.model)
-    assert modules(stored) == modules(source.model)
+    assert quantizable_modules(stored) == quantizable_modules(source.model)
     model = quantize(stored, ranges)
     graph, before = Graph(model), Graph(balanced(stored, ranges.balance))
-    for module in modules(source.model):
+    for module in quantizable_modules(source.model):
         half = before.constant(f"{module}.weight")
         scale = numpy_helper.to_array(graph.initializers[f"{module}.weight.scale"])
         shape = [-1] + [1] * (half.ndim - 1) if half.ndim == 4 else [1, -1]

@@ -10,10 +10,11 @@ from onnx import numpy_helper
 
 from cats.calibration.calibrate import FloatModel, measure_ranges
 from cats.calibration.calibrate import calibrate as calibrate_model
-from cats.calibration.cli import main
+from cats.calibration.cli import main as calibrate_main
+from cats.calibration.graph import condensed, quantizable_modules
 from cats.calibration.inputs import pairs_from_images
-from cats.calibration.modules import condensed, modules
 from cats.calibration.quantize import quantize
+from cats.calibration.search import Bound, search
 from cats.calibration.sessions import Session
 from cats.calibration.studies.confidence import (
     Predictions,
@@ -23,9 +24,9 @@ from cats.calibration.studies.confidence import (
     with_temperature,
 )
 from cats.calibration.studies.divergence import find_divergence
-from cats.calibration.studies.search import Bound, search
 from cats.calibration.studies.sensitivity import measure_sensitivity
-from cats.calibration.studies.variants import Variants, groups
+from cats.calibration.variants import Variants, groups
+from cats.cli import main as cats_main
 from cats.core.errors import InputError
 from cats.core.metadata import read_onnx_metadata, write_model
 from cats.export.fp16.assign import to_fp16
@@ -39,7 +40,13 @@ BEFORE = "feature_extraction.backbone.blocks.2.0.conv_dw"
 @pytest.fixture
 def calibrate(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    return runner(main, "cats-calibrate", monkeypatch, capsys)
+    return runner(calibrate_main, "cats-calibrate", monkeypatch, capsys)
+
+
+@pytest.fixture
+def cats(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    return runner(cats_main, "cats", monkeypatch, capsys)
 
 
 @pytest.fixture(scope="session")
@@ -128,7 +135,7 @@ def test_search_meets_its_bound_and_resumes(planted, planted_ranges, halves, tmp
     assert not set(halves[0].pairs) & set(halves[1].pairs)
     assert answer.effect.p99_px <= bound.max_drift
     assert BAD in answer.keep
-    assert len(answer.keep) < len(modules(planted.model))
+    assert len(answer.keep) < len(quantizable_modules(planted.model))
     flow = [Session(m)(first.feeds()[0])["flow"] for m in (planted.model, first.build(answer.keep))]
     size = 256 / flow[0].shape[-1]
     assert np.quantile(np.linalg.norm(flow[0] - flow[1], axis=1), 0.5) * size <= bound.max_drift
@@ -142,7 +149,7 @@ def test_search_meets_its_bound_and_resumes(planted, planted_ranges, halves, tmp
 
 def test_state_of_another_search_is_refused(planted, planted_ranges, halves, tmp_path):
     state = tmp_path / "state.json"
-    Variants(planted, planted_ranges, halves[1], state=state).measure(modules(planted.model))
+    Variants(planted, planted_ranges, halves[1], state=state).measure(quantizable_modules(planted.model))
     with pytest.raises(InputError, match="another model"):
         Variants(planted, planted_ranges, halves[0], state=state)
 
@@ -189,9 +196,9 @@ def test_the_mapping_lowers_the_calibration_error_on_held_out_matches():
     assert expected_calibration_error(mapped, held_out.right) < before / 3
 
 
-def test_commands(calibrate, float_file, photos, tmp_path):
-    done = calibrate(
-        float_file, "--fit-confidence", "--data", f"categories:{photos}", "-o", "c.onnx", "--plot", "c.png", "--json"
+def test_fit_confidence(cats, float_file, photos, tmp_path):
+    done = cats(
+        "fit-confidence", float_file, "--data", f"categories:{photos}", "-o", "c.onnx", "--plot", "c.png", "--json"
     )
     assert done.code == 0, done.err
     fit = json.loads(done.out)
@@ -202,27 +209,49 @@ def test_commands(calibrate, float_file, photos, tmp_path):
     match = Matcher("c.onnx", threads=1).match(*sorted(photos.iterdir())[:2])
     low, high = fit["mapping"]["probability"][0], fit["mapping"]["probability"][-1]
     assert low <= match.calibrated_confidence.min() <= match.calibrated_confidence.max() <= high
-    with pytest.raises(InputError, match="--fit-confidence"):
+    with pytest.raises(InputError, match="fit-confidence"):
         _ = Matcher(float_file, threads=1).match(*sorted(photos.iterdir())[:2]).calibrated_confidence
     sure = Matcher("c.onnx", threads=1, calibrated=True).match(*sorted(photos.iterdir())[:2])
     np.testing.assert_array_equal(sure.confidence, match.calibrated_confidence)
     np.testing.assert_array_equal(sure.calibrated_confidence, sure.confidence)
     np.testing.assert_array_equal(sure.expected_error, match.expected_error)
     assert np.corrcoef(sure.expected_error.ravel(), match.confidence.ravel())[0, 1] < 0
-    with pytest.raises(InputError, match="--fit-confidence"):
+    with pytest.raises(InputError, match="fit-confidence"):
         Matcher(float_file, threads=1, calibrated=True)
-    assert calibrate("--find-divergence", float_file, float_file).code == 0
-    done = calibrate("--find-divergence", float_file, "c.onnx", "--json", "--threshold", "1e-9")
+    done = cats("divergence", float_file, "c.onnx", "--json", "--threshold", "1e-9")
     assert done.code == (1 if fit["temperature"] != fit["old_temperature"] else 0)
+
+
+def test_divergence_and_search(cats, calibrate, float_file, photos):
+    assert cats("divergence", float_file, float_file).code == 0
     done = calibrate(float_file, "--images", photos, "--max-drift", "1000px", "--by", "block", "--json", "-o", "m.onnx")
     assert done.code in (0, 1), done.err
     assert json.loads(done.out)["keep"] == []
 
 
-def test_a_picture_of_an_unknown_format_is_refused(calibrate, float_file, photos, tmp_path):
-    fit = (float_file, "--fit-confidence", "--data", f"categories:{photos}")
-    assert "use .png" in calibrate(*fit, "-o", "c.onnx", "--plot", "c.abc").error
+def test_a_picture_of_an_unknown_format_is_refused(cats, float_file, photos, tmp_path):
+    fit = ("fit-confidence", float_file, "--data", f"categories:{photos}")
+    assert "use .png" in cats(*fit, "-o", "c.onnx", "--plot", "c.abc").error
     assert not list(tmp_path.glob("c.*"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (("small.onnx", "--sensitivity", "--plot", "x.png"), "cats sensitivity"),
+        (("--find-divergence", "a.onnx", "b.onnx"), "cats divergence"),
+        (("small.onnx", "--fit-confidence", "--data", "categories:x"), "cats fit-confidence"),
+    ],
+)
+def test_old_spellings_name_the_new_command(calibrate, old, new):
+    assert new in calibrate(*old).error
+
+
+@pytest.mark.parametrize("command", ["sensitivity", "divergence", "fit-confidence"])
+def test_help_of_studies(cats, command):
+    done = cats(command, "--help")
+    assert done.code == 0
+    assert f"cats {command} cats.onnx" in done.out
 
 
 def test_quantizing_keeps_the_fitted_confidence(source, ranges, photos, tmp_path):
@@ -246,7 +275,6 @@ def test_mixed_precision_by_name(calibrate, float_file, photos):
     assert metadata.parity["p99_px"] <= 2
     assert metadata.precision == ("mixed" if metadata.calibration["kept"] else "int8")
     assert "kept in float32" in done.err
-    assert "search of its own" in calibrate(float_file, "--precision", "mixed", "--sensitivity").error
 
 
 def test_kept_modules_are_named_by_the_fewest_beginnings():
@@ -258,18 +286,20 @@ def test_kept_modules_are_named_by_the_fewest_beginnings():
     assert condensed([], names) == []
 
 
-def test_wrong_inputs_of_studies(calibrate, float_file, photos, tmp_path):
+def test_wrong_inputs_of_studies(calibrate, cats, float_file, photos, tmp_path):
     images = ("--images", photos)
-    assert "two files" in calibrate(float_file, "--find-divergence").error
-    assert "two files" in calibrate(float_file, float_file, *images).error
-    assert "needs pairs with known flow" in calibrate(float_file, "--fit-confidence").error
+    assert "Missing argument" in cats("divergence", float_file).err
+    assert "Missing option '--data'" in cats("fit-confidence", float_file).err
     assert "0.5px" in calibrate(float_file, *images, "--max-drift", "much").error
     assert "zero or more" in calibrate(float_file, *images, "--max-drift=-1").error
     assert "--check" in calibrate(float_file, *images, "--max-pck-drop", "1").error
-    assert "give one of" in calibrate(float_file, *images, "--sensitivity", "--max-drift", "1").error
-    assert "module or block" in calibrate(float_file, *images, "--sensitivity", "--by", "layer").error
+    assert "module or block" in cats("sensitivity", float_file, *images, "--by", "layer").error
     assert "cats-export --fp16" in calibrate(float_file, *images, "--precision", "fp16").error
     (tmp_path / "s.json").write_text("[]")
-    assert "s.json" in calibrate(float_file, *images, "--sensitivity", "--state", "s.json").error
+    assert "s.json" in cats("sensitivity", float_file, *images, "--state", "s.json").error
     (tmp_path / "text.onnx").write_text("no model")
-    assert "text.onnx" in calibrate("--find-divergence", float_file, "text.onnx").error
+    assert "text.onnx" in cats("divergence", float_file, "text.onnx").error
+    assert (
+        "the model itself"
+        in cats("fit-confidence", float_file, "--data", f"categories:{photos}", "-o", float_file).error
+    )

@@ -34,7 +34,7 @@ def test_confidence_that_is_not_calibrated_is_refused(
 ) -> None:
     matcher.match(image(texture), image(texture))
     assert matcher.info.calibrated == 0
-    refused(c_library.STATE, "--fit-confidence", matcher.calibrated_confidence)
+    refused(c_library.STATE, "fit-confidence", matcher.calibrated_confidence)
     for mapping in (
         {},
         {"confidence": [0.1, 0.2], "probability": [0.1]},

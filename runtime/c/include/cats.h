@@ -240,7 +240,7 @@ CATS_API cats_status cats_flow(cats_context *context, size_t pair, float *flow, 
 CATS_API cats_status cats_confidence(cats_context *context, size_t pair, float *confidence, size_t count);
 
 /* Copies the probability, in 0..1, that each cell's match is within a tenth of the image's side of the truth: count =
- * G * G floats. Needs a model that cats-calibrate --fit-confidence wrote (cats_info.calibrated), else
+ * G * G floats. Needs a model that cats fit-confidence wrote (cats_info.calibrated), else
  * CATS_ERROR_STATE. */
 CATS_API cats_status cats_calibrated_confidence(cats_context *context, size_t pair, float *probability, size_t count);
 

@@ -60,7 +60,7 @@ cats_status cats_calibrated_confidence(cats_context *context, size_t pair, float
   const cats_session *session = &context->matcher->matcher;
   const cats_calibration *calibration = &session->metadata.calibration;
   if (!calibration->knots)
-    status = cats_fail(CATS_ERROR_STATE, "the confidence of %s is not calibrated: see cats-calibrate --fit-confidence",
+    status = cats_fail(CATS_ERROR_STATE, "the confidence of %s is not calibrated: see cats fit-confidence",
                        session->name);
   if (status == CATS_OK)
     status = copy(confidence_of(context, pair), cats_grid_elements(context->matcher), probability, count,

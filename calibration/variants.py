@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 import onnx
 
-from cats.calibration.calibrate import FloatModel
-from cats.calibration.inputs import Feeds, PairSet
-from cats.calibration.modules import modules
+from cats.calibration.calibrate import FloatModel, check_ranges, measure_ranges
+from cats.calibration.graph import quantizable_modules
+from cats.calibration.inputs import Feeds, PairSet, pairs_from_data
 from cats.calibration.quantize import RoundedWeights, quantize
 from cats.calibration.ranges import Ranges
 from cats.calibration.sessions import Session, SessionMatcher, fixed_batch
 from cats.core.errors import InputError
 from cats.core.files import write_text
+from cats.data import open_dataset
 from cats.evaluation.parity import flow_distance
 from cats.export.fp16.assign import half_tensors, to_fp16
 from cats.export.fp16.emulate import rounded
@@ -29,6 +30,8 @@ from cats.export.modules import module_of
 
 PRECISIONS = ("int8", "fp8", "fp16")
 ALPHA = 0.1
+VALIDATION = 8
+"""Pairs to judge variants by."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,9 @@ class Variants:
             )
         self.source, self.ranges, self.pairs, self.precision = source, ranges, pairs, precision
         self.options, self.dataset, self.threads, self.state = options or {}, dataset, threads, state
-        self.candidates = _half_modules(source.model) if precision == "fp16" else list(modules(source.model))
+        self.candidates = (
+            _half_modules(source.model) if precision == "fp16" else list(quantizable_modules(source.model))
+        )
         self.nodes = _node_names(source.model, self.candidates)
         self._moments = channel_moments(source.model, source.metadata.preprocessing) if precision == "fp16" else None
         self._feeds: list[Feeds] | None = None
@@ -224,6 +229,52 @@ class Variants:
         )
 
 
+def open_variants(
+    source: FloatModel,
+    photos: PairSet | None,
+    from_ranges: list[Path],
+    *,
+    precision: str,
+    balance: bool,
+    options: dict[str, Any],
+    check: str | None,
+    limit: int,
+    threads: int | None,
+    state: Path | None,
+) -> Variants:
+    """Variants on validation pairs that share no pair with those the ranges are measured on.
+
+    Raises:
+        InputError: too few pairs to have both.
+    """
+    dataset = open_dataset(check).select(limit=limit) if check is not None else None
+    if photos is None:
+        if check is None:
+            raise InputError("--from-ranges leaves no pairs to judge by: give --check KIND:DIR too")
+        judged_on, measured_on = pairs_from_data(check).spread(VALIDATION), None
+    else:
+        chosen = photos.spread(limit)
+        if len(chosen) < 4:
+            raise InputError(f"{photos.name} gives {len(chosen)} pairs: at least 4 are needed to hold some out")
+        measured_on, judged_on = chosen.split(max(1, min(VALIDATION, len(chosen) // 4)))
+    ranges = None
+    if measured_on is None and from_ranges:
+        ranges = Ranges.load_all(from_ranges)
+        check_ranges(source, ranges)
+    elif measured_on is not None and precision != "fp16":
+        ranges = measure_ranges(source, measured_on, balance=balance, threads=threads)
+    return Variants(
+        source,
+        ranges,
+        judged_on,
+        precision=precision,
+        options={} if precision == "fp16" else options,
+        dataset=dataset,
+        threads=threads,
+        state=state,
+    )
+
+
 def groups(candidates: Iterable[str], by: str = "module") -> dict[str, list[str]]:
     """Modules by the name under which they are varied together.
 
@@ -256,7 +307,7 @@ def _half_modules(model: onnx.ModelProto) -> list[str]:
 
 
 def _node_names(model: onnx.ModelProto, candidates: Collection[str]) -> dict[str, list[str]]:
-    known = modules(model)
+    known = quantizable_modules(model)
     found = {name: list(known.get(name, ())) for name in candidates}
     for node in model.graph.node:
         name = module_of(node)

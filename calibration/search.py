@@ -5,13 +5,19 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from cats.calibration.calibrate import calibrate
+from cats.calibration.graph import condensed
 from cats.calibration.studies.sensitivity import measure_sensitivity
-from cats.calibration.studies.variants import Effect, Variants, groups
-from cats.core.console import progress
+from cats.calibration.variants import Effect, Variants, groups
+from cats.core.console import note, print_json, progress, stdout, table
 from cats.core.errors import InputError, VerificationError
+from cats.core.metadata import write_model
+from cats.evaluation.parity import TOLERANCE
 
 _FRONT = 8  # variants that are timed against one another
 _ROUNDS = 12
@@ -96,7 +102,7 @@ def search(variants: Variants, bound: Bound, *, by: str = "module") -> SearchRes
     Args:
         variants: on validation pairs that the ranges were not measured on.
         bound: what must hold.
-        by: ``module`` or ``block``, see :func:`cats.calibration.studies.variants.groups`.
+        by: ``module`` or ``block``, see :func:`cats.calibration.variants.groups`.
 
     Raises:
         InputError: a bound on PCK without annotated pairs, or ``by`` is unknown.
@@ -196,3 +202,65 @@ def _times(variants: Variants, keys: list[tuple[str, ...]]) -> dict[tuple[str, .
                 times[key].append((time.perf_counter() - start) * 1000)
             bar.advance(task)
     return {key: round(statistics.median(values), 4) for key, values in times.items()}
+
+
+def parse_bound(max_drift: str | None, max_pck_drop: float | None) -> Bound:
+    """The bound of the options; ``max_drift`` may end in px."""
+    try:
+        drift = None if max_drift is None else float(max_drift.removesuffix("px"))
+    except ValueError:
+        raise InputError(f"--max-drift {max_drift}: give pixels at 256 x 256, such as 0.5px") from None
+    return Bound(drift, max_pck_drop)
+
+
+def print_answer(result: SearchResult, names: Collection[str], *, as_json: bool) -> None:
+    """Print the answer and the Pareto front, or JSON; ``names`` are all modules that were searched among."""
+    if as_json:
+        print_json(result.to_dict())
+        return
+    rows = [
+        [str(len(point.keep)), f"{point.ms:.2f}", f"{point.effect.p99_px:.3f}", f"{point.ms / result.float_ms:.2f}"]
+        for point in result.front
+    ]
+    columns = ["modules kept", "ms", "p99 px", "of the float model's time"]
+    stdout.print(
+        table(f"Pareto front in ONNX Runtime on this CPU; float model {result.float_ms:.2f} ms", columns, rows)
+    )
+    note(f"kept in float32: {', '.join(condensed(result.keep, names)) or 'nothing'}")
+    note(
+        f"p99 {result.effect.p99_px:.3f} px on {result.pairs} pairs, {result.source}; "
+        f"{result.measured} variants measured"
+    )
+
+
+def write_answer(variants: Variants, result: SearchResult, output: Path) -> bool:
+    """Write the file that a search chose, with its figures; whether it is within the tolerance of its precision."""
+    source = variants.source
+    if variants.precision != "fp16":
+        assert variants.ranges is not None
+        verified = calibrate(
+            source,
+            variants.ranges,
+            output,
+            precision=variants.precision,
+            keep=result.keep,
+            pairs=variants.pairs,
+            label="mixed" if result.keep else None,
+            threads=variants.threads,
+            **variants.options,
+        ).drift.passed
+    else:
+        effect = result.effect
+        tolerance = TOLERANCE["fp16"]
+        verified = effect.p99_px <= tolerance
+        parity = {"median_px": effect.median_px, "p99_px": effect.p99_px, "max_px": effect.max_px}
+        metadata = source.metadata.with_(
+            precision="fp16",
+            calibration={**(source.metadata.calibration or {}), "precision": "fp16", "kept": list(result.keep)},
+            parity={**parity, "pairs": result.pairs, "source": result.source, "tolerance_px": tolerance},
+            verified=verified,
+            accuracy=None,
+        )
+        write_model(variants.build(result.keep), metadata, output)
+    note(f"{output} written")
+    return verified

@@ -19,7 +19,7 @@ QUANTIZABLE = ("Conv", "Gemm", "MatMul")
 _MANY_TOKENS = 64  # with fewer, as among the levels of a position, quantizing costs more than it saves
 
 
-def modules(model: onnx.ModelProto) -> dict[str, list[str]]:
+def quantizable_modules(model: onnx.ModelProto) -> dict[str, list[str]]:
     """Quantizable modules in graph order, each with the names of its nodes.
 
     A module is quantizable if its node is one of :data:`QUANTIZABLE` with the module's own weight. The aggregator's

@@ -1,0 +1,116 @@
+"""Options that the commands of this room share: the model, the photos to measure on, threads and outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cats.calibration.inputs import PairSet, pairs_from_csv, pairs_from_data, pairs_from_images
+from cats.core.errors import InputError
+from cats.core.files import check_destination
+
+PHOTOS, HOW, OUTPUTS = "Photos to measure ranges on (one of these)", "How it is quantized", "Outputs"
+
+
+def option(*names: str, help: str, panel: str, default: bool | str = False, **more: Any) -> Any:
+    """An option under a heading of the help text; ``default`` as ``show_default`` of typer."""
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=default, **more)
+
+
+Model = Annotated[Path, typer.Argument(help="Float32 ONNX file of cats-export.", metavar="MODEL.onnx")]
+Images = Annotated[
+    Path | None, option("--images", help="Folder, searched recursively: photos of one sub-folder pair.", panel=PHOTOS)
+]
+Pairs = Annotated[Path | None, option("--pairs", help="CSV with columns a,b.", panel=PHOTOS)]
+Data = Annotated[
+    str | None, option("--data", help="Data set KIND:DIR, or categories:DIR.", panel=PHOTOS, metavar="KIND:DIR")
+]
+Split = Annotated[str | None, option("--split", help="Split of --data: train, val or test.", panel=PHOTOS)]
+FromRanges = Annotated[
+    list[Path] | None,
+    option("--from-ranges", help="Ranges of an earlier run instead of photos; several are merged.", panel=PHOTOS),
+]
+Limit = Annotated[int, option("--limit", help="Largest number of pairs.", panel=PHOTOS, default=True, min=1)]
+Method = Annotated[
+    str,
+    option(
+        "--method",
+        help="Interval of each int8 activation: minmax, percentile, entropy, mse.",
+        panel=HOW,
+        default=True,
+    ),
+]
+Target = Annotated[
+    str,
+    option(
+        "--for",
+        help="any (symmetric, as TensorRT demands), or cpu (with zero points: faster there, refused by TensorRT).",
+        panel=HOW,
+        default=True,
+    ),
+]
+WeightBits = Annotated[
+    int,
+    option(
+        "--weight-bits",
+        help="8, or 7 for x86 CPUs without VNNI, where sums would saturate.",
+        panel=HOW,
+        default=True,
+    ),
+]
+Balance = Annotated[
+    bool,
+    option(
+        "--balance/--no-balance",
+        help="Even out the channels that the aggregator's linear layers read, at the cost of their weights.",
+        panel=HOW,
+        default=True,
+    ),
+]
+By = Annotated[str, option("--by", help="Vary each module, or each block at once.", panel=HOW, default=True)]
+State = Annotated[Path | None, option("--state", help="JSON file with which a killed run goes on.", panel=OUTPUTS)]
+Check = Annotated[
+    str | None,
+    option("--check", help="Annotated pairs: also compare PCK of both models.", panel=OUTPUTS, metavar="KIND:DIR"),
+]
+Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads.", show_default="one per core", min=1)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.", show_default=False)]
+
+
+def open_photos(
+    images: Path | None,
+    pairs: Path | None,
+    data: str | None,
+    split: str | None,
+    from_ranges: list[Path] | None = None,
+) -> PairSet | None:
+    """The pairs that the options name; None with ``--from-ranges``.
+
+    Raises:
+        InputError: not exactly one source is given, or it holds nothing.
+    """
+    given = [
+        name
+        for name, value in {"images": images, "pairs": pairs, "data": data, "from-ranges": from_ranges}.items()
+        if value
+    ]
+    if len(given) != 1:
+        what = f"not {' and '.join(f'--{name}' for name in given)}" if given else "to know the ranges of activations"
+        raise InputError(f"give one of --images, --pairs, --data or --from-ranges, {what}")
+    if split is not None and data is None:
+        raise InputError("--split belongs to --data: leave it out")
+    if images is not None:
+        return pairs_from_images(images)
+    if pairs is not None:
+        return pairs_from_csv(pairs)
+    return pairs_from_data(data, split) if data is not None else None
+
+
+def check_outputs(model: Path, *outputs: Path | None) -> None:
+    """Raise :class:`InputError` for outputs that cannot be written, or that are the model itself; before the work."""
+    for path in outputs:
+        check_destination(path)
+        if path is not None and path.exists() and model.exists() and path.samefile(model):
+            raise InputError(f"{path} is the model itself: give another output")

@@ -1,0 +1,97 @@
+"""``cats sensitivity``: modules ranked by what lower precision does to the matches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cats.calibration.options import (
+    HOW,
+    OUTPUTS,
+    AsJson,
+    Balance,
+    By,
+    Check,
+    Data,
+    FromRanges,
+    Images,
+    Limit,
+    Method,
+    Model,
+    Pairs,
+    Split,
+    State,
+    Target,
+    Threads,
+    WeightBits,
+    check_outputs,
+    open_photos,
+    option,
+)
+from cats.core.console import execute, new_app, print_json
+from cats.core.images import quiet_pillow
+
+app = new_app()
+
+EXAMPLES = """
+Examples:
+
+- `cats sensitivity cats.onnx --images photos/ --plot modules.png` ranks the modules by what int8 does to each
+
+- `cats sensitivity cats.onnx --data categories:photos --by block --precision fp16` whole blocks, in float16
+
+- `cats sensitivity cats.onnx --images photos/ --state ranking.json --json` goes on where it was killed
+"""
+
+
+@app.command(epilog=EXAMPLES)
+def sensitivity(
+    model: Model,
+    images: Images = None,
+    pairs: Pairs = None,
+    data: Data = None,
+    split: Split = None,
+    from_ranges: FromRanges = None,
+    limit: Limit = 64,
+    precision: Annotated[str, option("--precision", help="int8, fp8 or fp16.", panel=HOW, default=True)] = "int8",
+    method: Method = "mse",
+    target: Target = "any",
+    weight_bits: WeightBits = 8,
+    balance: Balance = True,
+    by: By = "module",
+    check: Check = None,
+    plot: Annotated[Path | None, option("--plot", help="Bar chart: .png, .svg or .pdf.", panel=OUTPUTS)] = None,
+    state: State = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Rank a model's modules by how far the matches move when each alone is in lower precision."""
+    from cats.calibration.calibrate import load_float_model
+    from cats.calibration.studies.sensitivity import measure_sensitivity, plot_sensitivity, print_ranking
+    from cats.calibration.variants import open_variants
+
+    quiet_pillow()
+    check_outputs(model, plot, state)
+    variants = open_variants(
+        load_float_model(model),
+        open_photos(images, pairs, data, split, from_ranges),
+        from_ranges or [],
+        precision=precision,
+        balance=balance,
+        options={"method": method, "target": target, "weight_bits": weight_bits},
+        check=check,
+        limit=limit,
+        threads=threads,
+        state=state,
+    )
+    ranking = measure_sensitivity(variants, by=by)
+    if plot is not None:
+        plot_sensitivity(ranking, plot)
+    if as_json:
+        print_json(ranking.to_dict())
+    else:
+        print_ranking(ranking)
+
+
+if __name__ == "__main__":
+    execute(app)
