@@ -45,7 +45,7 @@ bench: .venv/done  ## every backend side by side, into benchmarks/results/; noth
 	  -o benchmarks/results/bench-$$model.json --html benchmarks/results/bench-$$model.html || exit; done
 
 # The demo installs the package; the development environment changes with its dependencies and the C library alone.
-SOURCES := $(shell git ls-files --cached --others --exclude-standard -- cats export runtime labelling calibration assets benchmarks)
+SOURCES := $(shell git ls-files --cached --others --exclude-standard -- cats $(ROOMS_BESIDE))
 NATIVE := $(shell git ls-files --cached --others --exclude-standard -- runtime/c/src runtime/c/include)
 
 .venv-demo/done: $(SOURCES) pyproject.toml setup.py

@@ -1,0 +1,39 @@
+"""Every example runs as a user would start it, and prints what it says."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from reference import REPOSITORY
+
+EXAMPLES = sorted((REPOSITORY / "examples").glob("*.py"))
+PRINTS = {
+    "match_two_photos": r"a \(203, 101\) -> b \(\d+\.\d, \d+\.\d\), confidence 0\.\d\d\n",
+    "one_against_many": r"astronaut\.jpg -> grace_hopper\.jpg: mean confidence 0\.\d\d\n",
+    "export_and_check": r"verified: True\nflow differs from PyTorch by 0\.0\d+ px",
+    "quantize": r"\d\.\d MB instead of 1\d\.\d\nthe flow moved by \d+\.\d\d px",
+    "opencv_loop": r"frame: \(\d+, \d+\), \(\d+, \d+\)\n",
+}
+GPU = {"pycuda_caller"}
+
+
+@pytest.mark.parametrize("name", [path.stem for path in EXAMPLES if path.stem not in GPU])
+def test_example(name: str, tmp_path) -> None:
+    if name == "opencv_loop" and importlib.util.find_spec("cv2") is None:
+        pytest.skip("OpenCV is not installed")
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, str(REPOSITORY / "examples" / f"{name}.py")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(PRINTS[name], done.stdout), done.stdout
+    assert not list(tmp_path.iterdir())  # it leaves nothing behind
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_are_short(path) -> None:
+    assert len(path.read_text().splitlines()) <= 30
