@@ -2,7 +2,7 @@
 
 import sys
 
-import pycuda.autoprimaryctx  # the primary context, which the backend uses too
+import pycuda.autoprimaryctx  # noqa: F401  # the primary context, which the backend uses too
 import pycuda.driver as cuda
 import pycuda.gpuarray as gpuarray
 
