@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 
 CONFIDENCE = 0.95
@@ -19,9 +20,13 @@ def median_interval(values: ArrayLike, seed: int = 0) -> dict[str, float]:
     sample = np.asarray(values, np.float64)
     if sample.ndim != 1 or not len(sample):
         raise ValueError(f"a sample of shape {sample.shape}: (n,) with at least one value is needed")
-    drawn = np.random.default_rng(seed).choice(sample, (_RESAMPLES, len(sample)))
-    low, high = np.quantile(np.median(drawn, axis=1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return {"median": float(np.median(sample)), "low": float(low), "high": float(high)}
+    median = float(np.median(sample))
+    if len(sample) == 1:  # which scipy refuses
+        return {"median": median, "low": median, "high": median}
+    interval = scipy.stats.bootstrap(
+        (sample,), np.median, n_resamples=_RESAMPLES, confidence_level=CONFIDENCE, method="percentile", rng=seed
+    ).confidence_interval
+    return {"median": median, "low": float(interval.low), "high": float(interval.high)}
 
 
 def ratio_interval(values: ArrayLike, baseline: ArrayLike) -> dict[str, float]:

@@ -96,6 +96,14 @@ def find_backbone(name: str) -> Backbone:
     raise InputError(f"unknown backbone {name!r}; known: {', '.join(REGISTRY)} (add one in cats/backbones.py)")
 
 
+def parse_hyperpixels(text: str) -> tuple[int, ...]:
+    """Ids from a text such as ``0,8,20`` or ``[0, 8, 20]``; raises :class:`InputError` for anything else."""
+    try:
+        return tuple(int(part) for part in text.strip().removeprefix("[").removesuffix("]").split(","))
+    except ValueError:
+        raise InputError(f"--hyperpixels {text!r} is not a list of numbers such as 0,8,20") from None
+
+
 class HyperpixelBackbone(nn.Module):
     """A timm network cut above its highest used block, giving the feature maps of the chosen ids.
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cats.backbones import parse_hyperpixels
 from cats.core.errors import CheckpointError, InputError
 from cats.core.files import atomic_path
 from cats.model import CATs, CATsConfig
@@ -209,7 +210,7 @@ def _authors_config(
                 f"{file} does not say its hyperpixels: put args.pkl beside it, or give --hyperpixels "
                 "(published: 0,8,20,21,26,28,29,30 for SPair-71k, 2,17,21,22,25,26,28 for PF-PASCAL)"
             )
-        hyperpixels = _parse_ids(text, file)
+        hyperpixels = _listed_ids(text, file)
     try:
         projection_dim = state["proj.0.weight"].shape[0]
         position = state["decoder.pos_embed_x"].shape
@@ -233,12 +234,11 @@ def _authors_config(
     )
 
 
-def _parse_ids(text: Any, file: Path) -> tuple[int, ...]:
+def _listed_ids(value: Any, file: Path) -> tuple[int, ...]:
     try:
-        values = json.loads(text) if isinstance(text, str) else text
-        return tuple(int(value) for value in values)
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"args.pkl beside {file}: hyperpixel {text!r} is not a list of numbers") from error
+        return parse_hyperpixels(value if isinstance(value, str) else ",".join(map(str, value)))
+    except (InputError, TypeError) as error:
+        raise CheckpointError(f"args.pkl beside {file}: hyperpixel {value!r} is not a list of numbers") from error
 
 
 def _fill(model: CATs, state: dict[str, Tensor], file: Path) -> list[str]:

@@ -113,6 +113,7 @@ def main_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print each file's metadata as JSON, one a line.")] = False,
 ) -> None:
     """Export a CATs checkpoint, or an untrained CATs, to ONNX and compare the file with PyTorch."""
+    from cats.backbones import parse_hyperpixels
     from cats.export.export import export_onnx
     from cats.export.graph.deployment import DeploymentOptions
     from cats.export.pairs import pairs_from_csv, pairs_from_folder
@@ -125,7 +126,7 @@ def main_command(
     if target not in ("any", "cpu", "tensorrt"):
         raise InputError(f"--for {target!r}: give any, cpu or tensorrt")
     source = pairs_from_csv(pairs) if pairs else pairs_from_folder(images) if images else None
-    model, name = _model(ckpt, backbone, backbone_weights, _ids(hyperpixels))
+    model, name = _model(ckpt, backbone, backbone_weights, parse_hyperpixels(hyperpixels) if hyperpixels else None)
     report = export_onnx(
         model,
         output or Path(f"{name}.onnx"),
@@ -203,15 +204,6 @@ def _build_engines(files: dict[str, Path], batch: int | None) -> None:
         if kind == "end-to-end":
             pairs = f"a batch of {batch or 1}, sides of {DEFAULT_SIDES[0]} to {DEFAULT_SIDES[2]} pixels"
         note(f"{plan}: engine, fp16, {chosen.name} {library.__version__}, {size}, {pairs}{replaced}")
-
-
-def _ids(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.strip("[] ").split(","))
-    except ValueError:
-        raise InputError(f"--hyperpixels {text!r} is not a list of numbers such as 0,8,20") from None
 
 
 def _batch(text: str) -> int | None:

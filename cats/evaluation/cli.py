@@ -197,6 +197,7 @@ def open_matcher(model: Path, backend: str | None, hyperpixels: str | None, opti
     if backend is not None:
         raise InputError(f"{model} is a checkpoint, which runs in PyTorch; leave out --backend {backend}")
     torch = require("torch", extra="train", purpose=f"evaluate the checkpoint {model}; an exported model does without")
+    from cats.backbones import parse_hyperpixels
     from cats.evaluation.torch_matcher import TorchMatcher
 
     provider, device, threads = (options[name] for name in ("provider", "device", "threads"))
@@ -213,7 +214,7 @@ def open_matcher(model: Path, backend: str | None, hyperpixels: str | None, opti
     if threads is not None:
         torch.set_num_threads(threads)
     place = "cpu" if provider == "cpu" else f"cuda:{device or 0}"
-    loaded = TorchMatcher.load(model, place, hyperpixels=_parse_ids(hyperpixels))
+    loaded = TorchMatcher.load(model, place, hyperpixels=parse_hyperpixels(hyperpixels) if hyperpixels else None)
     return loaded, f"PyTorch {torch.__version__} float32 on {place} ({reason})"
 
 
@@ -306,15 +307,6 @@ def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 def _cells(values: dict[float, float]) -> list[str]:
     return [f"{value:.1f}" for value in values.values()]
-
-
-def _parse_ids(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise InputError(f"--hyperpixels {text!r} is not a list of numbers such as 0,8,20") from error
 
 
 def main() -> None:

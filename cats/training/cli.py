@@ -11,21 +11,25 @@ from typing import Annotated, Any
 
 import typer
 
-from cats.core.console import execute, new_app, note
+from cats.core.console import execute, new_app, note, progress
 from cats.core.errors import BackendError, InputError
 from cats.data import open_dataset, parse_data
-from cats.training.configs import CONFIGS, TrainConfig, find_config
+from cats.training.configs import CONFIGS, TrainConfig, find_config, fine_tuning
 
 app = new_app()
 
 SUPERVISED = ("spair", "pfpascal", "pairs")
 _TRAINING_SEEDS = 1 << 32  # warps of smaller seeds are for validation, here and in cats-eval
 KINDS = (*SUPERVISED, "warps", "categories")
+TINY = "cats-tiny"
+FINE_TUNE = "fine-tune"
 
 EXAMPLES = """
 Examples:
 
 - `cats-train --data categories:photos/ --config tiny --val willow:PF-WILLOW` photos sorted into folders, no keypoints
+
+- `cats-train --data categories:photos/ --init cats-tiny` fine-tune the shipped model on your photos, minutes on a CPU
 
 - `cats-train --data spair:SPair-71k --config spair-frozen --device cuda` the paper's recipe
 
@@ -43,6 +47,7 @@ def train(
     output: Path,
     *,
     validation: str | None = None,
+    model: Any = None,
     resume: bool = False,
     device: str = "cpu",
     workers: int = 1,
@@ -55,6 +60,8 @@ def train(
         output: folder of the run.
         validation: ``KIND:DIR`` of annotated pairs or ``warps:DIR``. Default: the ``val`` split where the data set has
             one, the training pairs of a CSV file, warps of the training photos that training does not draw.
+        model: a :class:`cats.model.CATs` to start from, with ``config`` of
+            :func:`cats.training.configs.fine_tuning`.
         resume: go on where the run in ``output`` stopped.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         workers: loader processes.
@@ -66,17 +73,39 @@ def train(
 
     _check_device(device)
     dataset, objective, steps = _training_data(data, config)
-    return Trainer(
+    trainer = Trainer(
         config,
         dataset,
         objective,
         _validation(validation, data, config),
         output,
         steps=steps,
+        model=model,
         device=device,
         workers=workers,
         description={"data": _described(data), "validation": _described(validation or data)},
-    ).run(resume=resume)
+    )
+    best = trainer.run(resume=resume)
+    if trainer.rank == 0:
+        _say_what_now(trainer, validation, data)
+    return best
+
+
+def load_initial(init: str) -> tuple[Any, str]:
+    """The model of ``--init`` and its name with a digest, for :func:`cats.training.configs.fine_tuning`.
+
+    Args:
+        init: a checkpoint, or the name of a shipped one: ``cats-tiny``.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    from cats.assets import asset
+    from cats.checkpoints import load_checkpoint, weights_sha256
+
+    path = asset(f"{init}.pt") if init == TINY and not Path(init).exists() else Path(init)
+    model = load_checkpoint(path).model
+    return model, f"{path.stem} {weights_sha256(model)[:12]}"
 
 
 def _check_device(device: str) -> None:
@@ -94,6 +123,7 @@ def _check_device(device: str) -> None:
 
 def _training_data(data: str, config: TrainConfig) -> tuple[Any, Any, int]:
     """Data set, objective and number of updates for one kind of data."""
+    from cats.data.checked import check_categories, check_pairs, check_photos
     from cats.data.folders import CategoryFolder, PhotoFolder
     from cats.data.supervised import SupervisedPairs
     from cats.data.warps import CategoryTriplets, WarpPairs
@@ -103,18 +133,18 @@ def _training_data(data: str, config: TrainConfig) -> tuple[Any, Any, int]:
     model = config.model
     drawn = {"size": model.image_size, "grid": model.feature_size, "seed": config.seed}
     if kind == "categories":
-        folder = CategoryFolder.open(path)
+        folder = check_categories(CategoryFolder.open(path))
         _say(
             f"{len(folder)} photos in {len(folder.categories)} categories"
             + (f"; with one photo only, left out: {', '.join(folder.dropped)}" if folder.dropped else "")
         )
         return CategoryTriplets(folder, config=config.warp, **drawn), WarpConsistencyObjective(config), config.steps
     if kind == "warps":
-        photos = PhotoFolder.open(path)
+        photos = check_photos(PhotoFolder.open(path))
         _say(f"{len(photos)} photos ({photos.skipped} other files skipped)")
         drawn["seed"] += _TRAINING_SEEDS
         return WarpPairs(photos, config=config.warp, **drawn), FlowObjective(), config.steps
-    pairs = open_dataset(data, None if kind == "pairs" else "train")
+    pairs = check_pairs(open_dataset(data, None if kind == "pairs" else "train"))
     _say(pairs.description)
     dataset = SupervisedPairs(pairs, augment=config.augment, crop=config.crop, **drawn)
     update = config.batch_size * config.accumulate
@@ -122,21 +152,54 @@ def _training_data(data: str, config: TrainConfig) -> tuple[Any, Any, int]:
 
 
 def _validation(validation: str | None, data: str, config: TrainConfig) -> Any:
-    import torch
-
+    from cats.data.checked import check_pairs, check_photos
     from cats.data.folders import PhotoFolder
     from cats.data.warps import WarpPairs
     from cats.training.validation import KeypointValidation, WarpValidation
 
-    amp = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.amp)
     kind, path = parse_data(validation or data, (*KINDS, "willow"))
     if kind in ("warps", "categories"):
         size, grid = config.model.image_size, config.model.feature_size
-        return WarpValidation(WarpPairs(PhotoFolder.open(path), size=size, grid=grid, config=config.warp), amp=amp)
+        pairs = WarpPairs(check_photos(PhotoFolder.open(path)), size=size, grid=grid, config=config.warp)
+        return WarpValidation(pairs, amp=config.amp)
     split = "val" if kind in ("spair", "pfpascal") else None
     if validation is None and split is None:
         _say(f"{path} has no val split: validating on the pairs of the training itself, give others with --val")
-    return KeypointValidation(open_dataset(validation or data, split), amp=amp)
+    dataset = open_dataset(validation or data, split)
+    if 0 < config.validation_pairs < len(dataset):
+        _say(
+            f"validating on {config.validation_pairs} of {len(dataset)} pairs, spread over the list "
+            "(all: --set validation_pairs=0)"
+        )
+        dataset = dataset.select(limit=config.validation_pairs)
+    return KeypointValidation(check_pairs(dataset), amp=config.amp)
+
+
+def _say_what_now(trainer: Any, validation: str | None, data: str) -> None:
+    """Compare what was trained with cats-tiny on the data of the validation, and print the commands that come next."""
+    import torch
+
+    from cats.assets import asset
+    from cats.checkpoints import load_checkpoint
+
+    best = trainer.folder.best
+    theirs = load_checkpoint(asset(f"{TINY}.pt")).model.to(trainer.device)
+    ours = load_checkpoint(best)
+    inputs = ("image_size", "feature_size")
+    if all(getattr(theirs.config, name) == getattr(ours.model.config, name) for name in inputs):
+        bar = progress()
+        with bar, torch.no_grad():
+            reference = trainer.validate(theirs, bar)
+        for name, value in ours.metrics.items():
+            if name != "score":
+                started = trainer.state.initial_metrics.get(name, float("nan"))
+                _say(f"{name}: yours {value:.2f}, {TINY} {reference[name]:.2f}, before training {started:.2f}")
+    onnx = best.with_suffix(".onnx")
+    evaluated = (validation or data).replace("categories:", "warps:", 1)
+    _say("next:")
+    _say(f"  cats-eval {shlex.quote(str(best))} --data {shlex.quote(evaluated)}")
+    _say(f"  cats-export --ckpt {shlex.quote(str(best))} -o {shlex.quote(str(onnx))}")
+    _say(f"  cats-run {shlex.quote(str(onnx))} a.jpg b.jpg")
 
 
 def _say(text: str) -> None:
@@ -157,7 +220,20 @@ def main_command(
         str | None,
         typer.Option(help=f"Training data, KIND:DIR with KIND one of {', '.join(KINDS)}.", show_default=False),
     ] = None,
-    config: Annotated[str, typer.Option(help=f"Named configuration: {', '.join(CONFIGS)}.")] = "spair",
+    config: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Named configuration: {', '.join(CONFIGS)}. Default: spair, with --init {FINE_TUNE}.",
+            show_default=False,
+        ),
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Start from the weights of this checkpoint, or of {TINY}; the model is then the checkpoint's.",
+            show_default=False,
+        ),
+    ] = None,
     val: Annotated[
         str | None,
         typer.Option(
@@ -170,23 +246,39 @@ def main_command(
     assignments: Annotated[
         list[str] | None, typer.Option("--set", help="Override a setting: key=value, dotted.", show_default=False)
     ] = None,
-    resume: Annotated[bool, typer.Option(help="Go on where the run in --output stopped.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            help="Go on where the run in --output stopped, with the same options; --set steps=N or epochs=N may be "
+            "more than they were, which lengthens a finished run."
+        ),
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     workers: Annotated[int, typer.Option(help="Loader processes.", min=0)] = 1,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings as JSON and stop.")] = False,
 ) -> None:
     """Train a CATs on keypoints, on warps of photos, or on photos sorted by category.
 
-    Writes best.pt, resume.pt, log.csv, config.json and TensorBoard events into the folder of the run.
+    Writes best.pt, resume.pt, log.csv, config.json and TensorBoard events into the folder of the run. Ctrl-C saves the
+    state and the weights (last.pt).
     """
-    settings = find_config(config).override(assignments or [])
+    name = config or (FINE_TUNE if init else "spair")
+    settings = find_config(name).override(assignments or [])
+    model = None
+    if init is not None:
+        if settings.model != find_config(name).model:
+            raise InputError("--init brings the model of its checkpoint: leave out --set model....")
+        model, described = load_initial(init)
+        settings = fine_tuning(settings, model.config, described)
+    elif name == FINE_TUNE:
+        raise InputError(f"--config {FINE_TUNE} goes on from a checkpoint: give --init {TINY}, or a file")
     if print_config:
         sys.stdout.write(json.dumps(settings.to_dict(), indent=2) + "\n")
         return
     if data is None:
         raise InputError(f"--data is missing: KIND:DIR with KIND one of {', '.join(KINDS)}")
     _say(f"cats-train {shlex.join(sys.argv[1:])}")
-    train(data, settings, output, validation=val, resume=resume, device=device, workers=workers)
+    train(data, settings, output, validation=val, model=model, resume=resume, device=device, workers=workers)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from cats.training.starts import STARTS
 
 _NOT_NEGATIVE = (
     "lr_backbone", "weight_decay", "warmup", "clip", "direct", "direct_share", "direct_epe", "composed", "unmatched",
-    "patience", "seed",
+    "patience", "validation_pairs", "seed",
 )  # fmt: skip
 
 
@@ -29,8 +29,10 @@ class TrainConfig:
 
     Attributes:
         model: structure; ``backbone_weights`` as in :class:`cats.model.CATs`.
-        start: of the aggregator: ``random`` (the paper's), ``zero`` (``zero_start`` of :class:`cats.model.CATs`) or
-            ``consensus`` (:func:`cats.training.starts.start_as_consensus`).
+        start: of the aggregator: ``random`` (the paper's), ``zero`` (``zero_start`` of :class:`cats.model.CATs`),
+            ``consensus`` (:func:`cats.training.starts.start_as_consensus`), or ``checkpoint``: all weights are those
+            of ``--init``, and ``model`` is that checkpoint's.
+        init: name and digest of that checkpoint, so that a run is resumed with the same one.
         freeze: ``all`` (no gradients, statistics fixed), ``authors`` (no gradients, batch-norm statistics as in
             the authors' frozen backbone), ``none``.
         lr, lr_backbone, weight_decay: of AdamW; vectors (biases, norms) are not decayed.
@@ -49,13 +51,15 @@ class TrainConfig:
             "Robust fine-tuning of zero-shot models", CVPR 2022): training goes further than objects it has not seen
             want. 1 saves the trained ones.
         warp: distribution of random warps (warps, categories).
-        validate_every: updates between validations; ``patience``: validations without a gain before
-            stopping, 0 for never.
+        validate_every: updates between validations; ``patience``: validations without a gain before stopping, 0 for
+            never; ``validation_pairs``: annotated pairs that a validation looks at, spread over the data set, 0 for
+            all.
     """
 
     model: CATsConfig = field(default_factory=CATsConfig)
     backbone_weights: str = "auto"
     start: str = "random"
+    init: str = ""
     freeze: str = "none"
     lr: float = 3e-5
     lr_backbone: float = 3e-6
@@ -82,6 +86,7 @@ class TrainConfig:
     interpolate: float = 1.0
     warp: WarpConfig = field(default_factory=WarpConfig)
     validate_every: int = 500
+    validation_pairs: int = 400
     patience: int = 0
     seed: int = 0
 
@@ -110,6 +115,8 @@ class TrainConfig:
                 f"config: interpolate is {self.interpolate}, it must lie in (0, 1], and below 1 it needs start=zero or "
                 "start=consensus: random weights match nothing"
             )
+        if (self.start == "checkpoint") != bool(self.init):
+            raise InputError("config: start=checkpoint and --init CHECKPOINT belong together")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -221,11 +228,18 @@ CONFIGS: dict[str, TrainConfig] = {
     "pfpascal": TrainConfig(model=CATsConfig(hyperpixels=_PFPASCAL)),
     "pfpascal-frozen": TrainConfig(model=CATsConfig(hyperpixels=_PFPASCAL), freeze="authors"),
     "tiny": _TINY_RUN,
+    # What --init takes unless another one is named: see benchmarks/results/fine-tuning.md.
+    "fine-tune": dataclasses.replace(_TINY_RUN, lr=2e-4, warmup=10, steps=100, validate_every=50),
     # Short, on warps alone: with the rate and the batch of tiny, noise in the gradients uses up most of 200 updates.
     "tiny-warps": dataclasses.replace(
         _TINY_RUN, lr=5e-4, warmup=10, batch_size=8, steps=200, interpolate=1.0, validate_every=50
     ),
 }
+
+
+def fine_tuning(config: TrainConfig, model: CATsConfig, init: str) -> TrainConfig:
+    """``config`` for a run that starts from a checkpoint with this model; ``init``: see :class:`TrainConfig`."""
+    return dataclasses.replace(config, model=model, start="checkpoint", init=init)
 
 
 def find_config(name: str) -> TrainConfig:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cats.core.errors import InputError
 from cats.model import CATs
 
-STARTS = ("random", "zero", "consensus")
+STARTS = ("random", "zero", "consensus", "checkpoint")
 _NEIGHBOURS = ((0, 1), (0, -1), (1, 0), (-1, 0))  # (y, x) in cells, one per head
 
 

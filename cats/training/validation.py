@@ -1,16 +1,17 @@
 """Judging weights during training: PCK where keypoints are known, end-point error on fixed warps where none are.
 
-Both return metrics with a ``score`` (higher is better), by which the best weights are chosen.
+Both return metrics with a ``score`` (higher is better), by which the best weights are chosen, and show their progress
+on a bar if they are given one.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from rich.progress import Progress
 from torch import Tensor
 
 from cats.core.errors import InputError
@@ -20,6 +21,7 @@ from cats.data.samples import PairDataset, Sample
 from cats.data.warps import WarpPairs
 from cats.model import CATs
 from cats.training.objectives import normalise
+from cats.training.optimization import autocast
 
 BATCH = 16
 
@@ -29,13 +31,13 @@ class KeypointValidation:
 
     Args:
         dataset: pairs; images are kept decoded and resized (192 KiB each at 256x256).
-        amp: autocast dtype of the forward pass, as in training, or None.
+        amp: precision of the forward pass, as in training.
 
     Raises:
         InputError: no pair has keypoints, or an annotation is broken.
     """
 
-    def __init__(self, dataset: PairDataset, protocol: Protocol | None = None, amp: torch.dtype | None = None):
+    def __init__(self, dataset: PairDataset, protocol: Protocol | None = None, amp: str = "off"):
         self.samples: Sequence[Sample] = [sample for sample in dataset if sample.annotated]
         if not self.samples:
             raise InputError(f"{dataset.root}: no pair has keypoints in both images; validation needs some that have")
@@ -43,16 +45,15 @@ class KeypointValidation:
         self.amp = amp
         self._images: dict[Any, Tensor] = {}
 
-    def __call__(self, model: CATs) -> dict[str, float]:
+    def __call__(self, model: CATs, bar: Progress | None = None) -> dict[str, float]:
         """Metrics of a model in evaluation mode, on its own device."""
-        device = model.x_normal.device
+        device = next(model.parameters()).device
         scores = []
-        for start in range(0, len(self.samples), BATCH):
-            part = self.samples[start : start + BATCH]
+        for part in _batches(self.samples, bar):
             query, reference = ("a", "b") if self.protocol.direction == "a->b" else ("b", "a")
             images = [torch.stack([self._image(s, side, model) for s in part]) for side in (query, reference)]
             target, source = (normalise(x.to(device), model) for x in images)
-            with _autocast(device, self.amp):
+            with autocast(device, self.amp):
                 flow, _ = model.match(target, source)
             scores += [
                 score_flow(sample.keypoints, f, self.protocol)
@@ -62,7 +63,8 @@ class KeypointValidation:
         return {"score": table[0.1], **{f"PCK@{alpha:g} ({self.protocol.name})": v for alpha, v in table.items()}}
 
     def _image(self, sample: Sample, side: str, model: CATs) -> Tensor:
-        key = (sample.image_a, sample.mirror_a) if side == "a" else (sample.image_b, sample.mirror_b)
+        path, mirrored = (sample.image_a, sample.mirror_a) if side == "a" else (sample.image_b, sample.mirror_b)
+        key = (path, mirrored, model.config.preprocessing.size)
         if key not in self._images:
             self._images[key] = torch.from_numpy(resize(sample.read(side), model.config.preprocessing.size).copy())
         return self._images[key]
@@ -74,21 +76,21 @@ class WarpValidation:
     Args:
         pairs: its seed should differ from the training's.
         count: number of pairs, the first ones of ``pairs``.
+        amp: precision of the forward pass, as in training.
     """
 
-    def __init__(self, pairs: WarpPairs, count: int = 64, amp: torch.dtype | None = None):
+    def __init__(self, pairs: WarpPairs, count: int = 64, amp: str = "off"):
         self.items = [pairs[index] for index in range(count)]
         self.amp = amp
 
-    def __call__(self, model: CATs) -> dict[str, float]:
+    def __call__(self, model: CATs, bar: Progress | None = None) -> dict[str, float]:
         """Metrics of a model in evaluation mode, on its own device."""
-        device = model.x_normal.device
+        device = next(model.parameters()).device
         cell = model.config.image_size / model.config.feature_size
         distances = []
-        for start in range(0, len(self.items), BATCH):
-            part = self.items[start : start + BATCH]
+        for part in _batches(self.items, bar):
             a, b = (torch.from_numpy(np.stack([x[key] for x in part])).to(device) for key in ("image_a", "image_b"))
-            with _autocast(device, self.amp):
+            with autocast(device, self.amp):
                 flow, _ = model.match(normalise(a, model), normalise(b, model))
             error = np.linalg.norm(flow.float().cpu().numpy() - np.stack([x["flow"] for x in part]), axis=1)
             distances.append(error[np.stack([x["visible"] for x in part])] * cell)
@@ -96,5 +98,13 @@ class WarpValidation:
         return {"score": -mean, "EPE (px)": mean}
 
 
-def _autocast(device: torch.device, dtype: torch.dtype | None) -> Any:
-    return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
+def _batches(items: Sequence[Any], bar: Progress | None) -> Iterator[Sequence[Any]]:
+    """Parts of ``BATCH`` items, shown on the bar while they are worked on."""
+    task = bar.add_task("validating", total=len(items)) if bar is not None else None
+    for start in range(0, len(items), BATCH):
+        part = items[start : start + BATCH]
+        yield part
+        if bar is not None and task is not None:
+            bar.advance(task, len(part))
+    if bar is not None and task is not None:
+        bar.remove_task(task)

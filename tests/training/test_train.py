@@ -61,7 +61,7 @@ def cats_train(monkeypatch, capsys):
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     state = torch.load(folder / "resume.pt", weights_only=True)
-    assert state["progress"]["step"] == 12
+    assert state["state"]["step"] == 12
     return {**state["model"], **{f"averaged.{key}": value for key, value in state["averaged"].items()}}
 
 
@@ -151,7 +151,7 @@ def small_trainer(folder, objective, photos):
 
     config = find_config("tiny").override([part for part in settings() if part != "--set"])
     dataset = WarpPairs(PhotoFolder.open(photos), size=64, grid=4)
-    return Trainer(config, dataset, objective, lambda model: {"score": 1.0}, folder, steps=8, workers=0)
+    return Trainer(config, dataset, objective, lambda model, bar: {"score": 1.0}, folder, steps=8, workers=0)
 
 
 def test_nan_loss_is_named_and_leaves_the_best_weights(photos, tmp_path):
@@ -176,7 +176,7 @@ def test_nan_gradient_does_not_reach_the_weights(photos, tmp_path):
     with pytest.raises(TrainingError, match=r"norm of the gradient is nan at step 6.*best\.pt"):
         trainer.run()
     assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
-    assert torch.load(tmp_path / "run" / "resume.pt", weights_only=True)["progress"]["step"] == 4
+    assert torch.load(tmp_path / "run" / "resume.pt", weights_only=True)["state"]["step"] == 4
 
 
 def test_full_disk_leaves_the_last_good_checkpoint(photos, tmp_path, monkeypatch):
@@ -220,7 +220,7 @@ def test_a_disk_that_really_is_full(photos, tmp_path):
     assert error.startswith("error: cannot write ")
     assert "No space left on device" in error
     assert load_checkpoint(kept / "best.pt").training["step"] in (4, 8)
-    assert torch.load(kept / "resume.pt", weights_only=True)["progress"]["step"] == 4
+    assert torch.load(kept / "resume.pt", weights_only=True)["state"]["step"] == 4
     assert not [path for path in kept.iterdir() if path.name.startswith(".")]
 
 
@@ -322,9 +322,9 @@ def test_200_steps_on_warps_lower_the_validation_error_by_a_quarter(tmp_path, ca
     data = ("--data", f"warps:{shared('data', 'Caltech-101')}", "--val", f"warps:{shared('data', 'photos')}")
     done = cats_train(*data, "--config", "tiny-warps", "-o", tmp_path / "run")
     assert done.code == 0, done.err
-    state = torch.load(tmp_path / "run" / "resume.pt", weights_only=True)["progress"]
+    state = torch.load(tmp_path / "run" / "resume.pt", weights_only=True)["state"]
     assert state["step"] == 200
-    before, after = (metrics["EPE (px)"] for metrics in (state["start"], state["metrics"]))
+    before, after = (metrics["EPE (px)"] for metrics in (state["initial_metrics"], state["metrics"]))
     print(done.err)
     print(f"EPE on warps of other photos: {before:.2f} px before, {after:.2f} px after 200 updates")
     assert after < 0.75 * before

@@ -20,6 +20,8 @@ from cats.data.warps import CategoryTriplets, WarpPairs
 from cats.training import cli as train_cli
 from cats.training.configs import TrainConfig, find_config
 from cats.training.objectives import FlowObjective
+from cats.training.optimization import learning_rate_factor
+from cats.training.processes import load_batches
 from cats.training.trainer import Trainer
 
 SMALL = {**TRAINING, "epochs": 4, "warmup": 0}
@@ -122,7 +124,7 @@ def test_every_kind(
     assert all(0 < float(row["loss"]) < 1000 for row in rows)
     checkpoint = load_checkpoint(folder / "best.pt")
     assert metric in checkpoint.metrics
-    assert metric in checkpoint.training["start"]
+    assert metric in checkpoint.training["initial_metrics"]
     assert watch.moved("decoder.")
     assert watch.moved("feature_extraction.", ".weight") == weights_move
     assert watch.moved("feature_extraction.", "running_mean") == statistics_move
@@ -142,13 +144,13 @@ def test_the_backbone_has_its_own_rate_and_vectors_do_not_decay(photos: Path, tm
 
 def trainer(config: TrainConfig, photos: Path, folder: Path) -> Trainer:
     dataset = WarpPairs(PhotoFolder.open(photos), size=64, grid=4)
-    return Trainer(config, dataset, FlowObjective(), lambda model: {"score": 0.0}, folder, steps=config.steps)
+    return Trainer(config, dataset, FlowObjective(), lambda model, bar: {"score": 0.0}, folder, steps=config.steps)
 
 
 def test_schedules(photos: Path, tmp_path: Path) -> None:
     def rates(**changes: object) -> list[float]:
         run = trainer(find_config("tiny").override(settings(steps=10, **changes)), photos, tmp_path)
-        return [run._rate(step) for step in range(10)]
+        return [learning_rate_factor(run.config, run.steps, step) for step in range(10)]
 
     steps = rates(schedule="multistep", milestones="[0.5, 0.8]")
     assert steps == [1.0] * 5 + [0.5] * 3 + [0.25] * 2
@@ -168,8 +170,9 @@ def test_batches_do_not_depend_on_the_number_of_workers(kind: str, photos: Path,
             else CategoryTriplets(CategoryFolder.open(photos), **size)
         )
         config = find_config("tiny").override(settings())
-        run = Trainer(config, dataset, FlowObjective(), lambda model: {}, tmp_path, steps=config.steps, workers=workers)
-        return [batch for (batch,) in run._batches()]
+        cpu = torch.device("cpu")
+        loaded = load_batches(dataset, config, first=0, end=4, rank=0, world=1, workers=workers, device=cpu)
+        return [batch for (batch,) in loaded]
 
     alone, two = batches(0), batches(2)
     assert len(alone) == len(two) == 4
@@ -189,3 +192,56 @@ def test_validation_without_keypoints_is_refused_before_training(
     (tmp_path / "two.png").write_bytes((tmp_path / "two.png").read_bytes()[:200])
     assert "two.png" in cats_train(*data, "--val", f"pairs:{pairs}", *given).error
     assert not list(tmp_path.glob("run/*.pt"))
+
+
+def test_fine_tuning_starts_from_the_checkpoint(
+    tmp_path: Path, photos: Path, cats_train: Command, watch: Watch
+) -> None:
+    base = ("--data", f"warps:{photos}", "--workers", 0)
+    small = [part for setting in settings() for part in ("--set", setting)]
+    assert cats_train(*base, "--config", "tiny", "-o", tmp_path / "one", *small).code == 0
+    best = tmp_path / "one" / "best.pt"
+    short = ("--set", "steps=2", "--set", "validate_every=2", "--set", "batch_size=2")
+    done = cats_train(*base, "--init", best, "-o", tmp_path / "two", *short)
+    assert done.code == 0, done.err
+    saved = load_checkpoint(best).model.state_dict()
+    assert all(torch.equal(value, watch.before[key]) for key, value in saved.items())
+    two = load_checkpoint(tmp_path / "two" / "best.pt")
+    assert two.training["config"]["init"].startswith("best ")
+    assert two.model.config == load_checkpoint(best).model.config
+    assert f"cats-export --ckpt {tmp_path / 'two' / 'best.pt'}" in done.err
+    refused = cats_train(*base, "--resume", "--init", tmp_path / "two" / "best.pt", "-o", tmp_path / "two", *short)
+    assert "init was 'best " in refused.error
+    for words, text in (
+        (("--init", best, "--set", "model.depth=1"), "leave out --set model"),
+        (("--config", "fine-tune"), "goes on from a checkpoint: give --init cats-tiny"),
+        (("--init", tmp_path / "none.pt"), "none.pt does not exist"),
+        (("--config", "tiny", "--set", "start=checkpoint"), "start=checkpoint and --init CHECKPOINT belong together"),
+    ):
+        assert text in cats_train(*base, *words, "-o", tmp_path / "three").error
+
+
+def test_yours_is_compared_with_the_shipped_model(tmp_path: Path, photos: Path, cats_train: Command) -> None:
+    short = [part for text in ("steps=1", "batch_size=1", "amp=off") for part in ("--set", text)]
+    done = cats_train(
+        "--data", f"warps:{photos}", "--workers", 0, "--init", "cats-tiny", "-o", tmp_path / "run", *short
+    )
+    assert done.code == 0, done.err
+    line = next(line for line in done.err.splitlines() if line.startswith("EPE (px): yours "))
+    yours, shipped, before = (float(part.split()[-1]) for part in line.split(","))
+    assert shipped == before > 0
+    assert abs(yours - shipped) < 1
+
+
+def test_broken_pairs_are_left_out_and_counted(tmp_path: Path, cats_train: Command) -> None:
+    table = make_pairs(tmp_path / "pairs")
+    row = "60,40,66,41"
+    table.write_text(table.read_text() + f'one.png,broken.png,"{row}"\none.png,two.png,"9,9,nan,9"\none.png,two.png,\n')
+    (tmp_path / "pairs" / "broken.png").write_bytes(b"junk")
+    given = [part for setting in settings() for part in ("--set", setting)]
+    done = cats_train("--data", f"pairs:{table}", "--config", "tiny", "--workers", 0, "-o", tmp_path / "run", *given)
+    assert done.code == 0, done.err
+    said = [line for line in done.err.splitlines() if line.startswith("left out 3 of 4 pairs")]
+    assert len(said) == 2  # of the training and of the validation
+    assert "broken.png" in said[0]
+    assert "pairs.csv, line 4" in said[0]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,12 @@ from datasets import make_image
 from tiny_models import TRAINING
 
 from cats.checkpoints import load_checkpoint
+from cats.core.errors import InputError
 from cats.data.folders import PhotoFolder
 from cats.data.warps import WarpPairs
 from cats.training.configs import find_config
 from cats.training.objectives import FlowObjective
+from cats.training.optimization import learning_rate_factor
 from cats.training.trainer import Trainer, TrainingError
 
 SCRIPT = """
@@ -36,7 +40,7 @@ try:
 except SystemExit as end:
     assert not end.code, end.code
 trainer, = seen
-mine = {**trainer.model.state_dict(), **{f"mean.{k}": v for k, v in trainer.averaged.state_dict().items()}}
+mine = {**trainer.model.state_dict(), **{f"mean.{k}": v for k, v in trainer.averaged.module.state_dict().items()}}
 everyone = [None] * dist.get_world_size()
 dist.all_gather_object(everyone, (mine, trainer.state.step))
 assert len(everyone) == 2 and everyone[0][1] == everyone[1][1]
@@ -106,7 +110,13 @@ def trainer(folder: Path, photos: Path, scores: list[float], **changes: object) 
     left = iter(scores)
     dataset = WarpPairs(PhotoFolder.open(photos), size=64, grid=4)
     return Trainer(
-        config, dataset, FlowObjective(), lambda model: {"score": next(left)}, folder, steps=config.steps, workers=0
+        config,
+        dataset,
+        FlowObjective(),
+        lambda model, bar: {"score": next(left)},
+        folder,
+        steps=config.steps,
+        workers=0,
     )
 
 
@@ -122,7 +132,7 @@ def test_tensorboard_has_what_the_table_has(photos: Path, tmp_path: Path) -> Non
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run = trainer(tmp_path / "run", photos, [0.5, 1, 2])
     run.run()
-    run._tensorboard().flush()
+    run.folder.flush()
     events = accumulator.EventAccumulator(str(tmp_path / "run")).Reload()
     rows = list(csv.DictReader((tmp_path / "run" / "log.csv").open()))
     for name in ("loss", "epe", "lr"):
@@ -131,29 +141,15 @@ def test_tensorboard_has_what_the_table_has(photos: Path, tmp_path: Path) -> Non
         assert [event.value for event in scalars] == pytest.approx([float(row[name]) for row in rows], rel=1e-6)
     scores = events.Scalars("validation/score")
     assert [(event.step, event.value) for event in scores] == [(0, 0.5), (2, 1), (4, 2)]
-    assert load_checkpoint(tmp_path / "run" / "best.pt").training["start"] == {"score": 0.5}
+    assert load_checkpoint(tmp_path / "run" / "best.pt").training["initial_metrics"] == {"score": 0.5}
 
 
-def test_an_unreadable_photo_in_a_worker_is_one_line(tmp_path: Path, photos: Path) -> None:
-    held_out = tmp_path / "held-out"
-    photos.rename(held_out)
-    make_image(photos / "good.jpg", (90, 80))
-    (photos / "broken.jpg").write_bytes(b"junk")
-    words = [
-        sys.executable,
-        "-m",
-        "cats.training.cli",
-        *arguments(photos, tmp_path / "run"),
-        "--val",
-        f"warps:{held_out}",
-    ]
-    words[words.index("--workers") + 1] = "1"
-    done = subprocess.run(words, capture_output=True, text=True, timeout=1500)
-    assert done.returncode == 2
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert line.startswith("error: cannot read the photo ")
-    assert "broken.jpg" in line
-    assert "Traceback" not in done.stderr
+def test_a_photo_that_breaks_during_the_run_is_one_line(photos: Path, tmp_path: Path) -> None:
+    (photos / "0.jpg").write_bytes(b"junk")
+    run = trainer(tmp_path / "run", photos, [0, 1, 2], steps=50)
+    run.workers = 1
+    with pytest.raises(InputError, match=r"^[^\n]*0\.jpg[^\n]*$"):
+        run.run()
 
 
 def test_what_a_run_without_a_checkpoint_says(photos: Path, tmp_path: Path) -> None:
@@ -171,3 +167,104 @@ def test_saved_weights_lie_between_the_start_and_the_trained(photos: Path, tmp_p
     key = "decoder.proj.weight"
     assert not torch.equal(start[key], ends[key])
     torch.testing.assert_close(saved[key], torch.lerp(start[key], ends[key], 0.25))
+
+
+def test_what_is_left_of_a_run_is_resumed_or_said(photos: Path, tmp_path: Path) -> None:
+    """A kill between the two files, and a line that a crash left half-written."""
+    folder = tmp_path / "run"
+    run = trainer(folder, photos, [0, 1, 2])
+    run.run()
+    with (folder / "log.csv").open("a") as handle:
+        handle.write("\n5,0.3")
+    longer = trainer(folder, photos, [3, 4], steps=8)
+    longer.run(resume=True)
+    assert steps(folder) == list(range(1, 9))
+    (folder / "resume.pt").unlink()
+    for resume in (False, True):
+        with pytest.raises(InputError, match=r"best\.pt.* --init .*best\.pt") as caught:
+            trainer(folder, photos, []).run(resume=resume)
+        assert "--resume" not in str(caught.value)
+
+
+def test_a_run_is_lengthened_not_shortened(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = tmp_path / "run"
+    trainer(folder, photos, [0, 1, 2]).run()
+    longer = trainer(folder, photos, [3, 4], steps=8)
+    longer.run(resume=True)
+    assert "the run of 4 updates goes on from 4 to 8" in capsys.readouterr().err
+    rates = [float(row["lr"]) for row in csv.DictReader((folder / "log.csv").open())]
+    assert rates[4] == pytest.approx(longer.config.lr * learning_rate_factor(longer.config, 8, 4))
+    assert rates[4] > rates[3]
+    with pytest.raises(InputError, match="steps was 8, not 4"):
+        trainer(folder, photos, []).run(resume=True)
+
+
+def test_ctrl_c_saves_where_it_is(photos: Path, tmp_path: Path) -> None:
+    """Interrupted in the third update and resumed, a run ends in the same bits; the same in a validation."""
+    trainer(tmp_path / "whole", photos, [0, 1, 2, 3], steps=6).run()
+    for name, steps_before in (("update", 3), ("validation", 2)):
+        run = trainer(tmp_path / name, photos, [0, 1, 2, 3], steps=6)
+        update, validate = run._update, run.validate
+
+        def interrupted(batches, run=run, update=update):
+            if run.state.step == 2:
+                signal.raise_signal(signal.SIGINT)
+            return update(batches)
+
+        def interrupted_validation(model, bar, run=run, validate=validate):
+            if run.state.step == 2:
+                signal.raise_signal(signal.SIGINT)
+            return validate(model, bar)
+
+        if name == "update":
+            run._update = interrupted
+        else:
+            run.validate = interrupted_validation
+        with pytest.raises(KeyboardInterrupt):
+            run.run()
+        assert load_checkpoint(tmp_path / name / "last.pt").training["step"] == steps_before
+        left = [2, 3] if name == "update" else [1, 2, 3]
+        trainer(tmp_path / name, photos, left, steps=6).run(resume=True)
+        assert torch.equal(trained(tmp_path / "whole"), trained(tmp_path / name))
+        assert steps(tmp_path / name) == list(range(1, 7))
+        assert not (tmp_path / name / "last.pt").exists()
+
+
+def test_a_loader_that_the_system_ends_is_one_line(photos: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "cats.training.cli", *arguments(photos, tmp_path / "run", steps=100_000)]
+    words[words.index("--workers") + 1] = "1"
+    errors = tmp_path / "stderr"
+    with errors.open("w") as handle:
+        run = subprocess.Popen(words, stderr=handle, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        deadline = time.monotonic() + 300
+        while not (tmp_path / "run" / "resume.pt").is_file():
+            assert run.poll() is None, errors.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        assert run.wait(120) == 2, errors.read_text()
+    finally:
+        run.kill()
+    text = errors.read_text()
+    assert "Traceback" not in text
+    assert "stopped after step" in text
+    assert text.splitlines()[-1].startswith("error: a process that loads photos was ended by the system (")
+    assert "--resume --workers 0" in text.splitlines()[-1]
+
+
+def test_bad_photos_are_left_out_and_counted(tmp_path: Path, photos: Path) -> None:
+    for category in ("cat", "dog"):
+        for number in range(3):
+            make_image(photos / category / f"{number}.jpg", (90, 80), seed=number)
+    (photos / "cat" / "broken.jpg").write_bytes(b"junk")
+    words = [sys.executable, "-m", "cats.training.cli", *arguments(photos, tmp_path / "run")]
+    for kind, count in (("warps", 11), ("categories", 7)):
+        words[words.index("--data") + 1] = f"{kind}:{photos}"
+        words[words.index("-o") + 1] = str(tmp_path / kind)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stderr
+        said = [line for line in done.stderr.splitlines() if line.startswith("left out 1 of")]
+        assert said[0].startswith(f"left out 1 of {count} photos: ")
+        assert "broken.jpg" in said[0]
