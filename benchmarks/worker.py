@@ -173,11 +173,7 @@ class Worker:
         clock = _Clock()
         data = [Path(path).read_bytes() for path in self.images]
         clock.lap("read")
-        import io
-
-        from PIL import Image
-
-        pictures = [read_image(Image.open(io.BytesIO(content))) for content in data]
+        pictures = [read_image(content) for content in data]
         clock.lap("decode")
         pre = self.contestant.preprocessing
         a, b = (normalise(resize(picture, pre.size), pre)[None] for picture in pictures)

@@ -15,9 +15,8 @@ from cats.assets import asset
 from cats.core.errors import InputError
 from cats.core.images import preprocess, read_image
 from cats.core.metadata import Preprocessing
+from cats.core.photos import list_photos
 from cats.core.tables import read_pairs
-
-_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 
 
 @dataclass(frozen=True)
@@ -57,16 +56,13 @@ def pairs_from_folder(folder: str | Path, limit: int = 16) -> PairSource:
     Raises:
         InputError: not a folder, or no two photos in it.
     """
-    root = Path(folder)
-    if not root.is_dir():
-        raise InputError(f"{root} is not a folder of photos")
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    files, _ = list_photos(folder)
     if len(files) < 2:
-        raise InputError(f"{root} holds {len(files)} photos: at least two are needed")
+        raise InputError(f"{folder} holds {len(files)} photos: at least two are needed")
     pairs = [(a, b) for a, b in itertools.pairwise(files) if a.parent == b.parent]
     pairs = pairs or list(itertools.pairwise(files))
     chosen = [pairs[i] for i in np.unique(np.linspace(0, len(pairs) - 1, limit).astype(int))]
-    return PairSource(str(root), tuple(chosen))
+    return PairSource(str(folder), tuple(chosen))
 
 
 def demo_pairs(count: int = 8, seed: int = 0) -> PairSource:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from cats.core.errors import InputError
+from cats.core.files import file_key
+from cats.core.photos import list_photos
 from cats.runtime.features import Features, load_features, save_features
 from cats.runtime.matcher import Matcher
 from cats.runtime.result import Match, grid_points
@@ -59,8 +59,6 @@ def rank_gallery(
     """
     if score not in SCORES:
         raise InputError(f"unknown score {score!r}: choose {', '.join(SCORES)}")
-    if not folder.is_dir():
-        raise InputError(f"gallery {folder} is not a folder")
     if cache is not None and (cache.suffix != ".npz" or matcher.encoder is None):
         why = (
             "its name must end in .npz"
@@ -85,7 +83,7 @@ def rank_gallery(
                 if matcher.encoder is None:
                     found.append((photo, matcher.match(a, photo, forward_backward=score != "confidence")))
                     continue
-                key = _key(photo)
+                key = file_key(photo)
                 if key in stored:
                     result.cached += 1
                 kept[key] = stored[key] if key in stored else matcher.encode(photo)
@@ -114,16 +112,3 @@ def match_score(match: Match, score: str) -> float:
         return float(match.confidence.mean())
     moved = match.forward_backward_error(grid_points(match.size_a, match.grid))
     return -float(np.median(moved)) / max(match.size_a)
-
-
-def list_photos(folder: Path) -> tuple[list[Path], int]:
-    """Files below a folder that are images by their suffix, sorted, and the number of others."""
-    known = set(Image.registered_extensions())
-    files = sorted(Path(root) / name for root, _, names in os.walk(folder) for name in names)
-    photos = [file for file in files if file.suffix.lower() in known]
-    return photos, len(files) - len(photos)
-
-
-def _key(photo: Path) -> str:
-    status = photo.stat()
-    return f"{photo.resolve()}:{status.st_size}:{status.st_mtime_ns}"

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cats.core.errors import BackendError, CatsError, InputError, ModelFileError
+from cats.core.files import file_key
 from cats.core.geometry import Size
 from cats.core.images import MAX_PIXELS, ImageSource, preprocess, read_image
 from cats.runtime.backends import open_backend
@@ -344,7 +345,7 @@ class _Recent:
         """A prepared image; only files are kept. One from here took no time to read."""
         if not isinstance(source, (str, Path)):
             return prepare(source)
-        key = str(source)
+        key = file_key(source)
         with self._lock:
             if key in self._items:
                 self._items.move_to_end(key)

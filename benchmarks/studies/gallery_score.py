@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from cats.core.files import write_text
+from cats.core.photos import list_photos
 from cats.runtime import Matcher
-from cats.runtime.gallery import SCORES, list_photos, match_score
+from cats.runtime.gallery import SCORES, match_score
 
 CATEGORIES, PER_CATEGORY, SEED = 8, 3, 5
 

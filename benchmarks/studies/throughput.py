@@ -21,14 +21,14 @@ from typing import Annotated, Any
 import numpy as np
 import onnxruntime
 import typer
-from PIL import Image
 
 from cats.assets import asset
 from cats.benchmarks.statistics import median_interval, ratio_interval
 from cats.core.console import execute, new_app, note, print_json
 from cats.core.files import write_text
+from cats.core.images import image_size
+from cats.core.photos import list_photos
 from cats.runtime import Matcher
-from cats.runtime.gallery import list_photos
 from cats.runtime.hardware import cpu_name
 from cats.runtime.match_files import Outputs, run_pairs
 
@@ -48,7 +48,7 @@ def throughput(
     """Measure a table of photos and pure inference, interleaved."""
     files, _ = list_photos(photos)
     chosen = random.Random(0).sample(files, 2 * pairs)
-    sizes = [Image.open(path).size for path in chosen]
+    sizes = [image_size(path) for path in chosen]
     whole = Matcher(model, "onnxruntime", provider="cpu", threads=threads)
     single = Matcher(model, "onnxruntime", provider="cpu", threads=1)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,15 +1,87 @@
-"""Writing files so that nothing half-written is ever left behind."""
+"""Reading files that others made, and writing files so that nothing half-written is ever left behind."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from cats.core.errors import InputError
+
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def open_regular(path: str | Path, what: str) -> BinaryIO:
+    """Open an ordinary file for reading, without waiting for what is none.
+
+    Args:
+        what: what it should be, for messages, for example ``"image"``.
+
+    Raises:
+        InputError: missing, protected, a folder, pipe, device or socket (also through a link), or no possible name.
+    """
+    try:
+        _refuse_special(Path(path).stat(), path, what)  # before it is opened: opening a device may do something
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            _refuse_special(os.fstat(handle), path, what)
+            return os.fdopen(handle, "rb")
+        except BaseException:
+            os.close(handle)
+            raise
+    except OSError as error:
+        raise InputError(f"cannot read {what} {path}: {error.strerror or error}") from error
+    except ValueError as error:  # a NUL or a lone surrogate in the name
+        raise InputError(f"cannot read {what} {str(path)!r}: no file can have this name") from error
+
+
+def read_bytes(path: str | Path, *, limit: int, what: str) -> bytes:
+    """The whole content of an ordinary file of at most ``limit`` bytes; a file that grows meanwhile is read as it was.
+
+    Raises:
+        InputError: as :func:`open_regular`, or larger.
+    """
+    with open_regular(path, what) as handle:
+        size = os.fstat(handle.fileno()).st_size
+        if size > limit:
+            raise InputError(f"{what} {path} is {size >> 20} MiB large, over the limit of {limit >> 20} MiB")
+        try:
+            return handle.read(size)
+        except OSError as error:
+            raise InputError(f"cannot read {what} {path}: {error.strerror or error}") from error
+
+
+def file_key(path: str | Path) -> str:
+    """What tells a file, and this content of it, from others in a cache: its place, size, time and number.
+
+    Raises:
+        InputError: it does not exist, or cannot be looked at.
+    """
+    try:
+        status = Path(path).stat()
+        return f"{os.path.realpath(path)}:{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise InputError(f"cannot read {str(path)!r}: no file can have this name") from error
+
+
+def _refuse_special(status: os.stat_result, path: str | Path, what: str) -> None:
+    kind = stat.S_IFMT(status.st_mode)
+    if kind == stat.S_IFDIR:
+        raise InputError(f"cannot read {what} {path}: Is a directory")
+    if kind != stat.S_IFREG:
+        raise InputError(f"cannot read {what} {path}: it is {_KINDS.get(kind, 'no file')}, not a file")
 
 
 @contextmanager

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,47 +19,86 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
 from cats.core.errors import InputError
+from cats.core.geometry import Size
+from cats.core.image_files import MAX_PIXELS, check_cost, open_header, open_image
 from cats.core.metadata import Preprocessing
 
-ImageSource = str | Path | Image.Image | NDArray[np.uint8]
-"""A file, a Pillow image of any mode, or a uint8 array (H, W, 3) RGB, (H, W, 4) RGBA, (H, W) or (H, W, 1) grey."""
-
-MAX_PIXELS = 89_478_485
-"""Default limit of :func:`read_image`, Pillow's own warning level: decoded, such an image takes 360 MB."""
+ImageSource = str | Path | bytes | Image.Image | NDArray[np.uint8]
+"""A file, the content of one, a Pillow image of any mode, or a uint8 array (H, W, 3) RGB, (H, W, 4) RGBA, (H, W) or
+(H, W, 1) grey."""
 
 MIN_SIDE = 16
 """An image needs at least one pixel per cell of the flow."""
 
-# Formats whose decoders only decode: Pillow would run Ghostscript for EPS.
-_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "BMP", "DIB", "GIF", "PPM", "TIFF", "MPO", "JPEG2000", "TGA", "QOI")
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _PLAIN = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV")
+_BITS, _PHOTOMETRIC = 258, 262  # tags of a TIFF
+
+# Pillow decodes lazily and is not safe when one image is decoded by several threads; image -> lock by its identity.
+_DECODING = tuple(threading.Lock() for _ in range(64))
 
 
-def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> Image.Image:
     """Read an image as upright 8-bit RGB.
 
     The EXIF orientation is applied. Grey, palette, CMYK and YCbCr are converted; transparent pixels are laid over
     white; 16-bit samples are scaled from 0..65535 to 0..255; of an animation the first frame is taken.
 
     Args:
-        source: see :data:`ImageSource`. A file is only decoded after its header passed the limits.
+        source: see :data:`ImageSource`. A file is only decoded after its header passed the limits. One Pillow image
+            may be given in several threads at once.
         max_pixels: larger images are refused before decoding.
+        at_least: a JPEG may be decoded at a half, a quarter or an eighth of its size where both sides keep this many
+            pixels, which is several times faster.
 
     Returns:
         Image of mode ``RGB``; its ``size`` is (width, height). May be ``source`` itself, so do not write into it.
 
     Raises:
-        InputError: missing, unreadable, truncated, not an image, too small or too large, or of a sample type whose
-            brightness is undefined (float, 32-bit integer).
+        InputError: missing, no ordinary file, unreadable, truncated, not an image, too small or too large, or of a
+            sample type whose brightness is undefined (float, 32-bit integer).
     """
-    if isinstance(source, (str, Path)):
-        return _read_file(Path(source), max_pixels)
+    if isinstance(source, (str, Path, bytes)):
+        image, name = open_image(source, max_pixels=max_pixels)
+        with image:
+            return _finish(image, name, at_least)
     if isinstance(source, Image.Image):
-        return _finish(source, getattr(source, "filename", "") or f"the given {source.mode} image", max_pixels)
+        name = str(getattr(source, "filename", "") or f"the given {source.mode} image")
+        with _DECODING[id(source) // 64 % len(_DECODING)]:
+            _check(lambda: check_cost(source, name, max_pixels), name)
+            return _finish(source, name, None)
     if isinstance(source, np.ndarray):
         return _from_array(source)
     raise InputError(f"an image of type {type(source).__name__}: give a path, a Pillow image or a uint8 numpy array")
+
+
+def image_size(path: str | Path) -> Size:
+    """(width, height) of an image as :func:`read_image` shows it, from its header.
+
+    Raises:
+        InputError: missing, or not an image.
+    """
+    file = Path(path)
+    with open_header(file) as image:
+        width, height = image.size
+        if image.format == "TIFF":  # whose size Pillow turns itself, in some of its versions
+            tags = image.tag_v2  # type: ignore[attr-defined]
+            width, height = int(tags[256]), int(tags[257])
+        turned = _orientation(image) in (5, 6, 7, 8)
+    return (height, width) if turned else (width, height)
+
+
+def read_mask(path: str | Path) -> NDArray[np.bool_]:
+    """(H, W) bool of a mask's file: where a sample, or the index of a palette, is not 0.
+
+    Raises:
+        InputError: as :func:`read_image`.
+    """
+    image, name = open_image(path)
+    with image:
+        _check(image.load, name)
+        values = np.asarray(image)
+    return (values if values.ndim == 2 else values[..., :3].max(axis=-1)) > 0
 
 
 def resize(image: Image.Image | NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -105,84 +146,117 @@ def _lookup(mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float
     return centred / np.asarray(std, np.float32)[:, None]
 
 
-@functools.cache
-def _formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
-
-
-def _read_file(path: Path, max_pixels: int) -> Image.Image:
+def _check(work: Any, name: str) -> None:
     try:
-        with open(path, "rb") as handle:
-            return _finish(_open_header(handle, path), str(path), max_pixels)
-    except OSError as error:  # decoding errors are turned into InputError below
-        raise InputError(f"cannot read image {path}: {error.strerror or error}") from error
-
-
-def _open_header(handle: Any, path: Path) -> Image.Image:
-    try:
-        return Image.open(handle, formats=_formats())
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(
-            f"image {path} is too large to be decoded ({str(error).partition(',')[0]}): make it smaller first, "
-            "or raise the limit (PIL.Image.MAX_IMAGE_PIXELS, --max-megapixels)"
-        ) from error
-    except Image.UnidentifiedImageError as error:
-        raise InputError(
-            f"{path} is not an image, or of a format that is not read ({', '.join(_formats())})"
-        ) from error
-    except OSError:
-        raise
-    except Exception as error:  # decoders of hostile headers raise almost anything
-        raise InputError(f"image {path} has a broken header: {error}") from error
-
-
-def _finish(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
-    """Check the size, decode, turn upright and convert."""
-    width, height = image.size
-    if min(width, height) < MIN_SIDE:
-        raise InputError(f"image {name} is {width}x{height}: at least {MIN_SIDE}x{MIN_SIDE} pixels are needed")
-    if width * height > max_pixels:
-        raise InputError(
-            f"image {name} is {width}x{height}, {width * height / 1e6:.3g} megapixels, over the limit of "
-            f"{max_pixels / 1e6:.3g}: make it smaller first, or raise the limit (max_pixels, --max-megapixels)"
-        )
-    try:
-        image.load()
-        return _to_rgb(_upright(image), name)
+        work()
     except InputError:
         raise
     except Exception as error:  # decoders of broken files raise almost anything
         raise InputError(f"image {name} cannot be decoded: {error or type(error).__name__}") from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _finish(image: Image.Image, name: str, at_least: int | None) -> Image.Image:
+    """Check the sides, decode, turn upright and convert."""
+    width, height = image.size
+    if min(width, height) < MIN_SIDE:
+        raise InputError(f"image {name} is {width}x{height}: at least {MIN_SIDE}x{MIN_SIDE} pixels are needed")
+    try:
+        coding = _Coding.of(image)
+        if at_least is not None:
+            image.draft(image.mode, (at_least, at_least))
+        image.load()
+        return _to_rgb(_upright(image), name, coding)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"image {name} cannot be decoded: {error or type(error).__name__}") from error
+
+
+def _orientation(image: Image.Image) -> int:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged EXIF data says nothing about the orientation, and the pixels are fine
-        return image
-    if orientation not in range(2, 9):
-        return image
-    return ImageOps.exif_transpose(image)
+        return 1
+    return orientation if orientation in range(2, 9) else 1
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def _upright(image: Image.Image) -> Image.Image:
+    return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
+
+
+@dataclass(frozen=True)
+class _Coding:
+    """How a file codes its samples, which a decoded image no longer says.
+
+    Attributes:
+        raw: Pillow's name of it, where there is one.
+        grey: mode ``I`` holds 16-bit grey: of PGM files, and of PNG files before Pillow 11.3.
+        white: the largest value of a 16-bit sample.
+        negative: 0 is white.
+    """
+
+    raw: str | None = None
+    grey: bool = False
+    white: int = 65535
+    negative: bool = False
+
+    @classmethod
+    def of(cls, image: Image.Image) -> _Coding:
+        """Of an image that is not decoded yet."""
+        tile = next(iter(getattr(image, "tile", ())), None)
+        args = tile[3] if tile is not None else None
+        raw = args if isinstance(args, str) else args[0] if isinstance(args, tuple) and args else None
+        coding = cls(raw if isinstance(raw, str) else None, image.format in ("PNG", "PPM"))
+        if image.format != "TIFF":
+            return coding
+        tags: Any = getattr(image, "tag_v2", {})
+        bits = int(np.ravel(tags.get(_BITS, 16))[0])
+        return cls(coding.raw, False, (1 << bits) - 1 if 8 < bits < 16 else 65535, tags.get(_PHOTOMETRIC) == 0)
+
+
+def _to_rgb(image: Image.Image, name: str, coding: _Coding) -> Image.Image:
+    if image.mode in _SIXTEEN_BIT or (image.mode == "I" and coding.grey):
+        return Image.fromarray(_eight_bits(image, coding)).convert("RGB")
     if image.has_transparency_data:
-        layer = image.convert("RGBA")
+        layer = _with_eight_bit_key(image, coding).convert("RGBA")
         canvas = Image.new("RGB", image.size, "white")
         canvas.paste(layer, mask=layer.getchannel("A"))
         return canvas
     if image.mode == "RGB":
         return image
-    # Pillow before 11.3 opens 16-bit grey PNG files with mode I; its own conversion to 8 bits clips.
-    if image.mode in _SIXTEEN_BIT or (image.mode == "I" and image.format == "PNG"):
-        samples = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((samples + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode in _PLAIN:
         return image.convert("RGB")
     raise InputError(
         f"image {name} has samples of mode {image.mode}, whose brightness range is undefined: save it as 8-bit RGB"
     )
+
+
+def _eight_bits(image: Image.Image, coding: _Coding) -> NDArray[np.uint8]:
+    """Grey levels of 16-bit samples, which Pillow's own conversion clips; the transparent one is white."""
+    samples = np.asarray(image)
+    levels = (np.arange(coding.white + 1) * 255 + coding.white // 2) // coding.white
+    table = (255 - levels if coding.negative else levels).astype(np.uint8)
+    key = image.info.get("transparency")
+    if isinstance(key, int) and 0 <= key <= coding.white:
+        table[key] = 255
+    result = np.empty(samples.shape, np.uint8)
+    for top in range(0, len(samples), 64):  # in parts, for each index takes eight bytes
+        result[top : top + 64] = table.take(samples[top : top + 64], mode="clip")
+    return result
+
+
+def _with_eight_bit_key(image: Image.Image, coding: _Coding) -> Image.Image:
+    """The image with the transparent colour of a PNG of 2, 4 or 16 bits a sample in 8 bits, as Pillow has the rest."""
+    key: Any = image.info.get("transparency")
+    if coding.raw == "RGB;16B" and isinstance(key, tuple):
+        key = tuple(value >> 8 for value in key)
+    elif coding.raw in ("L;2", "L;4") and isinstance(key, int):
+        key = key * (85 if coding.raw == "L;2" else 17) & 255
+    else:
+        return image
+    image = image.copy()
+    image.info["transparency"] = key
+    return image
 
 
 def _from_array(array: NDArray[Any]) -> Image.Image:
@@ -195,7 +269,7 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
         raise InputError(f"an image array of shape {array.shape}: (H, W), (H, W, 3) or (H, W, 4) is needed{hint}")
     if min(array.shape[:2]) < MIN_SIDE:
         raise InputError(f"an image array of shape {array.shape}: at least {MIN_SIDE}x{MIN_SIDE} pixels are needed")
-    return _to_rgb(Image.fromarray(np.ascontiguousarray(array)), "array")
+    return _to_rgb(Image.fromarray(np.ascontiguousarray(array)), "array", _Coding())
 
 
 def quiet_pillow() -> None:

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cats.core.errors import InputError
-
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+from cats.core.photos import list_photos
 
 
 @dataclass(frozen=True)
 class PhotoFolder:
-    """The images below a folder, searched recursively, in sorted order.
+    """The photos below a folder, as :func:`cats.core.photos.list_photos` finds them.
 
     Attributes:
         paths: image files.
@@ -26,14 +25,10 @@ class PhotoFolder:
     @classmethod
     def open(cls, root: str | Path) -> PhotoFolder:
         """List a folder; raises :class:`InputError` if it is missing or holds no image."""
-        root = Path(root)
-        if not root.is_dir():
-            raise InputError(f"{root} is not a folder of photos")
-        files = sorted(path for path in root.rglob("*") if path.is_file())
-        images = tuple(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
+        images, others = list_photos(root)
         if not images:
-            raise InputError(f"{root} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); {len(files)} other files")
-        return cls(root, images, len(files) - len(images))
+            raise InputError(f"{root} holds no photos (.jpg, .png, ...); {others} other files")
+        return cls(Path(root), tuple(images), others)
 
     def __len__(self) -> int:
         return len(self.paths)

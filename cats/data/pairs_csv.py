@@ -8,8 +8,9 @@ import numpy as np
 
 from cats.core.errors import InputError
 from cats.core.geometry import Floats
+from cats.core.images import image_size
 from cats.core.tables import PairRow, read_pairs
-from cats.data.samples import Box, PairDataset, Sample, image_size, parse_box, require_files
+from cats.data.samples import Box, PairDataset, Sample, parse_box, require_files
 
 
 class PairsCSV(PairDataset):

@@ -10,11 +10,11 @@ import numpy as np
 
 from cats.core.errors import InputError, require
 from cats.core.geometry import Floats
+from cats.core.images import image_size
 from cats.data.samples import (
     Box,
     PairDataset,
     Sample,
-    image_size,
     mirror,
     normal_split,
     parse_box,

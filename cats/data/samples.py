@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
 from cats.core.errors import InputError
 from cats.core.geometry import Floats, Size, as_points
+from cats.core.images import read_image
 from cats.core.pck import PairKeypoints
 
 Box = tuple[float, float, float, float]
@@ -105,8 +106,6 @@ class Sample:
         Raises:
             InputError: the file is missing or unreadable, or has another size than its annotation says.
         """
-        from cats.core.images import read_image
-
         path, size = (self.image_a, self.size_a) if side == "a" else (self.image_b, self.size_b)
         image = read_image(path)
         if image.size != size:
@@ -261,23 +260,6 @@ class Subset(PairDataset):
     def category_of(self, index: int) -> str | None:
         """See :meth:`PairDataset.category_of`."""
         return self.dataset.category_of(self.indices[index])
-
-
-def image_size(path: Path) -> Size:
-    """(width, height) of an image as shown upright, from its header.
-
-    Raises:
-        InputError: missing, or not an image.
-    """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-    except FileNotFoundError as error:
-        raise InputError(f"image {path} is missing") from error
-    except Exception as error:  # decoders of broken headers raise almost anything
-        raise InputError(f"image {path} cannot be read: {error}") from error
-    return (height, width) if turned else (width, height)
 
 
 def require_entries(root: Path, entries: Mapping[str, str], where: str) -> None:

@@ -5,13 +5,10 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
 from cats.core.errors import InputError
+from cats.core.images import image_size, read_mask
 from cats.data.flow_files import read_flow
-from cats.data.samples import DenseTruth, PairDataset, Sample, image_size, normal_split, require_files
+from cats.data.samples import DenseTruth, PairDataset, Sample, normal_split, require_files
 
 WHERE = "TSS_CVPR2016.zip is at taniai.space/projects/cvpr16_dccs"
 
@@ -78,7 +75,7 @@ def _read_flip(path: Path) -> bool:
 
 def _read_truth(flow_file: Path, mask_file: Path, size: tuple[int, int]) -> DenseTruth:
     flow, known = read_flow(flow_file)
-    mask = _read_mask(mask_file)
+    mask = read_mask(mask_file)
     for what, array in ((flow_file, known), (mask_file, mask)):
         if array.shape != (size[1], size[0]):
             raise InputError(f"{what} has {array.shape[1]}x{array.shape[0]} pixels, its image {size[0]}x{size[1]}")
@@ -86,12 +83,3 @@ def _read_truth(flow_file: Path, mask_file: Path, size: tuple[int, int]) -> Dens
     if not valid.any():
         raise InputError(f"{flow_file} has no known flow on the foreground of {mask_file.name}")
     return DenseTruth(flow, valid)
-
-
-def _read_mask(path: Path) -> NDArray[np.bool_]:
-    try:
-        with Image.open(path) as image:
-            values = np.asarray(image)
-    except Exception as error:  # decoders of broken files raise almost anything
-        raise InputError(f"cannot read mask {path}: {error}") from error
-    return (values if values.ndim == 2 else values[..., :3].max(axis=-1)) > 0

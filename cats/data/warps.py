@@ -14,10 +14,10 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from cats.core.errors import InputError
 from cats.core.geometry import cells_to_pixels, identity_cells, pixels_to_cells
+from cats.core.images import read_image, resize
 from cats.data.folders import CategoryFolder, PhotoFolder
 
 UInt8Image = NDArray[np.uint8]
@@ -147,13 +147,12 @@ def jitter_colours(rng: np.random.Generator, image: UInt8Image, strength: float 
 
 
 def read_square(path: Path, side: int) -> UInt8Image:
-    """Read a photo as RGB and resize it to ``side`` x ``side`` (the aspect ratio is not kept, as in the model)."""
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (2 * side, 2 * side))
-            return np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"cannot read the photo {path}: {error}") from error
+    """A photo as (side, side, 3) uint8 RGB (the aspect ratio is not kept, as in the model).
+
+    Raises:
+        InputError: as :func:`cats.core.images.read_image`.
+    """
+    return resize(read_image(path, at_least=2 * side), (side, side))
 
 
 def random_crop(rng: np.random.Generator, image: UInt8Image, side: int) -> UInt8Image:

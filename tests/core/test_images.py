@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import struct
 import subprocess
 import sys
+import threading
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +17,8 @@ from PIL import Image, ImageDraw
 from reference import shared
 
 from cats.core.errors import InputError
-from cats.core.images import MIN_SIDE, normalise, preprocess, read_image, resize
+from cats.core.image_files import count_scans
+from cats.core.images import MIN_SIDE, image_size, normalise, preprocess, read_image, read_mask, resize
 from cats.core.metadata import Preprocessing
 
 RNG = np.random.default_rng(5)
@@ -202,3 +207,154 @@ def test_the_limit_can_be_chosen(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"100x100.*over the limit"):
         read_image(path, max_pixels=9_999)
     assert read_image(path, max_pixels=10_000).size == (100, 100)
+
+
+RAMP = np.linspace(0, 65535, 4096).reshape(64, 64).round().astype(np.uint16)
+
+
+def deep_png(samples: np.ndarray, key: tuple[int, ...] | None = None) -> bytes:
+    """A PNG of 16-bit samples, (H, W) grey or (H, W, 3) RGB, with a transparent colour."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = samples.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    header = struct.pack(">IIBBBBB", width, height, 16, 0 if samples.ndim == 2 else 2, 0, 0, 0)
+    more = b"" if key is None else chunk(b"tRNS", struct.pack(f">{len(key)}H", *key))
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + more + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    )
+
+
+def grey_tiff(data: bytes, *, bits: int = 16, photometric: int = 1, **more: int) -> bytes:
+    """A 64 x 64 TIFF of one strip, with more tags by number."""
+    entries = {256: 64, 257: 64, 258: bits, 259: 1, 262: photometric, 273: 0, 277: 1, 278: 64, 279: len(data)}
+    entries.update({int(name[1:]): value for name, value in more.items()})
+    entries[273] = 8 + 2 + len(entries) * 12 + 4
+    body = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(entries.items()))
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + body + struct.pack("<I", 0) + data
+
+
+def test_sixteen_bit_grey_of_every_kind() -> None:
+    right = np.rint(RAMP / 257).astype(np.uint8)
+    keyed = right.copy()
+    keyed[RAMP[3, 7] == RAMP] = 255
+    pgm = b"P5 64 64 65535\n" + RAMP.astype(">u2").tobytes()
+    twelve = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)  # two samples in three bytes
+    pairs = twelve.reshape(-1, 2).astype(np.uint32)
+    packed = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], 1)
+    for data, expected in (
+        (deep_png(RAMP), right),
+        (deep_png(RAMP, (65535,)), right),
+        (deep_png(RAMP, (int(RAMP[3, 7]),)), keyed),
+        (grey_tiff(RAMP.tobytes()), right),
+        (grey_tiff(RAMP.tobytes(), photometric=0), 255 - right),
+        (grey_tiff(packed.astype(np.uint8).tobytes(), bits=12), np.rint(twelve * (255 / 4095)).astype(np.uint8)),
+        (pgm, right),
+    ):
+        np.testing.assert_array_equal(np.asarray(read_image(data))[..., 1], expected)
+
+
+def test_the_transparent_colour_of_sixteen_bit_rgb() -> None:
+    samples = np.zeros((32, 32, 3), np.uint16)
+    samples[:16] = (1000, 40000, 9000)
+    result = np.asarray(read_image(deep_png(samples, (1000, 40000, 9000))))
+    assert (result[:16] == 255).all()
+    assert (result[16:] == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_size_from_the_header_is_that_of_the_image(tmp_path: Path, kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "photo"
+    Image.fromarray(noise(40, 60)).save(path, kind, exif=exif)
+    assert image_size(path) == read_image(path).size == ((60, 40) if orientation < 5 else (40, 60))
+
+
+def test_one_lazily_opened_image_in_several_threads(tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(noise(900, 1200)).save(path, quality=95)
+    expected = np.asarray(read_image(path))
+    for _ in range(5):
+        lazy, start = Image.open(path), threading.Barrier(4)
+        results: list[object] = []
+
+        def read(lazy: Image.Image = lazy, start: threading.Barrier = start, results: list = results) -> None:
+            start.wait()
+            results.append(np.asarray(read_image(lazy)))
+
+        threads = [threading.Thread(target=read) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(results) == 4
+        assert all(np.array_equal(result, expected) for result in results)
+
+
+def test_postscript_never_reaches_ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n")
+    for read in (read_image, image_size, read_mask, lambda file: read_image(Image.open(file))):
+        with pytest.raises(InputError, match=r"is not (an image|read)"):
+            read(path)
+    assert not (tmp_path / "started").exists()
+
+
+def test_tiles_larger_than_the_image_are_refused() -> None:
+    with pytest.raises(InputError, match=r"64x64 in tiles of 3000000 pixels"):
+        read_image(grey_tiff(RAMP.tobytes(), t322=3_000_000, t323=3_000_000))
+
+
+def test_scans_of_a_jpeg_are_bounded(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(noise(64, 64)).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    scans = count_scans(data)
+    assert 5 < scans < 15
+    assert count_scans(data + data) == scans  # what follows the image does not count
+    last = data.rindex(b"\xff\xda")
+    many = data[:-2] + data[last:-2] * 500 + data[-2:]
+    assert count_scans(many) == scans + 500
+    assert read_image(data, max_pixels=64 * 64).size == (64, 64)
+    for source in (many, Image.open(io.BytesIO(many))):
+        with pytest.raises(InputError, match=r"64x64 in \d+ scans"):
+            read_image(source, max_pixels=64 * 64)
+
+
+def test_a_large_file_of_a_small_image_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "photo.png"
+    Image.new("RGB", (64, 64)).save(path)
+    with open(path, "r+b") as handle:
+        handle.truncate(1 << 34)  # a sparse file
+    with pytest.raises(InputError, match="over the limit of"):
+        read_image(path)
+
+
+def test_heic_is_read_or_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = tmp_path / "photo.heic"
+    named.write_bytes(b"\0\0\0\x18ftypheic" + bytes(200))
+    monkeypatch.setattr("cats.core.image_files.formats", lambda: ("JPEG", "PNG"))
+    with pytest.raises(InputError, match=r"pillow-heif is installed: pip install 'cats-toolkit\[heic\]'"):
+        read_image(named)
+    monkeypatch.undo()
+    heif = pytest.importorskip("pillow_heif")
+    heif.from_pillow(Image.new("RGB", (64, 48), (200, 30, 30))).save(named)
+    result = read_image(named)
+    assert result.size == image_size(named) == (64, 48)
+    assert np.abs(np.asarray(result, int) - (200, 30, 30)).max() < 12
+
+
+def test_a_draft_keeps_both_sides(tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(noise(800, 1000)).save(path)
+    small = read_image(path, at_least=200)
+    assert small.size == (250, 200)
+    assert read_image(path, at_least=801).size == (1000, 800)

@@ -2,13 +2,15 @@
 
     python ctypes_match.py libcats.so cats.onnx a.jpg b.jpg x y
 
-Prints where the point (x, y) of a lies in b. Pillow reads the pictures.
+Prints where the point (x, y) of a lies in b. The toolkit reads the pictures, upright and of any kind.
 """
 
 import ctypes
 import sys
 
 from PIL import Image
+
+from cats.core.images import read_image
 
 CATS_RGB = 1
 
@@ -47,7 +49,7 @@ def main(library: str, model: str, a: str, b: str, x: str, y: str) -> None:
     matcher, context = ctypes.c_void_p(), ctypes.c_void_p()
     check(cats.cats_open(model.encode(), None, ctypes.byref(matcher)))
     check(cats.cats_context_create(matcher, ctypes.byref(context)))
-    images = [view(Image.open(path).convert("RGB")) for path in (a, b)]
+    images = [view(read_image(path)) for path in (a, b)]
     check(cats.cats_match(context, ctypes.byref(images[0]), ctypes.byref(images[1])))
     point, place = (ctypes.c_double * 2)(float(x), float(y)), (ctypes.c_double * 2)()
     check(cats.cats_transfer(context, 0, point, 1, place))
