@@ -10,6 +10,7 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -127,7 +128,7 @@ class Annotation:
 
     category: str
     points: Floats = field(default_factory=lambda: np.zeros((0, 2)))
-    visibility: NDArray[np.int64] = None  # type: ignore[assignment]  # filled below
+    visibility: NDArray[Any] = None  # type: ignore[assignment]  # filled below
     box: Box | None = None
     polygons: tuple[Floats, ...] = ()
     mask: Mask | None = None
@@ -273,7 +274,7 @@ class Annotations:
 def _floats(values: ArrayLike, what: str) -> Floats:
     try:
         return np.array(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"its {what} is not made of numbers") from error
 
 
