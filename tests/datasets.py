@@ -48,6 +48,7 @@ def make_spair(root: Path, splits: tuple[str, ...] = ("test",), **changes: Any) 
     dog = {**SPAIR_PAIR, "filename": "000008-2008_000003-2008_000001:dog", "category": "dog"}
     dog |= {"src_imname": "2008_000003.jpg", "trg_imname": "2008_000001.jpg"}
     dog |= {"src_imsize": [100, 60, 3], "trg_imsize": [120, 80, 3], "viewpoint_variation": 0}
+    dog |= {"src_kps": [[20, 30], [60, 40], [85, 55]]}
     (root / "Layout" / "large").mkdir(parents=True)
     for split in splits:
         for pair in ({**SPAIR_PAIR, **changes}, dog):

@@ -75,6 +75,9 @@ def check_pairs(dataset: PairDataset) -> PairDataset:
     if len(bad) == len(dataset):
         raise InputError(f"{dataset.root}: none of its {len(bad)} pairs can be used; {next(iter(bad.values()))}")
     _say(bad, len(dataset), "pairs")
+    outside = sum(sample.left_out for sample in samples.values())
+    if outside and os.environ.get("RANK", "0") == "0":
+        note(f"left out {outside} keypoints that lie outside their images")
     return Subset(dataset, [i for i in range(len(dataset)) if i not in bad]) if bad else dataset
 
 

@@ -57,20 +57,19 @@ class PairsCSV(PairDataset):
         row = self._rows[index]
         try:
             points_a, points_b = _correspondences(row)
-            box_a, box_b = _box(row, "box_a"), _box(row, "box_b")
+            return Sample(
+                image_a=row.a,
+                image_b=row.b,
+                size_a=image_size(row.a),
+                size_b=image_size(row.b),
+                points_a=points_a,
+                points_b=points_b,
+                box_a=_box(row, "box_a"),
+                box_b=_box(row, "box_b"),
+                category=self.category_of(index),
+            )
         except InputError as error:
             raise InputError(f"{self.root}, line {row.line}: {error}") from error
-        return Sample(
-            image_a=row.a,
-            image_b=row.b,
-            size_a=image_size(row.a),
-            size_b=image_size(row.b),
-            points_a=points_a,
-            points_b=points_b,
-            box_a=box_a,
-            box_b=box_b,
-            category=self.category_of(index),
-        )
 
 
 def _correspondences(row: PairRow) -> tuple[Floats, Floats]:

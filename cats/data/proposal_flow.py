@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -80,12 +82,12 @@ class PFWillow(PairDataset):
     def __init__(self, root: str | Path, split: str | None = None) -> None:
         root = Path(root)
         normal_split(split, ("test",), "test")
-        path = _find_list(root, ("test_pairs.csv", "test_pairs_pf.csv"), WHERE_WILLOW)
-        rows = _read_rows(path, _WILLOW_COLUMNS, WHERE_WILLOW)
+        self._list = _find_list(root, ("test_pairs.csv", "test_pairs_pf.csv"), WHERE_WILLOW)
+        rows = _read_rows(self._list, _WILLOW_COLUMNS, WHERE_WILLOW)
         self._rows = []
         base = _image_base(root, [row["imageA"] for row in rows], "PF-dataset", WHERE_WILLOW)
         for number, row in enumerate(rows, start=2):
-            points = _numbers([row[name] for name in _WILLOW_COLUMNS[2:]], f"{path.name}, line {number}")
+            points = _numbers([row[name] for name in _WILLOW_COLUMNS[2:]], f"{self._list.name}, line {number}")
             a, b = (base(row[name]) for name in ("imageA", "imageB"))
             self._rows.append((a, b, points.reshape(4, _WILLOW_POINTS)))
         require_files([image for a, b, _ in self._rows for image in (a, b)], root, WHERE_WILLOW)
@@ -100,17 +102,18 @@ class PFWillow(PairDataset):
 
     def __getitem__(self, index: int) -> Sample:
         a, b, points = self._rows[index]
-        return Sample(
-            image_a=a,
-            image_b=b,
-            size_a=image_size(a),
-            size_b=image_size(b),
-            points_a=points[:2].T,
-            points_b=points[2:].T,
-            category=self.category_of(index),
-            keypoint_ids=tuple(str(k) for k in range(1, _WILLOW_POINTS + 1)),
-            name=f"{a.parent.name}/{a.name} -> {b.name}",
-        )
+        with _named(f"{self._list.name}, line {index + 2}"):
+            return Sample(
+                image_a=a,
+                image_b=b,
+                size_a=image_size(a),
+                size_b=image_size(b),
+                points_a=points[:2].T,
+                points_b=points[2:].T,
+                category=self.category_of(index),
+                keypoint_ids=tuple(str(k) for k in range(1, _WILLOW_POINTS + 1)),
+                name=f"{a.parent.name}/{a.name} -> {b.name}",
+            )
 
 
 class PFPascal(PairDataset):
@@ -173,19 +176,20 @@ class PFPascal(PairDataset):
             points_a, points_b = (_listed_points(row[f"X{side}"], row[f"Y{side}"], where) for side in "AB")
         else:
             points_a, points_b, ids = _common_points(annotations[0][0], annotations[1][0], where)
-        sample = Sample(
-            image_a=a,
-            image_b=b,
-            size_a=image_size(a),
-            size_b=image_size(b),
-            points_a=points_a,
-            points_b=points_b,
-            box_a=annotations[0][1],
-            box_b=annotations[1][1],
-            category=category,
-            keypoint_ids=ids,
-            name=f"{category}/{a.stem} -> {b.stem}",
-        )
+        with _named(where):
+            sample = Sample(
+                image_a=a,
+                image_b=b,
+                size_a=image_size(a),
+                size_b=image_size(b),
+                points_a=points_a,
+                points_b=points_b,
+                box_a=annotations[0][1],
+                box_b=annotations[1][1],
+                category=category,
+                keypoint_ids=ids,
+                name=f"{category}/{a.stem} -> {b.stem}",
+            )
         return mirror(sample) if row.get("flip", "0").strip() == "1" else sample
 
     def _annotation(self, image: Path, category: str) -> tuple[Floats, Box | None]:
@@ -193,6 +197,15 @@ class PFPascal(PairDataset):
         if self._annotations is None:
             return np.zeros((0, 2)), None
         return _read_annotation(self._annotations / category / f"{image.stem}.mat")
+
+
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Errors about a pair begin with its place in the list."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def _find_list(root: Path, names: tuple[str, ...], where: str) -> Path:

@@ -25,6 +25,7 @@ DIFFICULTIES = ("viewpoint", "scale", "truncation", "occlusion")
 
 # The furthest that an annotation may lie outside its image, in sides of the image; beyond it belongs to another one.
 _OUTSIDE = 0.25
+_SLACK = 1  # pixels, of annotations that count from 1 or give the border of the last pixel
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Sample:
     Attributes:
         image_a, image_b: files.
         size_a, size_b: (width, height).
-        points_a, points_b: (N, 2) corresponding keypoints; of a pair without annotation (0, 2).
+        points_a, points_b: (N, 2) corresponding keypoints; of a pair without annotation (0, 2). Those that lie outside
+            their image, by more than a pixel, or are padded with -1, are left out on both sides.
         box_a, box_b: object boxes, where the data set has them.
         category: of the object.
         difficulty: :data:`DIFFICULTIES` -> level, where the data set has them.
@@ -56,6 +58,7 @@ class Sample:
         mirror_a, mirror_b: the image is shown mirrored.
         dense: loads the dense ground truth, where the data set has one.
         name: for messages and reports.
+        left_out: number of keypoints left out.
     """
 
     image_a: Path
@@ -73,6 +76,7 @@ class Sample:
     mirror_b: bool = False
     dense: Callable[[], DenseTruth] | None = None
     name: str = ""
+    left_out: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -87,6 +91,13 @@ class Sample:
             raise InputError(
                 f"broken annotation of {self.name}: {len(self.keypoint_ids)} names for {len(self.points_a)} keypoints"
             )
+        inside = self._inside("a") & self._inside("b")
+        if not inside.all():
+            for side in ("a", "b"):
+                object.__setattr__(self, f"points_{side}", getattr(self, f"points_{side}")[inside])
+            names = tuple(name for name, kept in zip(self.keypoint_ids, inside, strict=False) if kept)
+            object.__setattr__(self, "keypoint_ids", names)
+            object.__setattr__(self, "left_out", int((~inside).sum()))
         for side in ("a", "b"):
             self._check_box(side)
 
@@ -132,6 +143,11 @@ class Sample:
             )
         return points
 
+    def _inside(self, side: str) -> NDArray[np.bool_]:
+        """(N,) bool: keypoints on the image of a side."""
+        points = getattr(self, f"points_{side}")
+        return ((points > -_SLACK) & (points < np.add(getattr(self, f"size_{side}"), _SLACK))).all(axis=1)
+
     def _check_box(self, side: str) -> None:
         box = getattr(self, f"box_{side}")
         if box is None:
@@ -167,7 +183,7 @@ def mirror(sample: Sample, *, permutation: Mapping[str, str] | None = None) -> S
                 f"{sample.name}: the permutation does not say what mirroring makes of keypoint {missing[0]!r}"
             )
         ids = tuple(permutation[name] for name in sample.keypoint_ids)
-    return replace(
+    mirrored = replace(
         sample,
         points_a=mirror_points(sample.points_a, sample.size_a[0]),
         points_b=mirror_points(sample.points_b, sample.size_b[0]),
@@ -177,6 +193,8 @@ def mirror(sample: Sample, *, permutation: Mapping[str, str] | None = None) -> S
         mirror_b=not sample.mirror_b,
         keypoint_ids=ids,
     )
+    object.__setattr__(mirrored, "left_out", sample.left_out)
+    return mirrored
 
 
 def mirror_points(points: Floats, width: int) -> Floats:

@@ -91,6 +91,17 @@ def test_spair_broken_annotation(tmp_path: Path, changes: dict[str, object], mes
         open_dataset(f"spair:{make_spair(tmp_path, **changes)}")[0]
 
 
+@pytest.mark.parametrize("bad", [[-1, -1], [-1, 40], [-7, 30], [101.5, 20], [50, 61]])
+def test_keypoints_outside_or_padded_are_never_counted(tmp_path: Path, bad: list[float]) -> None:
+    sample = open_dataset(f"spair:{make_spair(tmp_path, trg_kps=[[15, 20], bad, [100, 60]])}")[0]
+    assert sample.points_a.tolist() == [[20, 30], [85, 65]]
+    assert sample.points_b.tolist() == [[15, 20], [100, 60]]  # as counted from 1
+    assert sample.keypoint_ids == ("0", "8")
+    assert sample.left_out == mirror(sample).left_out == 1
+    empty = open_dataset(f"spair:{make_spair(tmp_path / 'none', trg_kps=[bad, bad, bad])}")[0]
+    assert not empty.annotated
+
+
 def test_spair_damaged_files(tmp_path: Path) -> None:
     root = make_spair(tmp_path)
     path = root / "PairAnnotation" / "test" / f"{SPAIR_PAIR['filename']}.json"
@@ -150,6 +161,15 @@ def test_willow_of_the_shared_images_has_the_known_floor() -> None:
     protocol = preset("corrected", data.kind)
     scores = [score_flow(sample.keypoints, np.zeros((2, 16, 16)), protocol) for sample in data]
     assert pck_table(scores, [0.1])[0.1] == pytest.approx(22.611, abs=1e-3)
+
+
+def test_an_error_has_its_file_and_line(tmp_path: Path) -> None:
+    root = make_willow(tmp_path / "willow")
+    lines = (root / "test_pairs.csv").read_text().splitlines()
+    lines[2] = lines[2].replace("10.5", "1e7", 1)
+    (root / "test_pairs.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match=r"test_pairs\.csv, line 3: broken annotation of car\(G\)/x_1\.png"):
+        open_dataset(f"willow:{root}")[1]
 
 
 def test_willow_list_problems(tmp_path: Path) -> None:
