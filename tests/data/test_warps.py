@@ -109,7 +109,7 @@ def test_wrong_folders_are_named(photos, tmp_path):
         PhotoFolder.open(tmp_path / "none")
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(InputError, match="holds no images"):
+    with pytest.raises(InputError, match="holds no photos"):
         PhotoFolder.open(empty)
     with pytest.raises(InputError, match="no sub-folder with two or more"):
         CategoryFolder.open(photos / "cat")
