@@ -10,7 +10,7 @@ Without a network, install the toolkit itself by ``pip install --no-build-isolat
 the wheels of its base dependencies (all pure Python but numpy and Pillow) where they are missing. TensorRT-RTX then
 needs no more than its Python module and its two libraries on the module path.
 
-Usage: python benchmarks/gpu_suite.py [--model assets/cats-tiny.pt --model resnet101] [--output FILE.json]
+Usage: python -m cats.benchmarks.gpu_suite [--model assets/cats-tiny.pt --model resnet101] [--output FILE.json]
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ import torch
 import typer
 
 from cats.assets import asset
+from cats.benchmarks.models import tamed_resnet101
+from cats.benchmarks.onnx_on_torch import OnnxOnTorch
 from cats.checkpoints import load_checkpoint
 from cats.core.console import execute, new_app, note, print_json
 from cats.core.errors import BackendError
@@ -48,11 +50,7 @@ from cats.runtime.tensorrt.engine import build_engine
 from cats.runtime.tensorrt.flavours import FLAVOURS
 
 HERE = Path(__file__).resolve().parent
-sys.path.append(str(HERE.parent / "tests"))
 
-from reference import tamed_goldens  # noqa: E402
-
-from cats.benchmarks.onnx_on_torch import OnnxOnTorch  # noqa: E402
 
 PROVIDERS = ("cuda", "tensorrt", "tensorrt-rtx")
 ROUNDS = 50
@@ -167,7 +165,7 @@ def gpu_tests() -> dict[str, Any]:
 
 def load_model(name: str) -> CATs:
     """A checkpoint, or the published structure."""
-    return tamed_goldens() if name == "resnet101" else load_checkpoint(Path(name)).model.eval()
+    return tamed_resnet101("formula") if name == "resnet101" else load_checkpoint(Path(name)).model.eval()
 
 
 def photos(model: CATs, batch: int) -> Arrays:

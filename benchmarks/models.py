@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from cats.assets import asset
@@ -54,11 +56,43 @@ def load_model(name: str) -> BenchmarkModel:
     return BenchmarkModel(path.resolve().stem, f"checkpoint {path.name}", load_checkpoint(path).model.eval())
 
 
-def tamed_resnet101() -> CATs:
-    """The published structure with random weights whose activations stay in range (each last norm scaled to 0.2)."""
+def tamed_resnet101(weights: str = "random") -> CATs:
+    """The published structure with weights whose activations stay in range: each last norm is scaled to 0.2.
+
+    As they are, the activations of untrained weights grow through 33 residual sums and overflow float16.
+
+    Args:
+        weights: ``random`` (PyTorch's initialisation, seed 0) or ``formula`` (:func:`formula_weight`, as the goldens).
+    """
     torch.manual_seed(0)
     model = CATs(CATsConfig()).eval()
+    if weights == "formula":
+        state = {key: torch.from_numpy(formula_weight(key, tuple(v.shape))) for key, v in model.state_dict().items()}
+        model.load_state_dict({key: v * 0.2 if key.endswith("bn3.weight") else v for key, v in state.items()})
+        return model
     for name, parameter in model.feature_extraction.named_parameters():
         if name.endswith("bn3.weight"):
             torch.nn.init.constant_(parameter, 0.2)
     return model
+
+
+def formula_weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The golden weight of one tensor, float32."""
+    rng = np.random.default_rng(zlib.crc32(key.encode()))
+    if "num_batches_tracked" in key:
+        return np.zeros(shape, np.int64)
+    if "running_mean" in key:
+        value = 0.1 * rng.standard_normal(shape)
+    elif "running_var" in key:
+        value = rng.uniform(0.5, 1.5, shape)
+    elif key in ("x_normal", "y_normal"):
+        value = np.linspace(-1, 1, shape[0]) + 0.01 * rng.standard_normal(shape)
+    elif "pos_embed" in key or key.endswith("bias"):
+        value = 0.02 * rng.standard_normal(shape)
+    elif len(shape) == 1:
+        value = rng.uniform(0.5, 1.0, shape)
+    elif len(shape) == 2:
+        value = 0.02 * rng.standard_normal(shape)
+    else:
+        value = np.sqrt(2 / np.prod(shape[1:])) * rng.standard_normal(shape)
+    return value.astype(np.float32)

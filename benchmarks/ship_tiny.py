@@ -3,7 +3,7 @@
 The ONNX file is exported from the float16 checkpoint, so that both hold the same weights to the bit; the card's figures
 are measured here, on that file.
 
-Usage: python benchmarks/ship_tiny.py runs/cats-tiny/best.pt   (data from $CATS_SHARED, default ../shared)
+Usage: python -m cats.benchmarks.ship_tiny runs/cats-tiny/best.pt   (data from $CATS_SHARED, default ../shared)
 """
 
 from __future__ import annotations
@@ -11,22 +11,21 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import os
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
+from cats.benchmarks.record import REPOSITORY, RESULTS, SHARED
 from cats.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from cats.core.files import write_text
 from cats.model import CATs, CATsConfig
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 ASSETS = REPOSITORY / "assets"
 COMMANDS = Path(sys.executable).parent
-SHARED = Path(os.environ.get("CATS_SHARED", REPOSITORY.parent / "shared")) / "data"
-SEEDS = REPOSITORY / "benchmarks/results/cats-tiny-seeds.json"
+DATA = SHARED / "data"
+SEEDS = RESULTS / "cats-tiny-seeds.json"
 PROTOCOLS = ("corrected", "cats2021", "per-point")
 
 CARD = """\
@@ -99,8 +98,8 @@ def seeds_text() -> str:
 def write_card(checkpoint: Checkpoint, zero: Path, half: Path, onnx: Path) -> None:
     """Measure the shipped file and the zero-started model and write the model card."""
     protocols = [part for name in PROTOCOLS for part in ("--protocol", name)]
-    willow = [evaluate(model, f"willow:{SHARED / 'PF-WILLOW'}", *protocols)["protocols"] for model in (onnx, zero)]
-    warps = [evaluate(model, f"warps:{SHARED / 'photos'}")["dense"] for model in (onnx, zero)]
+    willow = [evaluate(model, f"willow:{DATA / 'PF-WILLOW'}", *protocols)["protocols"] for model in (onnx, zero)]
+    warps = [evaluate(model, f"warps:{DATA / 'photos'}")["dense"] for model in (onnx, zero)]
     config, settings = checkpoint.model.config, checkpoint.training["config"]
     ours = willow[0]["corrected"]
     text = CARD.format(

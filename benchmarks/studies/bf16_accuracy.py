@@ -6,13 +6,11 @@ must compute in it. Distances are in pixels of a 256 x 256 image, over all cells
 
 Models are those of ``fp16_accuracy.py``.
 
-Usage: python benchmarks/studies/bf16_accuracy.py [--model cats-tiny ...] [--output benchmarks/results/NAME.json]
+Usage: python -m cats.benchmarks.studies.bf16_accuracy [--model cats-tiny ...] [--output benchmarks/results/NAME.json]
 """
 
 from __future__ import annotations
 
-import datetime
-import json
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,15 +19,14 @@ import numpy as np
 import typer
 
 from cats.benchmarks.exports import FOR_CPU, OURS, Exports
-from cats.benchmarks.studies.fp16_accuracy import MODELS, SHARED, EveryNth, models_named, pixels
+from cats.benchmarks.record import SHARED, describe_run, write_record
+from cats.benchmarks.studies.fp16_accuracy import MODELS, EveryNth, models_named, pixels
 from cats.core.console import execute, new_app, note, print_json
-from cats.core.files import write_text
 from cats.core.images import ImageSource, preprocess, read_image
 from cats.data import open_dataset
 from cats.evaluation.evaluate import evaluate
 from cats.export.pairs import demo_pairs
 from cats.runtime.backends.openvino import PRECISIONS, OpenVinoBackend
-from cats.runtime.hardware import cpu_features, cpu_name
 
 app = new_app()
 
@@ -85,8 +82,7 @@ def main_command(
             }
         found[name] = figures
     result = {
-        "date": datetime.date.today().isoformat(),
-        "cpu": f"{cpu_name()} ({', '.join(cpu_features())})",
+        **describe_run("bf16_accuracy", ["openvino"], threads),
         "data": f"{len(pairs)} pairs, every {every}. of {data.partition(':')[0]}",
         "exported": "for cpu" if for_cpu else "for any",
         "protocol": "corrected",
@@ -95,7 +91,7 @@ def main_command(
     }
     print_json(result)
     if output is not None:
-        write_text(output, json.dumps(result, indent=1) + "\n")
+        write_record(output, result)
 
 
 if __name__ == "__main__":

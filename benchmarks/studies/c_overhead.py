@@ -13,10 +13,6 @@ Usage: python -m cats.benchmarks.studies.c_overhead
 from __future__ import annotations
 
 import ctypes
-import datetime
-import json
-import platform
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,14 +22,11 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from cats.benchmarks import libcats
+from cats.benchmarks.record import describe_run, spread, write_record
 from cats.core.console import execute, new_app, progress, stdout, table
 from cats.core.files import write_text
-from cats.runtime.hardware import cpu_name
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
-
-import c_library
-from tiny_onnx import save_model, tiny_metadata
+from cats.core.metadata import KEY, Metadata, Preprocessing
 
 app = new_app()
 LIMIT_MS = 1.0
@@ -59,25 +52,29 @@ def pooling_model(folder: Path) -> Path:
     model = onnx.parser.parse_model(POOLING)
     for number, name in enumerate(("zero", "one", "two", "three")):
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([number], np.int64), name))
-    return save_model(folder / "pooling.onnx", model, tiny_metadata().to_json())
+    metadata = Metadata("pair", {"backbone": "pooling"}, Preprocessing(), "fp32", opset=18, weights_sha256="0" * 64)
+    onnx.helper.set_model_props(model, {KEY: metadata.to_json()})
+    path = folder / "pooling.onnx"
+    onnx.save(model, path)
+    return path
 
 
-def contestants(opened: c_library.CMatcher) -> dict[str, Callable[[], object]]:
+def contestants(opened: libcats.CMatcher) -> dict[str, Callable[[], object]]:
     """Name -> call, all on one context; the first two are what is compared."""
     rng = np.random.default_rng(0)
     side, grid = (opened.info.image_height, opened.info.image_width), opened.info.grid
-    small = [c_library.image(rng.integers(0, 256, (*side, 3), np.uint8)) for _ in range(2)]
-    large = c_library.image(rng.integers(0, 256, (1080, 1920, 3), np.uint8))
+    small = [libcats.image(rng.integers(0, 256, (*side, 3), np.uint8)) for _ in range(2)]
+    large = libcats.image(rng.integers(0, 256, (1080, 1920, 3), np.uint8))
     tensors = [opened.preprocess(picture)[None] for picture in small]
     flow, confidence = np.zeros((1, 2, grid, grid), np.float32), np.zeros((1, grid, grid), np.float32)
     pointers = (x.ctypes.data for x in (*tensors, flow, confidence))
-    batch = c_library.DeviceBatch(ctypes.sizeof(c_library.DeviceBatch), *pointers, 1, None)
+    batch = libcats.DeviceBatch(ctypes.sizeof(libcats.DeviceBatch), *pointers, 1, None)
     batch.kept = (tensors, flow, confidence)
     out, call = np.empty((3, *side), np.float32), opened.library.call
     points, places = rng.uniform(0, side[1] - 1, (1000, 2)), np.empty((1000, 2))
     dense = np.empty((*side, 2), np.float32)
 
-    def preprocess(picture: c_library.Image) -> Callable[[], object]:
+    def preprocess(picture: libcats.Image) -> Callable[[], object]:
         return lambda: call("cats_preprocess", opened.context, ctypes.byref(picture), out.ctypes.data, out.size)
 
     return {
@@ -112,18 +109,13 @@ def measure(calls: dict[str, Callable[[], object]], rounds: int, warm_up: int = 
     return {name: np.array(values) for name, values in times.items()}
 
 
-def spread(values: np.ndarray) -> dict[str, float]:
-    """Median and central half."""
-    low, median, high = np.percentile(values, [25, 50, 75])
-    return {"median": float(median), "p25": float(low), "p75": float(high)}
-
-
 def report(document: dict[str, Any], rows: list[list[str]]) -> str:
     """The figures as a page of Markdown."""
     lines = ["| call | median ms | p25 | p75 |", "|---|---:|---:|---:|", *(f"| {' | '.join(row)} |" for row in rows)]
     return (
-        f"# Cost of libcats\n\n{document['date']}, {document['hardware']}, ONNX Runtime {document['onnxruntime']}, "
-        f"{document['model']}, {document['rounds']} rounds: `python benchmarks/studies/c_overhead.py`.\n\n"
+        f"# Cost of libcats\n\n{document['date']}, {document['machine']}, "
+        f"ONNX Runtime {document['versions']['onnxruntime']}, "
+        f"{document['model']}, {document['rounds']} rounds: `python -m cats.benchmarks.studies.c_overhead`.\n\n"
         + "\n".join(lines)
         + "\n\nThe overhead of a pair, `cats_match` less ONNX Runtime alone, is measured on a model that only pools its"
         "\ninputs, 256x256; on a real one the noise of the runs hides it.\n"
@@ -139,10 +131,9 @@ def main_command(
 ) -> None:
     """Measure the calls of the C library and its overhead over ONNX Runtime."""
     with tempfile.TemporaryDirectory() as folder:
-        library = c_library.Library(c_library.build_library(Path(folder), "-O3"))
+        library = libcats.Library(libcats.build_library(Path(folder), "-O3"))
         opened = library.open(model, threads=threads)
         times = measure(contestants(opened), rounds)
-        version = opened.info.ort_version.decode()
         opened.close()
         opened = library.open(pooling_model(Path(folder)), threads=1)  # ONNX Runtime's waiting threads take a core else
         pooling = contestants(opened)
@@ -151,23 +142,21 @@ def main_command(
     figures = {name: spread(values) for name, values in times.items()}
     on_model, overhead = (spread(part[MATCH] - part[ALONE]) for part in (times, small))
     rows = [
-        [name, *(f"{value[key]:.3f}" for key in ("median", "p25", "p75"))]
+        [name, *(f"{value[key]:.3f}" for key in ("median", "q25", "q75"))]
         for name, value in {**figures, "overhead on this model": on_model, "overhead of a pair": overhead}.items()
     ]
     stdout.print(table(f"libcats, {rounds} rounds, {threads} threads", ["call", "median ms", "p25", "p75"], rows))
     stdout.print(f"overhead {overhead['median']:.3f} ms, {'under' if overhead['median'] < LIMIT_MS else 'OVER'} 1 ms")
     if output is not None:
         document = {
-            "date": datetime.date.today().isoformat(),
-            "hardware": f"{cpu_name()}, {threads} threads, {platform.system()}",
-            "onnxruntime": version,
+            **describe_run("c_overhead", ["onnxruntime"], threads),
             "model": model.name,
             "rounds": rounds,
             "milliseconds": figures,
             "overhead_on_model_ms": on_model,
             "overhead_ms": overhead,
         }
-        write_text(output, json.dumps(document, indent=2) + "\n")
+        write_record(output, document)
         write_text(output.with_suffix(".md"), report(document, rows))
 
 

@@ -9,11 +9,11 @@ Every contestant rests before it is timed and runs twice untimed first, because 
 while and would disturb the next one; contestants alternate within a round, figures are medians over the rounds with
 the central half as spread, ratios are medians of the ratios within a round. Nothing else may run beside it.
 
-Usage: python benchmarks/studies/calibration.py all FOLDER         everything below, alone on the machine
-       python benchmarks/studies/calibration.py make FOLDER        write the models into FOLDER, with drift and PCK
-       python benchmarks/studies/calibration.py make-resnet101 FOLDER
-       python benchmarks/studies/calibration.py time FOLDER [--resnet]   time them, alone on the machine
-       python benchmarks/studies/calibration.py report FOLDER      benchmarks/results/calibration.json and .md
+Usage: python -m cats.benchmarks.studies.calibration all FOLDER         everything below, alone on the machine
+       python -m cats.benchmarks.studies.calibration make FOLDER        write the models into FOLDER, with drift and PCK
+       python -m cats.benchmarks.studies.calibration make-resnet101 FOLDER
+       python -m cats.benchmarks.studies.calibration time FOLDER [--resnet]   time them, alone on the machine
+       python -m cats.benchmarks.studies.calibration report FOLDER      benchmarks/results/calibration.json and .md
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The exported encoder and matcher run in ONNX Runtime on the CPU, in float32 and 
 made explicit (:mod:`cats.export.fp16.emulate`). Distances are in pixels of a 256 x 256 image, over all cells of all
 pairs.
 
-Usage: python benchmarks/studies/fp16_accuracy.py [--model cats-tiny ...] [--output benchmarks/results/NAME.json]
+Usage: python -m cats.benchmarks.studies.fp16_accuracy [--model cats-tiny ...] [--output benchmarks/results/NAME.json]
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +22,11 @@ import onnx
 import typer
 
 from cats.assets import asset
+from cats.benchmarks.models import tamed_resnet101
+from cats.benchmarks.record import RESULTS, SHARED, describe_run, write_record
 from cats.checkpoints import load_checkpoint
 from cats.core.console import execute, new_app, note, print_json
 from cats.core.errors import InputError
-from cats.core.files import write_text
 from cats.core.images import ImageSource, preprocess, read_image
 from cats.core.metadata import Preprocessing
 from cats.data import open_dataset
@@ -39,14 +39,8 @@ from cats.export.fp16.input_moments import channel_moments
 from cats.export.pairs import demo_pairs
 from cats.export.verify import activation_range
 from cats.model import CATs
-from cats.runtime.commands.doctor import doctor
 from cats.training.configs import find_config
 from cats.training.starts import start_as_consensus
-
-HERE = Path(__file__).resolve().parent
-sys.path.append(str(HERE.parents[1] / "tests"))
-
-from reference import SHARED, tamed_goldens  # noqa: E402
 
 
 def consensus() -> CATs:
@@ -62,7 +56,7 @@ MODELS: dict[str, Callable[[], CATs]] = {
         replace(find_config("tiny").model, temperature=0.02), backbone_weights="auto", zero_start=True
     ).eval(),
     "efficientnet-lite0, started as consensus": consensus,
-    "resnet101, weights of the goldens, bn3 scaled to 0.2": tamed_goldens,
+    "resnet101, weights of the goldens, bn3 scaled to 0.2": lambda: tamed_resnet101("formula"),
 }
 
 app = new_app()
@@ -168,15 +162,19 @@ def main_command(
     """Measure and write a dated results file; models that it has already are kept."""
     chosen = models_named(model or [])
     today = datetime.date.today().isoformat()
-    path = output or HERE / "results" / f"fp16-accuracy-{today}.json"
+    path = output or RESULTS / f"fp16-accuracy-{today}.json"
     found: dict[str, Any] = json.loads(path.read_text("utf-8"))["models"] if path.is_file() else {}
     for name in chosen:
         note(name)
         found[name] = accuracy(MODELS[name](), data, every)
         note(f"  {found[name]}")
-        document = {"date": today, "frame": [256, 256], "protocol": "corrected", "models": found, **doctor()}
-        write_text(path, json.dumps(document, indent=1) + "\n")
-    note(f"wrote {path}")
+        document = {
+            **describe_run("fp16_accuracy", ["torch", "onnx", "onnxruntime"]),
+            "frame": [256, 256],
+            "protocol": "corrected",
+            "models": found,
+        }
+        write_record(path, document)
     print_json(found)
 
 

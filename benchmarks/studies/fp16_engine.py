@@ -3,13 +3,12 @@
 The weights are the goldens' (shared/), the last norm of each block scaled to 0.2, because random ones overflow
 float16. Each command is a process of its own; memory is the largest resident size that the kernel saw.
 
-Usage: python benchmarks/studies/fp16_engine.py [--output benchmarks/results/NAME.json]
+Usage: python -m cats.benchmarks.studies.fp16_engine [--output benchmarks/results/NAME.json]
 """
 
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import resource
 import subprocess
@@ -21,18 +20,13 @@ from typing import Annotated, Any
 
 import typer
 
+from cats.benchmarks.models import tamed_resnet101
+from cats.benchmarks.record import RESULTS, describe_run, write_record
 from cats.checkpoints import save_checkpoint
-from cats.core.console import execute, new_app, note, print_json
+from cats.core.console import execute, new_app, print_json
 from cats.core.errors import BackendError
-from cats.core.files import write_text
 from cats.core.metadata import read_onnx_metadata
-from cats.runtime.commands.doctor import doctor
 from cats.runtime.tensorrt.sidecar import read_sidecar
-
-HERE = Path(__file__).resolve().parent
-sys.path.append(str(HERE.parents[1] / "tests"))
-
-from reference import tamed_goldens  # noqa: E402
 
 app = new_app()
 
@@ -67,14 +61,14 @@ def main_command(
     today = datetime.date.today().isoformat()
     with tempfile.TemporaryDirectory() as folder:
         ckpt, model, plan = (Path(folder, f"resnet101.{suffix}") for suffix in ("pt", "onnx", "plan"))
-        save_checkpoint(ckpt, tamed_goldens())
+        save_checkpoint(ckpt, tamed_resnet101("formula"))
         steps = [
             measured("cats-export", "--ckpt", ckpt, "--fp16", "-o", model),
             measured("cats-build", model, "-o", plan, "--force"),
         ]
         engine = read_sidecar(plan).engine or {}
         found = {
-            "date": today,
+            **describe_run("fp16_engine", ["torch", "onnx", "tensorrt-rtx-cu13"]),
             "model": "ResNet-101, 8 hyperpixels, weights of the goldens, bn3 scaled to 0.2",
             "steps": steps,
             "onnx_bytes": model.stat().st_size,
@@ -82,12 +76,9 @@ def main_command(
             "tensorrt": f"{engine['flavour']} {engine['version']}",
             "profiles": engine["profiles"],
             "parity": read_onnx_metadata(model).parity,
-            **doctor(),
         }
-    path = output or HERE / "results" / f"fp16-engine-{today}.json"
-    path.parent.mkdir(exist_ok=True)
-    write_text(path, json.dumps(found, indent=1) + "\n")
-    note(f"wrote {path}")
+    path = output or RESULTS / f"fp16-engine-{today}.json"
+    write_record(path, found)
     print_json({"steps": steps})
 
 

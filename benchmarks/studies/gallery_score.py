@@ -1,19 +1,18 @@
 """Which score of a match retrieves photos of the same category: precision at 1 and mean rank on Caltech-101.
 
-Usage: python benchmarks/studies/gallery_score.py MODEL [OUT.json]   (a split model; CATS_SHARED names the shared data)
+Usage: python -m cats.benchmarks.studies.gallery_score MODEL [OUT.json]   (a split model)
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from cats.core.files import write_text
+from cats.benchmarks.record import SHARED, describe_run, write_record
 from cats.core.photos import list_photos
 from cats.runtime import Matcher
 from cats.runtime.gallery import SCORES, match_score
@@ -23,7 +22,7 @@ CATEGORIES, PER_CATEGORY, SEED = 8, 3, 5
 
 def main() -> None:
     """Draw categories, rank each one's first photo against the others of all of them, and print the figures."""
-    root = Path(os.environ.get("CATS_SHARED", "../shared")) / "data" / "Caltech-101"
+    root = SHARED / "data" / "Caltech-101"
     folders = sorted({photo.parent for photo in list_photos(root)[0]})
     chosen = random.Random(SEED).sample(folders, CATEGORIES)
     queries = [list_photos(folder)[0][0] for folder in chosen]
@@ -40,6 +39,7 @@ def main() -> None:
                 hits[score].append(bool(order[0]))
                 precision[score].append(float((np.cumsum(order) / np.arange(1, len(order) + 1))[order].mean()))
         result = {
+            **describe_run("gallery_score", ["onnxruntime"]),
             "model": Path(sys.argv[1]).name,
             "categories": [folder.name for folder in chosen],
             "gallery": len(photos),
@@ -49,7 +49,7 @@ def main() -> None:
         }
     print(json.dumps(result, indent=2))
     if len(sys.argv) > 2:
-        write_text(sys.argv[2], json.dumps(result, indent=2) + "\n")
+        write_record(sys.argv[2], result)
 
 
 if __name__ == "__main__":

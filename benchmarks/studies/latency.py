@@ -5,16 +5,13 @@ medians over the rounds with the central half as spread, ratios are medians of t
 may run beside it. Pre-processing is left out: inputs are normalised tensors. ``cats-bench`` compares more, each in a
 process of its own.
 
-Usage: python benchmarks/studies/latency.py [--rounds 30] [--threads 2] [--output benchmarks/results/NAME.json]
+Usage: python -m cats.benchmarks.studies.latency [--rounds 30] [--threads 2] [--output benchmarks/results/NAME.json]
 """
 
 from __future__ import annotations
 
-import datetime
 import functools
-import json
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -26,35 +23,17 @@ import typer
 from cats.benchmarks.authors import AuthorsWay
 from cats.benchmarks.exports import FOR_CPU, OURS, Exports
 from cats.benchmarks.models import tamed_resnet101
-from cats.benchmarks.statistics import PAUSE
-from cats.core.console import execute, new_app, note, progress, stdout, table
+from cats.benchmarks.record import describe_run, timed, write_record
+from cats.benchmarks.statistics import interleave
+from cats.core.console import execute, new_app, note, stdout, table
 from cats.core.errors import BackendError
-from cats.core.files import write_text
 from cats.model import CATs
 from cats.runtime.backends.base import Array, Backend
 from cats.runtime.backends.openvino import OpenVinoBackend
 from cats.runtime.backends.ort import OnnxRuntimeBackend
-from cats.runtime.commands.doctor import doctor
-from cats.runtime.hardware import cpu_name
 
 app = new_app()
 BASELINE = "PyTorch eager, as the authors compute"
-
-
-def measure(contestants: dict[str, Callable[[], object]], rounds: int, warm_up: int = 3) -> dict[str, np.ndarray]:
-    """Milliseconds of each call, (rounds,) for each contestant, interleaved."""
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    with progress() as bar:
-        task = bar.add_task("rounds", total=rounds)
-        for number in range(warm_up + rounds):
-            for name, call in contestants.items():
-                time.sleep(PAUSE)  # until the previous one's threads no longer spin
-                start = time.perf_counter()
-                call()
-                if number >= warm_up:
-                    times[name].append(1000 * (time.perf_counter() - start))
-            bar.update(task, completed=max(0, number + 1 - warm_up))
-    return {name: np.array(values) for name, values in times.items()}
 
 
 def summary(times: dict[str, np.ndarray], baseline: str) -> dict[str, dict[str, float]]:
@@ -107,7 +86,8 @@ def latency(
     """Measure the latency of one pair on the CPU, interleaved."""
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        times = measure(contestants(tamed_resnet101(), Path(folder), threads), rounds)
+        calls = contestants(tamed_resnet101(), Path(folder), threads)
+        times = interleave({name: timed(call) for name, call in calls.items()}, rounds, warm_up=3)
     figures = summary(times, BASELINE)
     rows = [
         [name, f"{v['median_ms']:.0f}", f"{v['q25_ms']:.0f}-{v['q75_ms']:.0f}", f"{v['ratio']:.2f}"]
@@ -115,15 +95,8 @@ def latency(
     ]
     stdout.print(table("ResNet-101 CATs, one pair", ["", "ms (median)", "central half", "ratio"], rows))
     if output:
-        packages = doctor()["packages"]
-        document = {
-            "date": datetime.date.today().isoformat(),
-            "machine": f"{cpu_name()}, {threads} threads, no GPU",
-            "versions": {name: packages[name] for name in ("torch", "onnxruntime", "openvino")},
-            "rounds": rounds,
-            "figures": figures,
-        }
-        write_text(output, json.dumps(document, indent=2) + "\n")
+        head = describe_run("latency", ["torch", "onnxruntime", "openvino"], threads)
+        write_record(output, {**head, "rounds": rounds, "figures": figures})
 
 
 if __name__ == "__main__":

@@ -4,15 +4,11 @@ The loader is that of training: decoding, resizing, random warp, photometric cha
 processes, collated batches in the main one. Rates are of windows of a fixed number of batches after a warm-up. Nothing
 else may run beside it.
 
-Usage: python benchmarks/studies/loader.py [--data DIR] [--workers 2] [--output NAME.json]
+Usage: python -m cats.benchmarks.studies.loader [--data DIR] [--workers 2] [--output NAME.json]
 """
 
 from __future__ import annotations
 
-import datetime
-import json
-import os
-import platform
 import time
 from pathlib import Path
 from typing import Annotated
@@ -20,15 +16,13 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from cats.benchmarks.record import SHARED, describe_run, spread, write_record
 from cats.core.console import execute, new_app, progress, stdout
-from cats.core.files import write_text
 from cats.data.folders import PhotoFolder
 from cats.data.warps import WarpPairs
-from cats.runtime.hardware import cpu_name, usable_cpus
 
 app = new_app()
 LIMIT = 60.0
-SHARED = Path(os.environ.get("CATS_SHARED", "../shared")) / "data" / "Caltech-101"
 
 
 def measure(pairs: WarpPairs, *, workers: int, batch_size: int, windows: int, batches: int) -> np.ndarray:
@@ -63,7 +57,7 @@ def measure(pairs: WarpPairs, *, workers: int, batch_size: int, windows: int, ba
 
 @app.command()
 def main_command(
-    data: Annotated[Path, typer.Option(help="Folder of photos.")] = SHARED,
+    data: Annotated[Path, typer.Option(help="Folder of photos.")] = SHARED / "data" / "Caltech-101",
     workers: Annotated[int, typer.Option(help="Loader processes; 0 loads in the main one.", min=0)] = 2,
     batch_size: Annotated[int, typer.Option(help="Pairs of a batch.", min=1)] = 4,
     size: Annotated[int, typer.Option(help="Side of the images in pixels.", min=16)] = 256,
@@ -75,24 +69,22 @@ def main_command(
     photos = PhotoFolder.open(data)
     pairs = WarpPairs(photos, size=size, grid=size // 16)
     rates = measure(pairs, workers=workers, batch_size=batch_size, windows=windows, batches=batches)
-    low, median, high = (float(value) for value in np.percentile(rates, [25, 50, 75]))
+    low, median, high = (spread(rates)[name] for name in ("q25", "median", "q75"))
     stdout.print(
         f"{len(photos)} photos, {size}x{size}, {workers} workers: {median:.1f} pairs/s (central half {low:.1f} to "
         f"{high:.1f}), {'over' if median >= LIMIT else 'UNDER'} {LIMIT:.0f}"
     )
     if output is not None:
-        document = {
-            "date": datetime.date.today().isoformat(),
-            "hardware": f"{cpu_name()}, {usable_cpus()} CPUs, {platform.system()}",
+        measured = {
             "data": f"{len(photos)} photos of {photos.root.name}",
             "size": size,
             "workers": workers,
             "batch_size": batch_size,
             "windows": windows,
             "batches_per_window": batches,
-            "pairs_per_second": {"median": median, "p25": low, "p75": high},
+            "pairs_per_second": spread(rates),
         }
-        write_text(output, json.dumps(document, indent=2) + "\n")
+        write_record(output, {**describe_run("loader", ["torch", "albumentations"]), **measured})
 
 
 if __name__ == "__main__":

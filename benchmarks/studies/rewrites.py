@@ -4,15 +4,14 @@ Files are written with the rewrites switched on one by one, in the order of ``De
 within each round in one process, and a rewrite's gain is the median, over the rounds, of the time with it to the time
 of the file before it. Nothing else may run beside it.
 
-Usage: python benchmarks/studies/rewrites.py [MODEL] [--rounds 41] [--work DIR] [--output benchmarks/results/NAME.md]
+Usage: python -m cats.benchmarks.studies.rewrites [MODEL] [--rounds 41] [--work DIR] [--output NAME.md]
 """
 
 from __future__ import annotations
 
 import datetime
+import functools
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +22,7 @@ import typer
 
 from cats.benchmarks.exports import FOR_CPU, NAIVE, OURS, Exports
 from cats.benchmarks.models import load_model
+from cats.benchmarks.record import timed
 from cats.benchmarks.statistics import interleave, ratio_interval
 from cats.core.console import execute, new_app, note
 from cats.core.files import write_text
@@ -52,17 +52,6 @@ def steps() -> dict[str, DeploymentOptions]:
     assert OURS in found.values()
     assert options == FOR_CPU
     return found
-
-
-def timed(backend: OnnxRuntimeBackend, feeds: dict[str, Any]) -> Callable[[], float]:
-    """A call that runs once and returns its milliseconds."""
-
-    def call() -> float:
-        start = time.perf_counter()
-        backend.run(feeds)
-        return 1000 * (time.perf_counter() - start)
-
-    return call
 
 
 def report(name: str, files: dict[str, Path], times: dict[str, Any], threads: int) -> str:
@@ -108,7 +97,8 @@ def rewrites(
         for name, options in steps().items():
             note(f"exporting {name}")
             files[name] = exports.pair(options)
-        calls = {name: timed(OnnxRuntimeBackend(path, threads=threads), feeds) for name, path in files.items()}
+        backends = {name: OnnxRuntimeBackend(path, threads=threads) for name, path in files.items()}
+        calls = {name: timed(functools.partial(backend.run, feeds)) for name, backend in backends.items()}
         note(f"{rounds} rounds")
         text = report(chosen.name, files, interleave(calls, rounds, 3), threads)
     print(text)

@@ -4,42 +4,35 @@ Photos are matched as ``cats-run --pairs`` does it: read, decoded, resized and m
 inference is the same model on inputs that are ready, one pair at a time, on all threads. Both run in turns; nothing
 else may run beside them.
 
-Usage: python benchmarks/studies/throughput.py [MODEL.onnx] [--photos DIR] [--output benchmarks/results/throughput.json]
+Usage: python -m cats.benchmarks.studies.throughput [MODEL.onnx] [--photos DIR] [--output NAME.json]
 """
 
 from __future__ import annotations
 
-import datetime
-import json
-import os
 import random
 import tempfile
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import onnxruntime
 import typer
 
 from cats.assets import asset
-from cats.benchmarks.statistics import median_interval, ratio_interval
+from cats.benchmarks.record import SHARED, describe_run, timed, write_record
+from cats.benchmarks.statistics import interleave, median_interval, ratio_interval
 from cats.core.console import execute, new_app, note, print_json
-from cats.core.files import write_text
-from cats.core.images import image_size
+from cats.core.images import image_size, preprocess, read_image
 from cats.core.photos import list_photos
 from cats.runtime import Matcher
-from cats.runtime.hardware import cpu_name
 from cats.runtime.match_files import Outputs, run_pairs
 
 app = new_app()
-PHOTOS = Path(os.environ.get("CATS_SHARED", "../shared")) / "data" / "Caltech-101"
 
 
 @app.command()
 def throughput(
     model: Annotated[Path, typer.Argument(help="ONNX file; default: cats-tiny.")] = asset("cats-tiny.onnx"),  # noqa: B008
-    photos: Annotated[Path, typer.Option(help="Folder of photos.")] = PHOTOS,
+    photos: Annotated[Path, typer.Option(help="Folder of photos.")] = SHARED / "data" / "Caltech-101",
     pairs: Annotated[int, typer.Option(help="Pairs of a round.", min=4)] = 48,
     rounds: Annotated[int, typer.Option(help="Measured rounds.", min=3)] = 7,
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 2,
@@ -51,30 +44,24 @@ def throughput(
     sizes = [image_size(path) for path in chosen]
     whole = Matcher(model, "onnxruntime", provider="cpu", threads=threads)
     single = Matcher(model, "onnxruntime", provider="cpu", threads=1)
+
+    def prepare(photo: Path) -> np.ndarray:
+        return preprocess(read_image(photo), whole.metadata.preprocessing)[None]
+
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "pairs.csv"
         rows = [f"{a.resolve()},{b.resolve()}" for a, b in zip(chosen[::2], chosen[1::2], strict=True)]
         table.write_text("\n".join(["a,b", *rows]) + "\n")
-        ready = [(whole._prepare(a), whole._prepare(b)) for a, b in zip(chosen[::2], chosen[1::2], strict=True)]
+        ready = [{"image_a": prepare(a), "image_b": prepare(b)} for a, b in zip(chosen[::2], chosen[1::2], strict=True)]
         ways = {
-            "pure inference": lambda: [whole._infer([pair], False) for pair in ready],
+            "pure inference": lambda: [whole.backend.run(feeds) for feeds in ready],
             "table, read ahead": lambda: list(run_pairs(whole, table, folders=Outputs())),
             "table, streams": lambda: list(run_pairs(single, table, folders=Outputs(), streams=threads)),
         }
-        times: dict[str, list[float]] = {name: [] for name in ways}
         note(f"{rounds} rounds of {pairs} pairs")
-        for number in range(rounds + 1):
-            for name, way in ways.items():
-                time.sleep(0.2)
-                start = time.perf_counter()
-                way()
-                if number:
-                    times[name].append(1000 * (time.perf_counter() - start) / pairs)
+        times = interleave({name: timed(way, per=pairs) for name, way in ways.items()}, rounds, warm_up=1)
     result: dict[str, Any] = {
-        "date": datetime.date.today().isoformat(),
-        "cpu": cpu_name(),
-        "threads": threads,
-        "onnxruntime": onnxruntime.__version__,
+        **describe_run("throughput", ["onnxruntime"], threads),
         "model": model.name,
         "photos": f"{2 * pairs} of {photos.name}, median {np.median(np.prod(sizes, axis=1)) / 1e6:.2f} megapixels",
         "rounds": rounds,
@@ -84,7 +71,7 @@ def throughput(
     }
     print_json(result)
     if output is not None:
-        write_text(output, json.dumps(result, indent=1) + "\n")
+        write_record(output, result)
 
 
 if __name__ == "__main__":

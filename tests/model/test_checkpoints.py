@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reference import formula_weight, golden_images, golden_shapes, shared
+from reference import golden_images, golden_shapes, shared
 
+from cats.benchmarks.models import formula_weight
 from cats.checkpoints import load_checkpoint, save_checkpoint, save_document, weights_sha256
 from cats.core.errors import CheckpointError, InputError
 from cats.model import CATs, CATsConfig

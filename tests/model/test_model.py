@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import timm
 import torch
-from reference import formula_weight, golden_images, shared
+from reference import golden_images, shared
 from safetensors.torch import save_file
 
 from cats.backbones import REGISTRY, HyperpixelBackbone, load_pretrained
+from cats.benchmarks.models import formula_weight
 from cats.core.errors import CheckpointError, InputError
 from cats.model import CATs, CATsConfig, mutual_filter
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import c_library
 import numpy as np
 import pytest
-from c_library import CMatcher, Library
 from split_onnx import save_split
 from tiny_onnx import save_model, tiny_metadata, tiny_model
 
+from cats.benchmarks import libcats
+from cats.benchmarks.libcats import CMatcher, Library
 from cats.runtime import Matcher
 
 
@@ -51,7 +51,7 @@ def texture() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    return Library(c_library.build_library(tmp_path_factory.mktemp("libcats")))
+    return Library(libcats.build_library(tmp_path_factory.mktemp("libcats")))
 
 
 @pytest.fixture(scope="session")

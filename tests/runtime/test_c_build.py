@@ -12,15 +12,15 @@ import zipfile
 from importlib import metadata
 from pathlib import Path
 
-import c_library
 import numpy as np
 import pytest
-from c_library import CC, ROOT, STRICT, compile_c
 from PIL import Image
 from split_onnx import save_split
 from tiny_onnx import tiny_metadata
 
 import cats
+from cats.benchmarks import libcats
+from cats.benchmarks.libcats import CC, ROOT, STRICT, compile_c
 from cats.core.errors import InputError
 from cats.core.images import preprocess, read_image
 from cats.core.metadata import Preprocessing
@@ -28,7 +28,7 @@ from cats.runtime import Matcher, c
 from cats.runtime.c.sdk import write_sdk
 from cats.runtime.result import Match
 
-pytestmark = pytest.mark.skipif(not c_library.HAVE_COMPILER, reason="no C compiler")
+pytestmark = pytest.mark.skipif(not libcats.HAVE_COMPILER, reason="no C compiler")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 versions = {item.name: item.version for item in metadata.distributions(name="setuptools")}
@@ -38,7 +38,7 @@ VALUES = "cats_image i = CATS_IMAGE(NULL, 1, 2, CATS_RGB); cats_options o = CATS
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return c_library.build_library(tmp_path_factory.mktemp("libcats"))
+    return libcats.build_library(tmp_path_factory.mktemp("libcats"))
 
 
 @pytest.mark.parametrize("standard", ["c99", "c11", "c17", "c++17"])
@@ -80,7 +80,7 @@ def test_examples_in_the_header_compile(tmp_path: Path, standard: str) -> None:
 def test_sources_compile_without_a_warning(tmp_path: Path, compiler: str) -> None:
     if shutil.which(compiler) is None:
         pytest.skip(f"no {compiler}")
-    c_library.build_library(tmp_path, "-Wshadow", "-Wstrict-prototypes", compiler=compiler)
+    libcats.build_library(tmp_path, "-Wshadow", "-Wstrict-prototypes", compiler=compiler)
 
 
 def exported(library: Path) -> list[str]:
@@ -126,7 +126,7 @@ def test_positions_agree_with_a_real_header(tmp_path: Path) -> None:
     if found is None:
         pytest.skip("no onnxruntime_c_api.h (CATS_ORT_INCLUDE names its folder)")
     check = ROOT / "abi" / "check_ort_header.c"
-    compile_c([CC, "-std=c11", "-fsyntax-only", f"-I{found}", *c_library.INCLUDE, check])
+    compile_c([CC, "-std=c11", "-fsyntax-only", f"-I{found}", *libcats.INCLUDE, check])
 
 
 def test_versions_agree() -> None:
@@ -149,7 +149,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory, texture: np.ndarray) -> Path
 
 def program(*command: str | Path, status: int = 0) -> str:
     words = list(map(str, command))
-    done = subprocess.run(words, env=c_library.environment(), capture_output=True, text=True, timeout=600)
+    done = subprocess.run(words, env=libcats.environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == status, done.stderr
     return done.stdout if status == 0 else done.stderr
 
@@ -236,7 +236,7 @@ def tensorrt_flags() -> list[str]:
 
 def test_engine_example_compiles() -> None:
     source = ROOT / "examples" / "run_engine.cpp"
-    compile_c(["g++", "-std=c++17", *STRICT, "-fsyntax-only", *c_library.INCLUDE, *tensorrt_flags(), source])
+    compile_c(["g++", "-std=c++17", *STRICT, "-fsyntax-only", *libcats.INCLUDE, *tensorrt_flags(), source])
 
 
 def test_engine_example_compiles_with_the_real_cuda_header() -> None:
@@ -247,7 +247,7 @@ def test_engine_example_compiles_with_the_real_cuda_header() -> None:
         pytest.skip("no triton with cuda_runtime_api.h, or no g++")
     includes = ["-isystem", cuda, "-isystem", Path(__file__).parent / "c" / "tensorrt_standin"]
     source = ROOT / "examples" / "run_engine.cpp"
-    compile_c(["g++", "-std=c++17", *STRICT, "-fsyntax-only", *c_library.INCLUDE, *includes, source])
+    compile_c(["g++", "-std=c++17", *STRICT, "-fsyntax-only", *libcats.INCLUDE, *includes, source])
 
 
 def build_engine_example(folder: Path, includes: list[str], *more: str) -> Path:
@@ -257,9 +257,9 @@ def build_engine_example(folder: Path, includes: list[str], *more: str) -> Path:
     objects = []
     for source in sources:
         objects.append(folder / f"{source.stem}.o")
-        compile_c([CC, "-std=c11", "-O2", "-ffp-contract=off", *c_library.INCLUDE, "-c", source, "-o", objects[-1]])
+        compile_c([CC, "-std=c11", "-O2", "-ffp-contract=off", *libcats.INCLUDE, "-c", source, "-o", objects[-1]])
     main = ROOT / "examples" / "run_engine.cpp"
-    command = ["g++", "-std=c++17", *c_library.INCLUDE, *includes, main, *objects, *more, "-o", folder / "run-engine"]
+    command = ["g++", "-std=c++17", *libcats.INCLUDE, *includes, main, *objects, *more, "-o", folder / "run-engine"]
     compile_c(command)
     return folder / "run-engine"
 

@@ -6,11 +6,12 @@ import importlib.util
 import subprocess
 from pathlib import Path
 
-import c_library
 import pytest
-from c_library import BASE, CC, INCLUDE, LIBS, ROOT, SOURCES
 
-pytestmark = pytest.mark.skipif(not c_library.HAVE_COMPILER, reason="no C compiler")
+from cats.benchmarks import libcats
+from cats.benchmarks.libcats import BASE, CC, INCLUDE, LIBS, ROOT, SOURCES
+
+pytestmark = pytest.mark.skipif(not libcats.HAVE_COMPILER, reason="no C compiler")
 
 FUZZ = ROOT / "fuzz"
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
@@ -19,9 +20,9 @@ SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 def fuzz(folder: Path, model: Path, runs: int, seed: int) -> subprocess.CompletedProcess[str]:
     program = folder / "fuzz"
     files = [FUZZ / "fuzz_cats.c", FUZZ / "fuzz_driver.c", *SOURCES]
-    c_library.compile_c([CC, *BASE, *SANITIZE, *INCLUDE, *files, *LIBS, "-o", program])
+    libcats.compile_c([CC, *BASE, *SANITIZE, *INCLUDE, *files, *LIBS, "-o", program])
     command = ["nice", "-n", "19", program, FUZZ / "seeds", str(runs), str(seed)]
-    settings = c_library.environment(CATS_FUZZ_MODEL=str(model))
+    settings = libcats.environment(CATS_FUZZ_MODEL=str(model))
     return subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True)
 
 
@@ -49,8 +50,8 @@ def test_a_planted_overflow_is_found(tmp_path: Path, model_file: Path) -> None:
     others = [path for path in SOURCES if not path.endswith("/image.c")]
     program = tmp_path / "fuzz"
     files = [FUZZ / "fuzz_cats.c", FUZZ / "fuzz_driver.c", *others, broken]
-    c_library.compile_c([CC, *BASE, *SANITIZE, *INCLUDE, *files, *LIBS, "-o", program])
-    settings = c_library.environment(CATS_FUZZ_MODEL=str(model_file))
+    libcats.compile_c([CC, *BASE, *SANITIZE, *INCLUDE, *files, *LIBS, "-o", program])
+    settings = libcats.environment(CATS_FUZZ_MODEL=str(model_file))
     command = [program, FUZZ / "seeds", "300", "1"]
     done = subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True)
     assert done.returncode != 0

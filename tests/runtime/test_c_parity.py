@@ -7,19 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import c_library
 import numpy as np
 import onnx
 import pytest
-from c_library import BGR, BGRA, GREY, RGB, RGBA, CatsStatusError, CMatcher, Library, image
 from PIL import Image
 from tiny_onnx import save_model, tiny_metadata, tiny_model
 
+from cats.benchmarks import libcats
+from cats.benchmarks.libcats import BGR, BGRA, GREY, RGB, RGBA, CatsStatusError, CMatcher, Library, image
 from cats.core.images import preprocess, read_image
 from cats.core.metadata import Preprocessing
 from cats.runtime import Matcher
 
-pytestmark = pytest.mark.skipif(not c_library.HAVE_COMPILER, reason="no C compiler")
+pytestmark = pytest.mark.skipif(not libcats.HAVE_COMPILER, reason="no C compiler")
 
 
 SIZES = [(16, 16), (17, 300), (256, 256), (255, 257), (640, 33), (1000, 701), (300, 3000), (256, 99), (77, 256)]
@@ -253,8 +253,8 @@ def test_device_tensors_on_the_cpu_provider(matcher: CMatcher, python: Matcher, 
     crops = pictures(texture)[:2]
     a, b = (np.stack([preprocess(x, Preprocessing())] * 2) for x in crops)
     flow, confidence = np.zeros((2, 2, 16, 16), np.float32), np.zeros((2, 16, 16), np.float32)
-    batch = c_library.DeviceBatch(
-        ctypes.sizeof(c_library.DeviceBatch), *(x.ctypes.data for x in (a, b, flow, confidence)), 2, None
+    batch = libcats.DeviceBatch(
+        ctypes.sizeof(libcats.DeviceBatch), *(x.ctypes.data for x in (a, b, flow, confidence)), 2, None
     )
     matcher.library.call("cats_match_device", matcher.context, ctypes.byref(batch))
     expected = python.match(*crops)
@@ -276,8 +276,8 @@ def test_device_tensors_on_a_gpu(library: Library, model_file: Path, python: Mat
     stream, expected = torch.cuda.Stream(), python.match(*crops)
     for mine in (None, stream.cuda_stream):
         opened = library.open(model_file, provider=b"cuda", stream=mine)
-        batch = c_library.DeviceBatch(
-            ctypes.sizeof(c_library.DeviceBatch),
+        batch = libcats.DeviceBatch(
+            ctypes.sizeof(libcats.DeviceBatch),
             *(x.data_ptr() for x in (a, b, flow, confidence)),
             1,
             stream.cuda_stream,

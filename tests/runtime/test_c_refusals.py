@@ -9,18 +9,18 @@ import sys
 import threading
 from pathlib import Path
 
-import c_library
 import numpy as np
 import onnx
 import pytest
-from c_library import CatsStatusError, CMatcher, Library, image
 from split_onnx import save_split, tiny_split
 from tiny_onnx import save_model, tiny_metadata, tiny_model
 
+from cats.benchmarks import libcats
+from cats.benchmarks.libcats import CatsStatusError, CMatcher, Library, image
 from cats.core.metadata import Preprocessing
 from cats.runtime.hardware import physical_cores, usable_cpus
 
-pytestmark = pytest.mark.skipif(not c_library.HAVE_COMPILER, reason="no C compiler")
+pytestmark = pytest.mark.skipif(not libcats.HAVE_COMPILER, reason="no C compiler")
 
 
 def refused(status: int, text: str, call, *arguments, **options) -> None:
@@ -34,7 +34,7 @@ def test_confidence_that_is_not_calibrated_is_refused(
 ) -> None:
     matcher.match(image(texture), image(texture))
     assert matcher.info.calibrated == 0
-    refused(c_library.STATE, "fit-confidence", matcher.calibrated_confidence)
+    refused(libcats.STATE, "fit-confidence", matcher.calibrated_confidence)
     for mapping in (
         {},
         {"confidence": [0.1, 0.2], "probability": [0.1]},
@@ -42,7 +42,7 @@ def test_confidence_that_is_not_calibrated_is_refused(
     ):
         metadata = tiny_metadata(calibration={"confidence": {"mapping": mapping}})
         path = save_model(tmp_path / "m.onnx", tiny_model(), metadata.to_json())
-        refused(c_library.MODEL, "calibration/confidence/mapping", library.open, path)
+        refused(libcats.MODEL, "calibration/confidence/mapping", library.open, path)
 
 
 def test_refused_images(matcher: CMatcher, texture: np.ndarray) -> None:
@@ -60,26 +60,26 @@ def test_refused_images(matcher: CMatcher, texture: np.ndarray) -> None:
         r"at most 16777216 pixels a side": {"width": 2**24 + 1, "height": 16},
     }
     for text, changes in cases.items():
-        refused(c_library.ARGUMENT, text, matcher.match, good, image(texture, **changes))
-        refused(c_library.ARGUMENT, text, matcher.preprocess, image(texture, **changes))
-    refused(c_library.ARGUMENT, r"image b\[1\] is", matcher.match_batch, [good, good], [good, image(texture, width=3)])
-    refused(c_library.ARGUMENT, r"struct_size is 3: set it to sizeof\(cats_image\)", matcher.preprocess,
+        refused(libcats.ARGUMENT, text, matcher.match, good, image(texture, **changes))
+        refused(libcats.ARGUMENT, text, matcher.preprocess, image(texture, **changes))
+    refused(libcats.ARGUMENT, r"image b\[1\] is", matcher.match_batch, [good, good], [good, image(texture, width=3)])
+    refused(libcats.ARGUMENT, r"struct_size is 3: set it to sizeof\(cats_image\)", matcher.preprocess,
             image(texture, struct_size=3))  # fmt: skip
-    refused(c_library.STATE, "holds no match", matcher.flow)
+    refused(libcats.STATE, "holds no match", matcher.flow)
     matcher.match(good, good)
-    refused(c_library.ARGUMENT, "pair 1: this context holds 1", matcher.flow, 1)
+    refused(libcats.ARGUMENT, "pair 1: this context holds 1", matcher.flow, 1)
 
 
 def test_refused_points_and_arguments(matcher: CMatcher, texture: np.ndarray) -> None:
     matcher.match(image(texture), image(texture))
-    refused(c_library.ARGUMENT, r"point 1 at \(640, 3\) lies outside image a", matcher.transfer, [[3, 4], [640, 3]])
-    refused(c_library.ARGUMENT, "point 0 .* finite", matcher.transfer, [[np.nan, 4]])
-    refused(c_library.ARGUMENT, "all must be at least 1", matcher.dense_flow, (3, 3), (3, 3, 0, 1))
-    refused(c_library.ARGUMENT, "need", matcher.dense_flow, (3, 3))
+    refused(libcats.ARGUMENT, r"point 1 at \(640, 3\) lies outside image a", matcher.transfer, [[3, 4], [640, 3]])
+    refused(libcats.ARGUMENT, "point 0 .* finite", matcher.transfer, [[np.nan, 4]])
+    refused(libcats.ARGUMENT, "all must be at least 1", matcher.dense_flow, (3, 3), (3, 3, 0, 1))
+    refused(libcats.ARGUMENT, "need", matcher.dense_flow, (3, 3))
     call = matcher.library.call
-    refused(c_library.ARGUMENT, "context is NULL", call, "cats_match", None, None, None)
-    refused(c_library.ARGUMENT, "count is 0", matcher.match_batch, [], [])
-    refused(c_library.STATE, "--split", matcher.encode, image(texture))
+    refused(libcats.ARGUMENT, "context is NULL", call, "cats_match", None, None, None)
+    refused(libcats.ARGUMENT, "count is 0", matcher.match_batch, [], [])
+    refused(libcats.STATE, "--split", matcher.encode, image(texture))
 
 
 def test_refused_models(library: Library, tmp_path: Path, split: tuple[Path, Path], model_file: Path) -> None:
@@ -90,34 +90,34 @@ def test_refused_models(library: Library, tmp_path: Path, split: tuple[Path, Pat
     junk = tmp_path / "junk.onnx"
     junk.write_bytes(b"no model" * 100)
     bare = save_model(tmp_path / "bare.onnx", tiny_model(), None)
-    refused(c_library.FILE, "No such file", library.open, tmp_path / "absent.onnx")
-    refused(c_library.FILE, "not a file", library.open, tmp_path)
-    refused(c_library.MODEL, "junk.onnx", library.open, junk)
-    refused(c_library.MODEL, "in memory", library.open, b"junk")
-    refused(c_library.MODEL, "without CATs metadata", library.open, bare)
+    refused(libcats.FILE, "No such file", library.open, tmp_path / "absent.onnx")
+    refused(libcats.FILE, "not a file", library.open, tmp_path)
+    refused(libcats.MODEL, "junk.onnx", library.open, junk)
+    refused(libcats.MODEL, "in memory", library.open, b"junk")
+    refused(libcats.MODEL, "without CATs metadata", library.open, bare)
     not_json = save_model(tmp_path / "not_json.onnx", tiny_model(), '{"format": 1,')
-    refused(c_library.MODEL, "not JSON", library.open, not_json)
-    refused(c_library.MODEL, "newer than libcats", library.open, metadata(format=2))
-    refused(c_library.MODEL, "kind end-to-end", library.open, metadata(kind="end-to-end"))
-    refused(c_library.MODEL, "direction", library.open, metadata(direction="b->a"))
-    refused(c_library.MODEL, r"\(\?, 2, 16, 16\).*says \(batch, 2, 8, 8\)", library.open, metadata(grid=[8, 8]))
-    refused(c_library.MODEL, "square", library.open, metadata(grid=[8, 16]))
+    refused(libcats.MODEL, "not JSON", library.open, not_json)
+    refused(libcats.MODEL, "newer than libcats", library.open, metadata(format=2))
+    refused(libcats.MODEL, "kind end-to-end", library.open, metadata(kind="end-to-end"))
+    refused(libcats.MODEL, "direction", library.open, metadata(direction="b->a"))
+    refused(libcats.MODEL, r"\(\?, 2, 16, 16\).*says \(batch, 2, 8, 8\)", library.open, metadata(grid=[8, 8]))
+    refused(libcats.MODEL, "square", library.open, metadata(grid=[8, 16]))
     for key, value in {"mean": [0, "x", 0], "std": [1, 0, 1], "size": [256.5, 256], "resize": "opencv"}.items():
         changed = {**Preprocessing().to_dict(), key: value}
-        refused(c_library.MODEL, f"preprocessing/{key}", library.open, metadata(preprocessing=changed))
+        refused(libcats.MODEL, f"preprocessing/{key}", library.open, metadata(preprocessing=changed))
     lonely = tmp_path / "lonely.onnx"
     lonely.write_bytes(split[0].read_bytes())
-    refused(c_library.MODEL, "partner_path", library.open, lonely)
+    refused(libcats.MODEL, "partner_path", library.open, lonely)
     other = save_split(tmp_path, weights_sha256="1" * 64)
-    refused(c_library.MODEL, "weights differ", library.open, split[0], partner_path=str(other[1]).encode())
-    refused(c_library.MODEL, "kind pair", library.open, split[0], partner_path=str(model_file).encode())
-    refused(c_library.ARGUMENT, 'provider "tpu"', library.open, model_file, provider=b"tpu")
-    refused(c_library.ARGUMENT, "threads -1", library.open, model_file, threads=-1)
-    refused(c_library.ARGUMENT, "run_pairs 1025", library.open, model_file, run_pairs=1025)
+    refused(libcats.MODEL, "weights differ", library.open, split[0], partner_path=str(other[1]).encode())
+    refused(libcats.MODEL, "kind pair", library.open, split[0], partner_path=str(model_file).encode())
+    refused(libcats.ARGUMENT, 'provider "tpu"', library.open, model_file, provider=b"tpu")
+    refused(libcats.ARGUMENT, "threads -1", library.open, model_file, threads=-1)
+    refused(libcats.ARGUMENT, "run_pairs 1025", library.open, model_file, run_pairs=1025)
     missing = str(tmp_path / "nowhere.so").encode()
-    refused(c_library.RUNTIME, "nowhere.so.*CATS_ORT_LIBRARY", library.open, model_file, ort_library=missing)
+    refused(libcats.RUNTIME, "nowhere.so.*CATS_ORT_LIBRARY", library.open, model_file, ort_library=missing)
     libm = b"libm.so.6"
-    refused(c_library.RUNTIME, "not ONNX Runtime", library.open, model_file, ort_library=libm)
+    refused(libcats.RUNTIME, "not ONNX Runtime", library.open, model_file, ort_library=libm)
 
 
 def rename(model: onnx.ModelProto, names: dict[str, str]) -> None:
@@ -140,7 +140,7 @@ def test_split_models_that_leave_an_input_without_a_tensor_are_refused(library: 
     for encoder, matcher in ((twice, rest), (alike, two)):
         path = save_model(tmp_path / "m.encoder.onnx", encoder, metadata["encoder"])
         save_model(tmp_path / "m.matcher.onnx", matcher, metadata["matcher"])
-        refused(c_library.MODEL, "do not fit each other at", library.open, path)
+        refused(libcats.MODEL, "do not fit each other at", library.open, path)
 
 
 HIDDEN = """
@@ -171,7 +171,7 @@ def test_shapes_that_a_run_gives_against_its_word_are_refused(
         opened.match(image(texture), image(texture))
         assert (opened.flow() == 1).all()
     else:
-        refused(c_library.RUNTIME, "ONNX Runtime", opened.match, image(texture), image(texture))
+        refused(libcats.RUNTIME, "ONNX Runtime", opened.match, image(texture), image(texture))
         assert library.raw.cats_pair_count(opened.context) == 0
     opened.close()
 
@@ -180,8 +180,8 @@ def test_models_in_memory_are_told_apart(library: Library, split: tuple[Path, Pa
     other = model_file.read_bytes()
     words = "partner in memory is of kind pair, but the matcher of a split model belongs to the model in memory"
     data = split[0].read_bytes()
-    refused(c_library.MODEL, words, library.open, data, partner_data=other, partner_size=len(other))
-    refused(c_library.ARGUMENT, "less than 2 GiB", library.open, data, partner_data=other, partner_size=1 << 31)
+    refused(libcats.MODEL, words, library.open, data, partner_data=other, partner_size=len(other))
+    refused(libcats.ARGUMENT, "less than 2 GiB", library.open, data, partner_data=other, partner_size=1 << 31)
 
 
 OPEN = """
@@ -199,7 +199,7 @@ print(len(os.listdir("/proc/self/task")) - before)
 
 def open_elsewhere(library: Path, model: Path, cpus: int = 0, **settings: str) -> list[str]:
     """cats_open in a process of its own; its status and error text, and how many threads it started."""
-    environment = {**c_library.environment(), **settings}
+    environment = {**libcats.environment(), **settings}
     environment = {name: value for name, value in environment.items() if value}
     done = subprocess.run(
         [sys.executable, "-c", OPEN, str(library), str(model), str(cpus)],
@@ -226,7 +226,7 @@ def test_onnxruntime_is_found_through_a_link(library: Library, model_file: Path,
     package = tmp_path / "site-packages" / "cats" / "runtime" / "c"
     package.mkdir(parents=True)
     (package / "libcats.so").write_bytes(library.path.read_bytes())
-    (tmp_path / "site-packages" / "onnxruntime").symlink_to(Path(c_library.find_onnxruntime()).parent)
+    (tmp_path / "site-packages" / "onnxruntime").symlink_to(Path(libcats.find_onnxruntime()).parent)
     (tmp_path / "libcats.so").symlink_to(package / "libcats.so")
     assert open_elsewhere(tmp_path / "libcats.so", model_file, CATS_ORT_LIBRARY="")[0] == "0 "
 
@@ -243,12 +243,12 @@ def test_cuda_is_never_replaced_by_the_cpu(library: Library, model_file: Path) -
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this build has CUDA")
-    refused(c_library.RUNTIME, "CUDA provider did not start", library.open, model_file, provider=b"cuda")
+    refused(libcats.RUNTIME, "CUDA provider did not start", library.open, model_file, provider=b"cuda")
 
 
 def test_unknown_fields_of_a_newer_program_are_refused(library: Library, model_file: Path) -> None:
     class Newer(ctypes.Structure):
-        _fields_ = (("known", c_library.Options), ("unknown", ctypes.c_int64))
+        _fields_ = (("known", libcats.Options), ("unknown", ctypes.c_int64))
 
     handle, options = ctypes.c_void_p(), Newer(library.options(), 0)
     options.known.struct_size = ctypes.sizeof(Newer)
@@ -257,7 +257,7 @@ def test_unknown_fields_of_a_newer_program_are_refused(library: Library, model_f
     library.raw.cats_close(handle)
     options.unknown = 5
     refused(
-        c_library.ARGUMENT,
+        libcats.ARGUMENT,
         "newer libcats",
         library.call,
         "cats_open",
@@ -274,7 +274,7 @@ def test_values_that_are_not_numbers_are_refused(library: Library, tmp_path: Pat
         if item.name == "temperature":
             item.CopyFrom(onnx.numpy_helper.from_array(np.float32(np.nan), "temperature"))
     opened = library.open(save_model(tmp_path / "nan.onnx", model, tiny_metadata().to_json()))
-    refused(c_library.RUNTIME, "not numbers", opened.match, image(texture), image(texture))
+    refused(libcats.RUNTIME, "not numbers", opened.match, image(texture), image(texture))
     assert library.raw.cats_pair_count(opened.context) == 0
     opened.close()
 
@@ -295,9 +295,9 @@ def test_one_context_in_two_threads_is_refused_not_undefined(matcher: CMatcher, 
         thread.start()
     for thread in threads:
         thread.join()
-    assert statuses <= {0, c_library.BUSY}
+    assert statuses <= {0, libcats.BUSY}
     assert 0 in statuses
-    assert c_library.BUSY in statuses
+    assert libcats.BUSY in statuses
 
 
 def test_contexts_outlive_their_matcher(library: Library, model_file: Path, texture: np.ndarray) -> None:

@@ -6,12 +6,13 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-import c_library
 import pytest
-from c_library import BASE, CC, INCLUDE, LIBS, SOURCES
 from split_onnx import save_split
 
-pytestmark = pytest.mark.skipif(not c_library.HAVE_COMPILER, reason="no C compiler")
+from cats.benchmarks import libcats
+from cats.benchmarks.libcats import BASE, CC, INCLUDE, LIBS, SOURCES
+
+pytestmark = pytest.mark.skipif(not libcats.HAVE_COMPILER, reason="no C compiler")
 
 HERE = Path(__file__).parent / "c"
 ADDRESS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
@@ -26,7 +27,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, model_file: Path) -> list[s
 
 def build(folder: Path, source: str, *flags: str) -> str:
     program = folder / source.removesuffix(".c")
-    c_library.compile_c([CC, *BASE, *flags, *INCLUDE, HERE / source, *SOURCES, *LIBS, "-o", program])
+    libcats.compile_c([CC, *BASE, *flags, *INCLUDE, HERE / source, *SOURCES, *LIBS, "-o", program])
     return str(program)
 
 
@@ -46,7 +47,7 @@ def thread(tmp_path_factory: pytest.TempPathFactory) -> str:
 def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     suppressions = Path(program).parent / "suppressions"
     options = f"suppressions={suppressions}" if suppressions.exists() else ""
-    settings = c_library.environment(
+    settings = libcats.environment(
         ASAN_OPTIONS="detect_leaks=1",
         UBSAN_OPTIONS="print_stacktrace=1",
         # With its locks ignored, an unlock that ONNX Runtime makes in a tail call would look like misuse by libcats.

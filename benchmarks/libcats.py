@@ -1,4 +1,4 @@
-"""Builds libcats from its sources and calls it through ctypes, for the tests of the C library."""
+"""Builds libcats from its sources and calls it through ctypes, for tests and benchmarks of the C library."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from reference import REPOSITORY
 
-from cats.runtime.c import find_onnxruntime
+from cats.runtime.c import ROOT, find_onnxruntime
 
 CC = os.environ.get("CC", "gcc")
 STRICT = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
 BASE = ["-std=c11", "-O2", "-g", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-DCATS_BUILD", *STRICT]
-ROOT = REPOSITORY / "runtime" / "c"  # an installed package has no fuzzer and no ABI dump
 INCLUDE = [f"-I{ROOT / 'include'}", f"-I{ROOT / 'src'}"]
 LIBS = ["-pthread", "-ldl", "-lm"]
 SOURCES = sorted(map(str, (ROOT / "src").glob("*.c")))
