@@ -34,7 +34,18 @@ def compile_c(command: Sequence[str | Path], *, cwd: Path | None = None) -> None
 def build_library(folder: Path, *flags: str, compiler: str = CC) -> Path:
     """``libcats.so`` with further flags."""
     library = folder / "libcats.so"
-    command = [compiler, *BASE, *flags, *INCLUDE, *SOURCES, "-shared", "-Wl,-soname,libcats.so", *LIBS, "-o", library]
+    command = [
+        compiler,
+        *BASE,
+        *flags,
+        *INCLUDE,
+        *SOURCES,
+        "-shared",
+        "-Wl,-soname,libcats.so",
+        *LIBS,
+        "-o",
+        str(library),
+    ]
     compile_c(command)
     return library
 

@@ -18,6 +18,7 @@ from PIL import Image
 from cats.benchmarks.record import describe_run, timed, write_record
 from cats.core.images import preprocess, read_image
 from cats.runtime import Matcher
+from cats.runtime.backends.base import Array
 
 ROUNDS, THREADS, PHOTOS = 3, 2, 32
 
@@ -43,7 +44,9 @@ def main() -> None:
             Image.fromarray(np.roll(images[k % 8], k, axis=1)).save(file, quality=92)
         table = list(zip(files[::2], files[1::2], strict=True))
         tensors = [preprocess(read_image(file), pair.metadata.preprocessing)[None] for file in files]
-        ready = [{"image_a": a, "image_b": b} for a, b in zip(tensors[::2], tensors[1::2], strict=True)]
+        ready: list[dict[str, Array]] = [
+            {"image_a": a, "image_b": b} for a, b in zip(tensors[::2], tensors[1::2], strict=True)
+        ]
         for _ in range(ROUNDS):
             ms["pair"].append(timed(lambda: [pair.match(images[0], b) for b in images], per=len(images))())
             ms["encoded_before"].append(timed(lambda: split.match_gallery(images[0], encoded), per=count)())

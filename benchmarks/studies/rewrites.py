@@ -27,6 +27,7 @@ from cats.benchmarks.statistics import interleave, ratio_interval
 from cats.core.console import execute, new_app, note
 from cats.core.files import write_text
 from cats.export.graph.deployment import DeploymentOptions
+from cats.runtime.backends.base import Array
 from cats.runtime.backends.ort import OnnxRuntimeBackend
 from cats.runtime.hardware import cpu_name
 
@@ -90,7 +91,9 @@ def rewrites(
     chosen = load_model(model)
     side = chosen.model.config.image_size
     rng = np.random.default_rng(0)
-    feeds = {name: rng.standard_normal((1, 3, side, side)).astype(np.float32) for name in ("image_a", "image_b")}
+    feeds: dict[str, Array] = {
+        name: rng.standard_normal((1, 3, side, side)).astype(np.float32) for name in ("image_a", "image_b")
+    }
     with tempfile.TemporaryDirectory() as temporary:
         exports = Exports(chosen.model, work or Path(temporary))
         files = {}
