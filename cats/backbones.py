@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import importlib.util
 import logging
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from cats.core.errors import CheckpointError, InputError
+from cats.core.pickles import StoredTensor
+from cats.tensor_files import open_tensor_file, tensor_bytes
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+_NAME = re.compile(r"[a-z0-9_.]{1,80}")  # of a network of timm; others would name hubs and folders
 
 _GIVE_FILE = (
     "give a file with a state dict of that network: cats-export --backbone-weights FILE.pth, "
@@ -90,10 +95,10 @@ REGISTRY: dict[str, Backbone] = {
 
 def find_backbone(name: str) -> Backbone:
     """The registry entry of a timm model name; raises :class:`InputError` with the known names."""
-    for pattern, entry in REGISTRY.items():
+    for pattern, entry in REGISTRY.items() if _NAME.fullmatch(name) else ():
         if fnmatch.fnmatchcase(name, pattern):
             return entry
-    raise InputError(f"unknown backbone {name!r}; known: {', '.join(REGISTRY)} (add one in cats/backbones.py)")
+    raise InputError(f"unknown backbone {name[:80]!r}; known: {', '.join(REGISTRY)} (add one in cats/backbones.py)")
 
 
 def parse_hyperpixels(text: str) -> tuple[int, ...]:
@@ -208,17 +213,16 @@ def _package_file(name: str, package: tuple[str, str, str] | None) -> Path:
 def _read_state(path: Path) -> dict[str, Tensor]:
     """A state dict from a file of PyTorch or safetensors, taken out of a checkpoint around it."""
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises pickle, zip, EOF and runtime errors
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"cannot read backbone weights {path}: {reason[:200]}") from error
+        opened = open_tensor_file(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"cannot read backbone weights: {error}") from error
+    state = opened.content if isinstance(opened.content, dict) else {}
     for key in ("state_dict", "model"):
-        state = state.get(key, state) if isinstance(state, dict) else {}
-    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+        state = state[key] if isinstance(state.get(key), dict) else state
+    tensors = {key: value for key, value in state.items() if isinstance(value, StoredTensor) and isinstance(key, str)}
+    if sum(map(tensor_bytes, tensors.values())) > opened.memory_limit():
+        raise CheckpointError(f"the tensors of {path} would take much more memory than its size")
+    return {key: opened.load(value) for key, value in tensors.items()}
 
 
 def _load(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:

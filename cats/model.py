@@ -48,13 +48,24 @@ class CATsConfig:
     swapping: bool = True
 
     def __post_init__(self) -> None:
-        try:
-            object.__setattr__(self, "hyperpixels", tuple(int(i) for i in self.hyperpixels))
-        except (TypeError, ValueError) as error:
-            raise InputError(f"config: hyperpixels {self.hyperpixels!r} are not numbers such as 0, 8, 20") from error
-        for name in ("image_size", "feature_size", "projection_dim", "depth", "num_heads", "mlp_ratio", "temperature"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"config: {name} is {getattr(self, name)}, it must be positive")
+        ids = self.hyperpixels
+        if not isinstance(ids, (list, tuple)) or not ids or not all(_is_count(i, 1000, least=0) for i in ids):
+            raise InputError("config: hyperpixels are not a list of numbers such as 0, 8, 20")
+        object.__setattr__(self, "hyperpixels", tuple(ids))
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            if not _is_count(value, most):
+                raise InputError(f"config: {name} must be a whole number, 1 to {most}{_shown(value)}")
+        for name in ("mlp_ratio", "temperature"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1e-6 <= value <= 1000:
+                raise InputError(f"config: {name} must be a positive number up to 1000{_shown(value)}")
+            object.__setattr__(self, name, float(value))
+        for name in ("correlation", "appearance", "swapping"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"config: {name} must be true or false")
+        if not isinstance(self.backbone, str):
+            raise InputError("config: backbone must be the name of a network, such as resnet101")
         if self.embed_dim % self.num_heads or self.embed_dim % 2:
             raise InputError(
                 f"config: the tokens have {self.embed_dim} channels (feature_size^2 + projection_dim), which "
@@ -79,13 +90,30 @@ class CATsConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> CATsConfig:
         """Inverse of :meth:`to_dict`; raises :class:`InputError` naming unknown keys or wrong values."""
+        if not isinstance(values, dict):
+            raise InputError("config must be a dictionary")
         unknown = set(values) - {item.name for item in dataclasses.fields(cls)}
         if unknown:
-            raise InputError(f"config has unknown keys {sorted(unknown)}; is it from a newer cats-toolkit?")
+            names = sorted(str(key)[:40] for key in unknown)[:8]
+            raise InputError(f"config has unknown keys {names}; is it from a newer cats-toolkit?")
         try:
             return cls(**values)
         except TypeError as error:
             raise InputError(f"config has a value of the wrong type: {error}") from error
+
+
+# The largest structure that a file may ask for; far above any that was ever trained.
+_MOST = {
+    "image_size": 4096, "feature_size": 128, "projection_dim": 8192, "depth": 64, "num_heads": 256
+}  # fmt: skip
+
+
+def _is_count(value: Any, most: int, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _shown(value: Any) -> str:
+    return f", not {value!r}" if isinstance(value, float) or _is_count(value, 10**9, -(10**9)) else ""
 
 
 class Mlp(nn.Module):
