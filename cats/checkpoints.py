@@ -174,7 +174,8 @@ def _load_ours(opened: TensorFile, document: dict[str, Any]) -> Checkpoint:
     if not all(isinstance(note, dict) for note in notes):
         raise CheckpointError(f"{file}: metrics and training must be dictionaries")
     model, ignored = _load(opened, config, _unwrapped(file, document["state_dict"]))
-    return Checkpoint(model, "cats-toolkit", *notes, ignored)
+    metrics, training = notes
+    return Checkpoint(model, "cats-toolkit", metrics, training, ignored)
 
 
 def _find_state(file: Path, document: dict[Any, Any]) -> tuple[str, dict[Any, Any]]:

@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cats.checkpoints import save_checkpoint, save_document
 from cats.core.console import note
 from cats.core.errors import CheckpointError, InputError
 from cats.core.files import write_text
 from cats.model import CATs
+from cats.tensor_files import open_tensor_file
 
 RESUME_KEYS = {"config", "steps", "state", "model", "averaged", "objective", "optimizer", "scaler", "rng"}
 
@@ -93,8 +92,8 @@ class RunFolder:
         """Write ``resume.pt``, with the keys :data:`RESUME_KEYS`; the one before it is intact until it is complete."""
         save_document(self.resume, document)
 
-    def load_resume(self, device: torch.device) -> dict[str, Any]:
-        """Read ``resume.pt``.
+    def load_resume(self) -> dict[str, Any]:
+        """Read ``resume.pt``, its tensors onto the CPU.
 
         Raises:
             InputError: there is none.
@@ -107,10 +106,7 @@ class RunFolder:
                 else "leave out --resume to begin"
             )
             raise InputError(f"nothing to resume: {self.resume} does not exist; {instead}")
-        try:
-            document = torch.load(self.resume, map_location=device, weights_only=True)
-        except Exception as error:  # torch.load raises pickle, zip, EOF and runtime errors
-            raise CheckpointError(f"cannot read {self.resume}: {str(error).partition(chr(10))[0]}") from error
+        document = open_tensor_file(self.resume).load_all()
         missing = RESUME_KEYS - set(document) if isinstance(document, dict) else RESUME_KEYS
         if missing:
             raise CheckpointError(

@@ -325,7 +325,7 @@ class Trainer:
         Raises:
             InputError: nothing to resume, or a run of other settings.
         """
-        document = self.folder.load_resume(self.device)
+        document = self.folder.load_resume()
         changed = differences(document["config"], self.config.to_dict())
         lengthened = self.steps > document["steps"]
         if lengthened:
