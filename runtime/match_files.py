@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from cats.core.errors import CatsError, InputError
-from cats.core.files import atomic_path, check_destination, write_bytes
+from cats.core.files import atomic_path, check_destination, write_bytes, write_text
 from cats.core.geometry import Floats
 from cats.core.images import read_image
 from cats.core.tables import PairRow, read_pairs
@@ -23,6 +23,7 @@ from cats.runtime.draw import draw_matches
 from cats.runtime.matcher import Matcher
 from cats.runtime.overlay import overlay
 from cats.runtime.result import Match, grid_points
+from cats.runtime.viewer import match_page
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -36,22 +37,25 @@ class Outputs:
         warp: image b bent into the frame of a.
         overlay: that, laid over a.
         flow: ``.npy`` (2, G, G) float32 in cells, a -> b.
+        html: the match to click through, see :func:`cats.runtime.viewer.match_page`.
     """
 
     picture: Path | None = None
     warp: Path | None = None
     overlay: Path | None = None
     flow: Path | None = None
+    html: Path | None = None
 
     def check(self) -> None:
         """Refuse what cannot be written before any work is done."""
         for path in (self.picture, self.warp, self.overlay):
             check_destination(path, PICTURES)
         check_destination(self.flow, (".npy",))
+        check_destination(self.html, (".html", ".htm"))
 
     def written(self) -> list[Path]:
         """The files that there are."""
-        return [path for path in (self.picture, self.warp, self.overlay, self.flow) if path is not None]
+        return [path for path in (self.picture, self.warp, self.overlay, self.flow, self.html) if path is not None]
 
 
 @dataclass(frozen=True)
@@ -184,13 +188,17 @@ def _finish(
     """Choose points, draw everything, and only then write."""
     start = time.perf_counter()
     kept = selection.choose(match, points)
-    document = matches_document(match, kept, a=a, b=b, model=model_document(matcher))
+    model = model_document(matcher)
+    document = matches_document(match, kept, a=a, b=b, model=model)
     pictures = _draw(matcher, match, kept, outputs, (a.name, b.name))
+    page = match_page(match, points=points, model=model, max_pixels=matcher.max_pixels) if outputs.html else ""
     drawn = time.perf_counter()
     for path, image in pictures.items():
         save_picture(image, path)
     if outputs.flow is not None:
         _save_flow(match, outputs.flow)
+    if outputs.html is not None:
+        write_text(outputs.html, page)
     if outputs.written():
         document["time_ms"]["draw"] = round((drawn - start) * 1000, 3)
         document["time_ms"]["write"] = round((time.perf_counter() - drawn) * 1000, 3)
@@ -244,6 +252,7 @@ def _pair_outputs(folders: Outputs, row: PairRow, number: int, count: int) -> Ou
         warp=place(folders.warp, ".warp.png"),
         overlay=place(folders.overlay, ".overlay.png"),
         flow=place(folders.flow, ".npy"),
+        html=place(folders.html, ".html"),
     )
 
 

@@ -19,6 +19,7 @@ from cats.core.errors import BackendError, CatsError, InputError, ModelFileError
 from cats.core.files import file_key
 from cats.core.geometry import Size
 from cats.core.images import MAX_PIXELS, ImageSource, preprocess, read_image
+from cats.core.onnx_file import PROBABILITIES
 from cats.runtime.backends import open_backend
 from cats.runtime.backends.base import Array, Backend, TensorSpec
 from cats.runtime.device import match_on_device, wants_device
@@ -265,7 +266,7 @@ class Matcher:
 
     def _infer(self, pairs: Sequence[tuple[_Prepared, _Prepared]], forward_backward: bool) -> list[Match]:
         both_ways = [*pairs, *((b, a) for a, b in pairs)] if forward_backward else pairs
-        flows, confidences, elapsed = self._run(both_ways)
+        flows, confidences, probabilities, elapsed = self._run(both_ways)
         matches = [
             Match(
                 flow=flows[index],
@@ -281,6 +282,7 @@ class Matcher:
                 image_a=a.source,
                 image_b=b.source,
                 calibration=self.metadata.calibration,
+                probabilities=probabilities[index] if probabilities else None,
             )
             for index, (a, b) in enumerate(pairs)
         ]
@@ -290,10 +292,12 @@ class Matcher:
 
     def _run(
         self, pairs: Sequence[tuple[_Prepared, _Prepared]]
-    ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]], float]:
-        """Flows, confidences and milliseconds of prepared pairs, in runs that the file's batch size allows."""
+    ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]], list[NDArray[np.float32]], float]:
+        """Flows, confidences, probabilities (none where the file does not give them) and milliseconds of prepared
+        pairs, in runs that the file's batch size allows."""
         flows: list[NDArray[np.float32]] = []
         confidences: list[NDArray[np.float32]] = []
+        probabilities: list[NDArray[np.float32]] = []
         start = time.perf_counter()
         step = self._batch or self.backend.max_batch or len(pairs) or 1
         encoded = self._encoded(pairs)
@@ -316,7 +320,9 @@ class Matcher:
                 )
             flows += list(flow[:wanted].astype(np.float32, copy=False))
             confidences += list(confidence[:wanted].astype(np.float32, copy=False))
-        return flows, confidences, _since(start)
+            if PROBABILITIES in outputs:
+                probabilities += list(outputs[PROBABILITIES][:wanted].astype(np.float32, copy=False))
+        return flows, confidences, probabilities, _since(start)
 
     def _encoded(self, pairs: Sequence[tuple[_Prepared, _Prepared]]) -> list[tuple[dict[str, Array], ...]]:
         """Arrays of each pair: model inputs, or for a split model features, each image encoded once."""

@@ -38,6 +38,8 @@ class Match:
         image_a, image_b: the images as they were given; read again where pixels are needed.
         calibration: ``calibration`` part of the model's metadata, for :attr:`calibrated_confidence`.
         raw_confidence: what the model gave, where ``confidence`` is calibrated (``Matcher(..., calibrated=True)``).
+        probabilities: (G * G, G * G) float32, row by row the distribution of a cell of a over the cells of b, where the
+            model file has this further output (:func:`cats.core.onnx_file.with_probabilities`).
     """
 
     flow: NDArray[np.float32]
@@ -50,6 +52,7 @@ class Match:
     image_b: ImageSource | None = field(default=None, repr=False)
     calibration: dict[str, Any] | None = field(default=None, repr=False)
     raw_confidence: NDArray[np.float32] | None = field(default=None, repr=False)
+    probabilities: NDArray[np.float32] | None = field(default=None, repr=False)
 
     @property
     def grid(self) -> int:
@@ -149,6 +152,15 @@ class Match:
             places = transfer_points(points, self.flow, self.size_a, self.size_b)
             result[top:bottom] = _sample_pixels(source, places).reshape(bottom - top, width, 3)
         return Image.fromarray(result)
+
+    def _repr_html_(self) -> str | None:
+        """The match to click through in a notebook; None where there are no images to show."""
+        from cats.runtime.viewer import notebook_html  # which imports this module
+
+        try:
+            return notebook_html(self)
+        except InputError:
+            return None
 
     def _inside(self, points: ArrayLike) -> Floats:
         """Points as (N, 2), refused where one lies outside image a, which spans [-0.5, W - 0.5] x [-0.5, H - 0.5]."""

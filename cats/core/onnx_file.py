@@ -15,6 +15,9 @@ from pathlib import Path
 
 from cats.core.errors import ModelFileError
 
+PROBABILITIES = "probabilities"
+"""Output of :func:`with_probabilities`."""
+
 _METADATA_PROPS = 14  # field of ModelProto
 _MAX_STRING = 16 << 20
 
@@ -101,6 +104,64 @@ def read_onnx_summary(path: str | Path) -> OnnxSummary:
     if not summary.ir_version or not summary.opsets:
         raise ModelFileError(f"{path} is not an ONNX file (no IR version or operator set)")
     return summary
+
+
+@dataclass(frozen=True)
+class NodeInfo:
+    """A node of the graph: operator type and the names of the values that it takes and gives."""
+
+    operator: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def read_onnx_nodes(path: str | Path) -> list[NodeInfo]:
+    """Nodes of an ONNX file's graph, in its order, without bodies of functions.
+
+    Raises:
+        ModelFileError: unreadable, or not a protobuf.
+    """
+    with _mapped(path) as message:
+        graphs = [_span(value) for number, value in message if number == 7]
+        return [_node_info(_span(value)) for graph in graphs for number, value in graph if number == 1]
+
+
+def with_probabilities(path: str | Path, *, flow: str = "flow", cells: int = 256) -> bytes | None:
+    """An ONNX model that also gives ``probabilities``, float32 (batch, cells, cells): the distributions of the
+    soft-argmax, row by row a cell of a over the cells of b.
+
+    They are in every model that cats-export writes, as the softmax before ``flow``. The file stays as it is; a second
+    piece of its graph is put behind it, which protobuf readers join with the first: an Identity and an output.
+
+    Args:
+        path: ONNX file of kind ``pair`` or ``matcher``.
+        flow: name of the output before which the softmax is.
+        cells: of one image, G * G.
+
+    Returns:
+        The new file's content; None where the graph has no softmax before its flow.
+
+    Raises:
+        ModelFileError: unreadable, or not a protobuf.
+    """
+    made_by = {name: node for node in read_onnx_nodes(path) for name in node.outputs}
+    waiting, seen = [flow], {flow}
+    while waiting:
+        node = made_by.get(waiting.pop(0))
+        if node is None:
+            continue
+        if node.operator == "Softmax":
+            break
+        fresh = [name for name in node.inputs if name and name not in seen]
+        seen.update(fresh)
+        waiting += fresh
+    else:
+        return None
+    identity = _text(1, node.outputs[0]) + _text(2, PROBABILITIES) + _text(3, PROBABILITIES) + _text(4, "Identity")
+    dimensions = _field(1, _text(2, "batch")) + 2 * _field(1, b"\x08" + _number(cells))
+    tensor = b"\x08\x01" + _field(2, dimensions)  # elem_type 1: float32
+    output = _text(1, PROBABILITIES) + _field(2, _field(1, tensor))
+    return Path(path).read_bytes() + _field(7, _field(1, identity) + _field(12, output))
 
 
 @contextlib.contextmanager
@@ -280,3 +341,33 @@ def _dimension(message: _Message) -> int | str | None:
         if number == 2:
             return _span(value).text()
     return None
+
+
+def _node_info(message: _Message) -> NodeInfo:
+    inputs: list[str] = []
+    outputs: list[str] = []
+    operator = ""
+    for number, value in message:
+        if number in (1, 2):
+            (inputs if number == 1 else outputs).append(_span(value).text())
+        elif number == 4:
+            operator = _span(value).text()
+    return NodeInfo(operator, tuple(inputs), tuple(outputs))
+
+
+def _number(value: int) -> bytes:
+    """A varint."""
+    parts = bytearray()
+    while value > 0x7F:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*parts, value])
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A field of a message: a string or another message."""
+    return _number(number << 3 | 2) + _number(len(content)) + content
+
+
+def _text(number: int, content: str) -> bytes:
+    return _field(number, content.encode())

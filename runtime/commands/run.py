@@ -81,6 +81,13 @@ def main_command(
             help="Write the flow as .npy, float32 (2, 16, 16) in cells, x first; with --pairs a folder.", panel=OUTPUTS
         ),
     ] = None,
+    html: Annotated[
+        Path | None,
+        _path(
+            help="Write one page that holds photos and match, to click through in a browser; with --pairs a folder.",
+            panel=OUTPUTS,
+        ),
+    ] = None,
     points: Annotated[
         Path | None,
         _path(
@@ -180,7 +187,7 @@ def main_command(
     quiet_pillow()
     if gallery is not None and (a is None or b is not None or pairs is not None or points is not None):
         raise InputError("--gallery takes the image A alone: leave out B, --pairs and --points")
-    if gallery is not None and (warp or overlay or flow or max_forward_backward is not None):
+    if gallery is not None and (warp or overlay or flow or html or max_forward_backward is not None):
         raise InputError("--gallery writes a picture of the best match (-o): leave out other outputs and limits")
     if gallery is None and features is not None:
         raise InputError("--features keeps the features of a gallery: give --gallery DIR")
@@ -191,7 +198,7 @@ def main_command(
     if pairs is not None and (a is not None or points is not None):
         raise InputError("--pairs takes images and points from the CSV: leave out A, B and --points")
     selection = Selection(grid, min_confidence, max_forward_backward)
-    outputs = Outputs(output, warp, overlay, flow)
+    outputs = Outputs(output, warp, overlay, flow, html)
     if gallery is None and not as_json and not outputs.written():
         outputs = Outputs(picture=Path(pairs.stem if pairs is not None else f"{_stem(a)}-{_stem(b)}.png"))
     chosen = read_points(points)[:, :2] if points is not None else None

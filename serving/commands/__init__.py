@@ -1,0 +1,1 @@
+"""The commands of the serving room, one module each."""
