@@ -1,7 +1,7 @@
 """A match as one HTML page that holds everything: photos, flow and confidence; no model, no network.
 
-:func:`match_page` is what ``cats view``, ``cats-run --html`` and notebooks show. ``page/`` beside this file holds the page
-itself: its template, its style and its JavaScript modules, which the pages of :mod:`cats.serving` share.
+:func:`match_page` is what ``cats view``, ``cats-run --html`` and notebooks show. ``page/`` beside this file holds the
+page itself: its template, its style and its JavaScript modules, which the pages of :mod:`cats.serving` share.
 """
 
 from __future__ import annotations
@@ -160,8 +160,8 @@ def _jpeg(image: Image.Image, limit: int, side: int) -> bytes:
                 return buffer.getvalue()
         if max(picture.size) <= 256:
             return buffer.getvalue()
-        smaller = tuple(max(round(length * 0.8), 1) for length in picture.size)
-        picture = picture.resize(smaller, Image.Resampling.LANCZOS)
+        width, height = (max(round(length * 0.8), 1) for length in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _data_url(jpeg: bytes) -> str:

@@ -56,6 +56,20 @@ _WEBGPU_FILES = (
     "dist/ort-wasm-simd-threaded.asyncify.wasm",
 )
 _SAMPLE_SIDE = 1024
+_MIT = """\
+Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
+documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
+rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
+persons to whom the Software is furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
+Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
+WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
+COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
+OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+"""
 _TOLERANCE_PX = 0.05  # 99th percentile at 256 x 256, as cats-export asks of fp32
 _PRECISIONS = ("fp32", "int8")
 
@@ -296,7 +310,8 @@ def _licences(service_worker: str) -> str:
     text = (
         "This page is part of the CATs toolkit, Apache-2.0.\n\n"
         f"ort/: {ORT_WEB.name} {ORT_WEB.version}, {ORT_WEB.licence} licence, Copyright (c) Microsoft Corporation.\n"
-        "https://github.com/microsoft/onnxruntime, where its LICENSE and ThirdPartyNotices.txt are.\n"
+        "Its third-party notices: https://github.com/microsoft/onnxruntime, ThirdPartyNotices.txt.\n\n"
+        f"MIT License\n\n{_MIT}"
     )
     if service_worker:
         text += f"\ncoi-serviceworker.js: {COI.name} {COI.version}\n\n{service_worker}"

@@ -220,7 +220,7 @@ export class App {
       if (!this.match) return;
       const point = this.panels.a.pointAt(event);
       if (this.dragging) {
-        this.points = this.points.with ? this.points.with(this.selected, point) : replaced(this.points, this.selected, point);
+        this.points = replaced(this.points, this.selected, point);
         this._fillTable();
       } else if (event.pointerType !== "touch") {
         this.hover = point;
@@ -300,7 +300,12 @@ export class App {
     for (const name of ["points", "morph", "overlay"]) {
       element(`view-${name}`).addEventListener("click", () => this.setView(name));
     }
-    element("mix").addEventListener("input", () => this.drawBlend());
+    element("mix").addEventListener("input", () => {
+      this._blendFrame ??= requestAnimationFrame(() => {
+        this._blendFrame = null;
+        this.drawBlend();
+      });
+    });
     element("export-json").addEventListener("click", () => {
       const document_ = this.match.document(this.points, { a: this.photos.a.name, b: this.photos.b.name });
       this._save(new Blob([`${JSON.stringify(document_)}\n`], { type: "application/json" }), ".json");

@@ -25,6 +25,7 @@ export class Blend {
         triangles.push([p, q, s], [p, s, r]);
       }
     }
+    this.surest = Math.max(...corners.map((corner) => corner[4]), 1e-6);
     const sure = (triangle) => triangle[0][4] + triangle[1][4] + triangle[2][4];
     this.triangles = triangles.sort((one, other) => sure(one) - sure(other)); // where the mesh folds, the surest shows
   }
@@ -37,7 +38,8 @@ export class Blend {
 
   /**
    * The picture at t as ImageData. Morph: shape and colours go from a (0) to b (1); what the mesh leaves free shows both
-   * photos as they lie. Overlay: b bent into a's frame over a, weighted by t and the confidence of each place.
+   * photos as they lie. Overlay: b bent into a's frame over a, weighted by t and the confidence of each place in relation
+   * to the surest one's.
    */
   render(t, overlay) {
     const [width, height] = this.size(t, overlay);
@@ -46,7 +48,7 @@ export class Blend {
     if (!overlay) fillBackground(image, this.a, this.b, t);
     for (const triangle of this.triangles) {
       const at = triangle.map(([u, v, x, y]) => [(u + (x - u) * shape) * width, (v + (y - v) * shape) * height]);
-      fillTriangle(image, at, triangle, this.a, this.b, overlay ? (confidence) => t * confidence : () => t);
+      fillTriangle(image, at, triangle, this.a, this.b, overlay ? (confidence) => (t * confidence) / this.surest : () => t);
     }
     return image;
   }

@@ -56,8 +56,8 @@ def main_command(
     """Match image A to image B and write one HTML page that holds photos and match: no model, no network.
 
     Points are clicked or dragged in A and seen in B, as in the page of cats web. Where the model is an ONNX file for
-    pairs, the page holds its probabilities too; else the heat layer is as wide as the confidence says. Photos are stored
-    smaller and without EXIF data.
+    pairs, the page holds its probabilities too; else the heat layer is as wide as the confidence says. Photos are
+    stored smaller and without EXIF data.
     """
     quiet_pillow()
     check_destination(output, (".html", ".htm"))

@@ -28,7 +28,8 @@ function fail(error) {
 
 async function take(side, blob, name, points = []) {
   try {
-    setPhotos({ ...app.photos, [side]: await readPhoto(blob, name) }, points);
+    const photo = await readPhoto(blob, name);
+    setPhotos({ ...app.photos, [side]: photo }, points);
   } catch (error) {
     fail(error);
   }
