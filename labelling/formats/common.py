@@ -15,11 +15,11 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
 
 from cats.core.errors import InputError
+from cats.core.files import read_bytes
 from cats.core.geometry import Floats, Size
-from cats.core.images import MAX_PIXELS
+from cats.core.images import image_size
 from cats.labelling.annotations import Annotation, Annotations, Box
 
 MAX_BYTES = 64 << 20
@@ -31,15 +31,9 @@ UNNAMED = "object"
 
 def read_text(path: Path) -> str:
     """The text of a label file; raises :class:`InputError` where it is missing, not UTF-8 or over :data:`MAX_BYTES`."""
+    data = read_bytes(path, limit=MAX_BYTES, what="label file")
     try:
-        if not path.is_file():
-            raise InputError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise InputError(f"{path} is {size >> 20} MiB large, over the limit of {MAX_BYTES >> 20} for label files")
-        return path.read_text("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a text file in UTF-8") from error
 
@@ -85,7 +79,7 @@ def naming(place: object) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(str(error) if str(error).startswith(str(place)) else f"{place}: {error}") from error
+        raise InputError(str(error) if str(place) in str(error) else f"{place}: {error}") from error
 
 
 class PhotoFolder:
@@ -122,28 +116,15 @@ class PhotoFolder:
         Raises:
             InputError: not an image, or of another size than the labels were made for.
         """
-        size, stored = _sizes(path)
+        size = image_size(path)
         if said is not None and said != size:
             hint = (
                 "they were made on the photo as it is stored, without the rotation that its EXIF data ask for"
-                if said == stored
+                if said == size[::-1]
                 else "they are of another version of this photo"
             )
             raise InputError(f"the labels of {path} are for {_text(said)} pixels, the photo has {_text(size)}: {hint}")
         return size
-
-
-def _sizes(path: Path) -> tuple[Size, Size]:
-    """Size of a photo upright and as stored."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-    except Exception as error:  # decoders of broken headers raise almost anything
-        raise InputError(f"the photo {path} cannot be read: {error}") from error
-    if width * height > MAX_PIXELS:
-        raise InputError(f"the photo {path} is {_text((width, height))} pixels: make it smaller first")
-    return ((height, width) if turned else (width, height)), (width, height)
 
 
 def name_of(path: Path, root: Path) -> str:
