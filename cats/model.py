@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cats.backbones import HyperpixelBackbone, find_backbone
+from cats.backbones import HyperpixelBackbone, find_backbone, normalisation
 from cats.core.errors import InputError
 from cats.core.metadata import Preprocessing
 
@@ -80,8 +80,8 @@ class CATsConfig:
     @property
     def preprocessing(self) -> Preprocessing:
         """How images become inputs of this model."""
-        entry = find_backbone(self.backbone)
-        return Preprocessing((self.image_size, self.image_size), entry.mean, entry.std)
+        find_backbone(self.backbone)  # names what is known if this is not
+        return Preprocessing((self.image_size, self.image_size), *normalisation(self.backbone))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

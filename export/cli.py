@@ -171,7 +171,8 @@ def _model(
             raise InputError("--backbone-weights is for --backbone; a checkpoint holds the weights of its backbone")
         return load_checkpoint(ckpt, hyperpixels=hyperpixels).model, ckpt.resolve().stem
     assert backbone is not None  # checked above
-    config = CATsConfig(backbone, hyperpixels or find_backbone(backbone).hyperpixels)
+    entry = find_backbone(backbone)
+    config = CATsConfig(backbone, hyperpixels or entry.hyperpixels, entry.image_size)
     note(f"loading pretrained weights of {backbone}; without a network timm tries for a minute")
     return CATs(config, backbone_weights=weights or "auto", zero_start=True), backbone
 

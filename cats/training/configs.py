@@ -225,6 +225,10 @@ CONFIGS: dict[str, TrainConfig] = {
     "spair-single-level": TrainConfig(model=CATsConfig(hyperpixels=(26,)), freeze="authors"),
     "spair-deit": TrainConfig(model=CATsConfig(backbone="deit_base_patch16_224", hyperpixels=(4, 6, 8, 9, 10, 11))),
     "spair-dino": TrainConfig(model=CATsConfig(backbone="vit_base_patch16_224.dino", hyperpixels=(4, 6, 8, 9, 10, 11))),
+    "spair-dinov2": TrainConfig(
+        model=CATsConfig("vit_base_patch14_dinov2.lvd142m", (4, 6, 8, 9, 10, 11), image_size=224)
+    ),
+    "spair-dinov3": TrainConfig(model=CATsConfig("vit_base_patch16_dinov3.lvd1689m", (4, 6, 8, 9, 10, 11))),
     "pfpascal": TrainConfig(model=CATsConfig(hyperpixels=_PFPASCAL)),
     "pfpascal-frozen": TrainConfig(model=CATsConfig(hyperpixels=_PFPASCAL), freeze="authors"),
     "tiny": _TINY_RUN,
