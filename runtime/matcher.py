@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from cats.core.ahead import map_ahead
 from cats.core.errors import BackendError, CatsError, InputError, ModelFileError
 from cats.core.files import file_key
 from cats.core.geometry import Size
@@ -224,11 +224,11 @@ class Matcher:
 
         found: Iterator[list[Match | CatsError]]
         if streams == 1:
-            prepared = _ahead(prepare, pairs, workers, workers + 2 * batch_size)
+            prepared = map_ahead(prepare, pairs, workers, workers + 2 * batch_size)
             found = map(infer, _chunks(prepared, batch_size))
         else:
             chunks = _chunks(pairs, batch_size)
-            found = _ahead(lambda chunk: infer([prepare(pair) for pair in chunk]), chunks, streams, 2 * streams)
+            found = map_ahead(lambda chunk: infer([prepare(pair) for pair in chunk]), chunks, streams, 2 * streams)
         yield from itertools.chain.from_iterable(found)
 
     def close(self) -> None:
@@ -416,22 +416,6 @@ def _check_tensor(
     if exact is not None and spec.dtype != exact:
         raise ModelFileError(f"{path}: {role} {name} is {spec.dtype}, expected {exact}: export the model again")
     return spec.shape[0]
-
-
-def _ahead(work: Callable[[Any], _T], items: Iterable[Any], workers: int, window: int) -> Iterator[_T]:
-    """``map(work, items)`` in order, with up to ``window`` items worked on by threads ahead of the consumer."""
-    source = iter(items)
-    with ThreadPoolExecutor(workers, thread_name_prefix="cats-read") as pool:
-        waiting: deque[Future[_T]] = deque()
-        try:
-            while True:
-                waiting.extend(pool.submit(work, item) for item in itertools.islice(source, window - len(waiting)))
-                if not waiting:
-                    return
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def _chunks(items: Iterable[_T], size: int) -> Iterator[list[_T]]:

@@ -1,0 +1,112 @@
+"""Where the points of an object lie in a photo, by what several labelled photos say: numpy only.
+
+Each labelled photo (a reference) votes once for each of its points. The steps, each with what it gains, are measured on
+PF-WILLOW by ``benchmarks/studies/labelling.py`` (docs/labelling.md shows the figures):
+
+1. **Weights.** A vote counts more where the match leads back to where it came from (forward-backward error) and where
+   the model is confident in both directions.
+2. **Robust centre.** The geometric median: half of the votes may be anywhere.
+3. **Mode.** From there to the nearest centre of agreement. A mean of two symmetric parts (left and right headlight)
+   lies between them and is neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cats.core.geometry import Floats
+
+ERROR_SCALE = 0.04
+"""Forward-backward error, in the object's extent, at which a vote has lost half of its weight: half a cell."""
+
+KERNEL = 0.1
+"""Width (standard deviation) of the mode's kernel in the object's extent: that of the errors of single votes."""
+
+_ITERATIONS = 15
+
+
+@dataclass(frozen=True)
+class Votes:
+    """What R references say about K points of one photo.
+
+    Attributes:
+        points: (R, K, 2) float64 in pixels of the photo; NaN where the reference does not have the point.
+        error: (R, K) forward-backward error in the reference's extent; NaN where it was not asked for.
+        confidence: (R, K) of the model in [0, 1]; the geometric mean of both directions where both were asked for.
+        trust: (R, K) factor of the weight: 1 for labels by a person, less for predicted ones.
+    """
+
+    points: Floats
+    error: Floats
+    confidence: Floats
+    trust: Floats
+
+    @staticmethod
+    def join(parts: list[Votes]) -> Votes:
+        """The votes of all of them."""
+        return Votes(*(np.concatenate([getattr(part, name) for part in parts]) for name in Votes.__annotations__))
+
+    def weights(self) -> Floats:
+        """(R, K) weight of each vote, 0 where there is none."""
+        error = np.where(np.isfinite(self.error), self.error, ERROR_SCALE)
+        weight = self.trust * (self.confidence + 0.02) / (error + ERROR_SCALE)
+        return np.where(np.isfinite(self.points).all(axis=2), weight, 0.0)
+
+
+def extent(points: Floats) -> float:
+    """Larger of the x and y extents of finite points, in pixels; at least 1."""
+    finite = points[np.isfinite(points).all(axis=-1)]
+    return max(float(np.ptp(finite, axis=0).max()), 1.0) if len(finite) else 1.0
+
+
+def find_consensus(votes: Votes) -> Floats:
+    """Points (K, 2) in pixels of the photo on which the votes agree best; NaN where nobody voted."""
+    weights = votes.weights()
+    places = np.nan_to_num(votes.points)
+    voted = weights.sum(axis=0) > 0
+    start = geometric_median(places, weights)
+    start[~voted] = np.nan
+    result = find_mode(places, weights, start, KERNEL * extent(start))
+    result[~voted] = np.nan
+    return result
+
+
+def geometric_median(points: Floats, weights: Floats) -> Floats:
+    """Point of least weighted distance from (R, K, 2), for each of K: Weiszfeld's iteration."""
+    centre = _average(points, weights)
+    for _ in range(_ITERATIONS):
+        distance = np.linalg.norm(points - centre, axis=2)
+        centre = _average(points, weights / (distance + 1e-3))
+    return centre
+
+
+def find_mode(points: Floats, weights: Floats, start: Floats, width: float) -> Floats:
+    """Mean shift with a Gaussian kernel of ``width`` pixels, from ``start`` (K, 2)."""
+    centre = start
+    for _ in range(_ITERATIONS):
+        near = np.exp(-((points - centre) ** 2).sum(axis=2) / (2 * width**2))
+        centre = _average(points, weights * (near + 1e-9))
+    return centre
+
+
+def agreement(votes: Votes, points: Floats) -> Floats:
+    """Share (K,) of the votes' weight within a tenth of the extent of ``points`` (K, 2); 0 where nobody voted."""
+    weights = votes.weights()
+    distance = np.linalg.norm(np.nan_to_num(votes.points) - np.nan_to_num(points), axis=2)
+    near = np.where(distance <= 0.1 * extent(points), weights, 0).sum(axis=0)
+    return near / np.maximum(weights.sum(axis=0), 1e-12)
+
+
+def spread(votes: Votes, points: Floats) -> Floats:
+    """Weighted mean distance (K,) of the votes from ``points`` (K, 2), in the extent of the points."""
+    weights = votes.weights()
+    distance = np.linalg.norm(np.nan_to_num(votes.points) - np.nan_to_num(points), axis=2)
+    return (distance * weights).sum(axis=0) / np.maximum(weights.sum(axis=0), 1e-12) / extent(points)
+
+
+def _average(points: Floats, weights: NDArray[np.float64]) -> Floats:
+    total = np.maximum(weights.sum(axis=0), 1e-12)
+    return (points * weights[..., None]).sum(axis=0) / total[:, None]

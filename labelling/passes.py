@@ -1,0 +1,170 @@
+"""Looking at one photo: every chosen reference is matched to it, and votes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cats.core.geometry import Floats, Size, pixels_to_cells, sample_grid, transfer_points
+from cats.labelling.consensus import Votes, extent, find_consensus
+from cats.labelling.references import Look, LookStore, Reference, References, descriptor, look_at, spanning
+from cats.runtime import Match, Matcher
+from cats.runtime.windows import MARGIN, object_window
+
+
+@dataclass(frozen=True, eq=False)
+class Carried:
+    """One reference matched to a photo in the last look.
+
+    Attributes:
+        reference: that was matched.
+        looked: what was matched of its photo.
+        forward, backward: reference -> photo and back, between the two windows.
+    """
+
+    reference: Reference
+    looked: Look
+    forward: Match
+    backward: Match
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """What the references say about one photo.
+
+    Attributes:
+        path, size: of the photo.
+        references: all of its category.
+        votes: for the keypoints and anchors, those of the last look last.
+        places: (K + A, 2) their consensus, in pixels of the photo.
+        look: the last look at the photo.
+        carried: what was matched in the last look.
+        kind: descriptor of the whole photo, None where the model is not split.
+    """
+
+    path: Path
+    size: Size
+    references: References
+    votes: Votes
+    places: Floats
+    look: Look
+    carried: list[Carried]
+    kind: Floats | None
+
+    @property
+    def keypoints(self) -> int:
+        """K."""
+        return len(self.references.category.keypoints)
+
+    @property
+    def likeness(self) -> float:
+        """Cosine of the kinds of the object, as the last look shows it, and of the nearest reference; NaN without."""
+        seen = descriptor(self.look)
+        kinds = [item.reference.kind for item in self.carried]
+        if seen is None:
+            return float("nan")
+        return max(float(seen @ kind) for kind in kinds if kind is not None)
+
+    @property
+    def last_weights(self) -> Floats:
+        """(R, K + A) weights of the votes of the last look, a row for each of :attr:`carried`."""
+        return self.votes.weights()[-len(self.carried) :]
+
+    def best(self) -> Carried:
+        """The reference whose votes lie nearest to the consensus."""
+        weights = self.last_weights
+        away = np.nan_to_num(self.votes.points[-len(self.carried) :] - self.places)
+        mean = (np.linalg.norm(away, axis=2) * weights).sum(axis=1) / np.maximum(weights.sum(axis=1), 1e-12)
+        return self.carried[int(np.argmin(np.where(weights.sum(axis=1) > 0, mean, np.inf)))]
+
+
+def look_for(
+    matcher: Matcher,
+    store: LookStore,
+    path: Path,
+    image: Image.Image,
+    whole: Look,
+    references: References,
+    chosen: Sequence[Reference],
+    looks: int,
+) -> Finding:
+    """Find the references' object in a photo.
+
+    The first look shows whole photos and only has to find the object. Later ones are cut to it, each closer than the
+    one before, and the votes of all later ones count: they err differently. Only the last one runs both ways, for the
+    forward-backward error.
+
+    Args:
+        whole: look at the whole photo.
+        chosen: the references to be matched, of ``references``.
+        looks: see :func:`cats.labelling.label.label_photos`.
+    """
+    keypoints = len(references.category.keypoints)
+    here, margins = whole, look_margins(looks)
+    shown = [store.look(item.path, item.whole) for item in chosen]
+    votes, carried = cast_votes(matcher, chosen, shown, here, both_ways=not margins)
+    places = find_consensus(votes)
+    counted: list[Votes] = []
+    for margin in margins:
+        window = object_window(spanning(places[:keypoints], places[keypoints:]), image.size, margin=margin)
+        here = look_at(matcher, image, window)
+        shown = [store.look(item.path, item.window(margin)) for item in chosen]
+        found, carried = cast_votes(matcher, chosen, shown, here, both_ways=margin == margins[-1])
+        counted.append(found)
+        votes = Votes.join(counted)
+        places = find_consensus(votes)
+    return Finding(path, image.size, references, votes, places, here, carried, descriptor(whole))
+
+
+def look_margins(looks: int) -> list[float]:
+    """Margins of the looks after the first: one look at 0.2, or several from 0.3 down to 0.15."""
+    return [MARGIN] if looks == 2 else [float(value) for value in np.linspace(0.3, 0.15, looks - 1)]
+
+
+def cast_votes(
+    matcher: Matcher, references: Sequence[Reference], shown: Sequence[Look], photo: Look, *, both_ways: bool
+) -> tuple[Votes, list[Carried]]:
+    """Match every reference to a photo.
+
+    Returns:
+        the votes for keypoints and anchors in pixels of the photo; and, with ``both_ways``, the matches.
+    """
+    pairs = [(look.source, photo.source) for look in shown]
+    if both_ways:
+        pairs += [(b, a) for a, b in pairs]
+    step = matcher.backend.gallery_batch  # on CPUs batches are slower
+    matches = [m for first in range(0, len(pairs), step) for m in matcher.match_batch(pairs[first : first + step])]
+    votes, carried = [], []
+    for index, (reference, look) in enumerate(zip(references, shown, strict=True)):
+        backward = matches[index + len(references)] if both_ways else None
+        votes.append(_vote(reference, look, photo, matches[index], backward))
+        if backward is not None:
+            carried.append(Carried(reference, look, matches[index], backward))
+    return Votes.join(votes), carried
+
+
+def _vote(reference: Reference, look: Look, photo: Look, forward: Match, backward: Match | None) -> Votes:
+    targets = reference.targets
+    known = np.isfinite(targets).all(axis=1)
+    start = look.window.to_window(targets[known])
+    size_a, size_b = look.window.size, photo.window.size
+    there = transfer_points(start, forward.flow, size_a, size_b)
+    confidence = _sample(forward, start, size_a)
+    error = np.full(len(start), np.nan)
+    if backward is not None:
+        back = transfer_points(there, backward.flow, size_b, size_a)
+        error = np.linalg.norm(back - start, axis=1) / extent(spanning(reference.points, reference.anchors))
+        confidence = np.sqrt(confidence * _sample(backward, there, size_b))
+    places = np.full((len(targets), 2), np.nan)
+    errors, confidences = np.full(len(targets), np.nan), np.zeros(len(targets))
+    places[known], errors[known], confidences[known] = photo.window.to_photo(there), error, confidence
+    return Votes(places[None], errors[None], confidences[None], reference.trust[None])
+
+
+def _sample(match: Match, points: Floats, size: Size) -> Floats:
+    """Confidence (N,) at pixels of the match's image a; clamped at its border."""
+    return sample_grid(match.confidence[None], pixels_to_cells(points, size, match.grid))[:, 0]
