@@ -1,13 +1,13 @@
 # `make demo` and `make test` work from a fresh clone: each makes the virtual environment that it needs.
 PYTHON ?= python3
-EXTRAS := cpu,train,export,calibrate,openvino,tensorrt-rtx,ray,dev
+EXTRAS := cpu,train,export,calibrate,openvino,tensorrt-rtx,ray,docs,dev
 
 # Rooms of the package cats that are folders beside cats/.
 ROOMS_BESIDE := assets benchmarks calibration export labelling runtime serving
 
 BIN := $(CURDIR)/.venv/bin
 
-.PHONY: demo test dev lint imports cats-tiny bench clean
+.PHONY: demo test dev docs lint imports cats-tiny bench clean
 
 demo: .venv-demo/done  ## match two photos with the shipped model and draw demo.png
 	.venv-demo/bin/cats-run assets/cats-tiny.onnx assets/astronaut.jpg assets/grace_hopper.jpg \
@@ -32,6 +32,10 @@ imports: .venv/done build/lint  ## who imports whom: the table of docs/architect
 build/lint:
 	mkdir -p $@/cats && rm -f $@/cats/*
 	ln -s $(CURDIR)/cats/* $(wildcard $(addprefix $(CURDIR)/,$(ROOMS_BESIDE))) $@/cats/
+
+docs: .venv/done  ## the documentation site in docs/_build, without a network; a warning is an error
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build
+	@echo "docs/_build/index.html"
 
 CATS_SHARED ?= ../shared
 
