@@ -28,3 +28,14 @@ def asset(name: str) -> Path:
         known = sorted(item.name for item in _FOLDER.iterdir() if item.is_file() and item.suffix != ".py")
         raise InputError(f"no shipped file {name!r}; there are {', '.join(known)}")
     return path
+
+
+def find_model(model: str | Path, suffix: str = ".onnx") -> Path:
+    """A model file as it was given, or the shipped one of that name: ``cats-tiny``, where no such file is here.
+
+    Args:
+        suffix: of the shipped file: ``.onnx``, or ``.pt`` where a checkpoint is wanted.
+    """
+    path = Path(model)
+    shipped = _FOLDER / f"{path.name}{suffix}"
+    return shipped if path == Path(path.name) and not path.exists() and shipped.is_file() else path

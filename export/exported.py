@@ -13,10 +13,10 @@ import onnx
 from numpy.typing import NDArray
 from PIL import Image
 
-from cats.core.errors import require
 from cats.core.images import ImageSource, preprocess, read_image
 from cats.core.metadata import Preprocessing
 from cats.export.fp16.emulate import PEAKS, computes_in_half, rounded
+from cats.runtime.backends.ort_session import OrtSession
 
 Floats = NDArray[np.float32]
 
@@ -72,8 +72,8 @@ class ExportedModel:
         return self.run(*inputs)["flow"][0].astype(np.float32)
 
 
-class Session:
-    """An ONNX model in ONNX Runtime on the CPU: named arrays in, named arrays out.
+class Session(OrtSession):
+    """An ONNX model in ONNX Runtime on the CPU, with the largest values of its tensors.
 
     Args:
         model: any.
@@ -81,16 +81,12 @@ class Session:
     """
 
     def __init__(self, model: onnx.ModelProto, tensors: Sequence[str] = ()) -> None:
-        ort = require("onnxruntime", extra="export", purpose="verify the exported model")
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        self._names = [output.name for output in self._session.get_outputs()]
+        super().__init__(model.SerializeToString(), extra="export", purpose="verify the exported model")
         self.tensors, self.peaks = list(tensors), np.zeros(len(tensors), np.float32)
 
     def __call__(self, feeds: Mapping[str, Any]) -> dict[str, Floats]:
         """Run once."""
-        results = dict(zip(self._names, self._session.run(None, dict(feeds)), strict=True))
+        results = super().__call__(feeds)
         if self.tensors:
             largest = np.nan_to_num(results.pop(PEAKS), nan=np.inf, posinf=np.inf)
             self.peaks = np.maximum(self.peaks, largest)

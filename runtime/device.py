@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cats.core.errors import BackendError, InputError
+from cats.runtime.backends.base import Backend
+from cats.runtime.interface import CONFIDENCE, FLOW
 
 if TYPE_CHECKING:
     from cats.runtime.backends.cuda import DeviceArray
-    from cats.runtime.matcher import Matcher
 
 _ON_GPU = (2, 13)  # DLPack's device types: CUDA, and CUDA managed memory
 
@@ -54,16 +55,15 @@ def is_device_array(value: object) -> bool:
     return hasattr(value, "__cuda_array_interface__")
 
 
-def match_on_device(matcher: Matcher, a: Any, b: Any, *, forward_backward: bool = False, stream: Any = None) -> Any:
+def match_on_device(
+    backend: Backend, a: Any, b: Any, *, forward_backward: bool = False, stream: Any = None
+) -> DeviceMatch:
     """Put one run of the model into a stream.
 
     Args:
         a, b: model inputs on the GPU, see this module; each contiguous, and unchanged until the stream has passed.
         forward_backward: also match b -> a; a second run.
         stream: the caller's, see :meth:`cats.runtime.backends.cuda.CudaContext.stream_of`; None takes the backend's.
-
-    Returns:
-        :class:`DeviceMatch`.
 
     Raises:
         InputError: an array that is not on the GPU, or of another dtype or shape than the engine takes.
@@ -75,15 +75,15 @@ def match_on_device(matcher: Matcher, a: Any, b: Any, *, forward_backward: bool 
                 f"image {name} ({type(array).__name__}) is not on a GPU: a stream, or another image that is, asks for "
                 "both as float32 (B, 3, S, S) there"
             )
-    run = getattr(matcher.backend, "run_device", None)
+    run = getattr(backend, "run_device", None)
     if run is None:
         raise BackendError(
-            f"{matcher.path}: {matcher.backend.name} takes no arrays on a GPU: give images on the host, or an engine "
-            f"(cats-build {matcher.path.with_suffix('.onnx').name})"
+            f"{backend.path}: {backend.name} takes no arrays on a GPU: give images on the host, or an engine "
+            f"(cats-build {backend.path.with_suffix('.onnx').name})"
         )
     outputs = run({"image_a": a, "image_b": b}, stream=stream)
-    backward = run({"image_a": b, "image_b": a}, stream=stream)["flow"] if forward_backward else None
-    return DeviceMatch(outputs["flow"], outputs["confidence"], backward)
+    backward = run({"image_a": b, "image_b": a}, stream=stream)[FLOW] if forward_backward else None
+    return DeviceMatch(outputs[FLOW], outputs[CONFIDENCE], backward)
 
 
 def wants_device(pairs: Sequence[tuple[Any, Any]], stream: Any) -> bool:

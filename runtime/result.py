@@ -54,6 +54,12 @@ class Match:
     raw_confidence: NDArray[np.float32] | None = field(default=None, repr=False)
     probabilities: NDArray[np.float32] | None = field(default=None, repr=False)
 
+    def __repr__(self) -> str:
+        (wa, ha), (wb, hb) = self.size_a, self.size_b
+        both = ", both ways" if self.backward_flow is not None else ""
+        sure = f"mean confidence {float(self.confidence.mean()):.2f}"
+        return f"Match(a {wa}x{ha} -> b {wb}x{hb}, grid {self.grid}, {sure}{both})"
+
     @property
     def grid(self) -> int:
         """Cells per side, G."""

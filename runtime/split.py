@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cats.core.errors import BackendError, CatsError, ModelFileError
+from cats.core.errors import CatsError, ModelFileError
 from cats.runtime.backends import BACKENDS, open_backend
 from cats.runtime.backends.base import Array, Backend
+from cats.runtime.batches import run_batches
+from cats.runtime.interface import check_outputs
 
 KINDS = ("encoder", "matcher")
 
@@ -69,33 +70,9 @@ def open_split(files: tuple[Path, Path], backend: str | None, **options: Any) ->
     return encoder, matcher
 
 
-def fixed_batch(backend: Backend) -> int | None:
-    """Batch size of a file that takes no other; None where it is free."""
-    return backend.inputs[0].shape[0]
-
-
-def run_batches(backend: Backend, feeds: Sequence[dict[str, Array]]) -> list[dict[str, Array]]:
-    """Run items without batch axis in batches as large as the file allows; the results without batch axis, in order."""
-    fixed = fixed_batch(backend)
-    step = fixed or backend.max_batch or len(feeds) or 1
-    results: list[dict[str, Array]] = []
-    for first in range(0, len(feeds), step):
-        part = list(feeds[first : first + step])
-        wanted = len(part)
-        part += [part[-1]] * (max(fixed or 1, backend.min_batch) - wanted)
-        dtypes = {spec.name: spec.dtype for spec in backend.inputs}
-        stacked = {name: np.stack([item[name] for item in part]).astype(dtypes[name], copy=False) for name in part[0]}
-        outputs = backend.run(stacked)
-        results += [{name: value[index] for name, value in outputs.items()} for index in range(wanted)]
-    return results
-
-
-def encode_tensors(encoder: Backend, tensors: Sequence[NDArray[np.float32]]) -> list[dict[str, Array]]:
-    """Features of prepared images; raises :class:`BackendError` where they are not numbers."""
+def encode_tensors(encoder: Backend, tensors: Sequence[Array]) -> list[dict[str, Array]]:
+    """Features of prepared images, by name without batch axis; raises as :func:`cats.runtime.batches.run_batches`."""
     results = run_batches(encoder, [{"image": tensor} for tensor in tensors])
-    for result in results:
-        if not all(np.isfinite(value).all() for value in result.values()):
-            raise BackendError(f"the encoder ({encoder.describe()}) gave no numbers: export it in fp32")
     return [{name: value.copy() for name, value in result.items()} for result in results]
 
 
@@ -117,3 +94,4 @@ def _check(encoder: Backend, matcher: Backend, files: tuple[Path, Path]) -> None
     wanted = {f"{spec.name}_{side}": spec.shape[1:] for spec in encoder.outputs for side in "ab"}
     if {spec.name: spec.shape[1:] for spec in matcher.inputs} != wanted:
         raise ModelFileError(f"{files[1]} takes other features than {files[0]} gives: export both together")
+    check_outputs(matcher)

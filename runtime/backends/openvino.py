@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ _HINTED = {"fp32": "f32", "bf16": "bf16"}
 HINTS = {"latency": "LATENCY", "throughput": "THROUGHPUT"}
 _core: Any = None
 _core_lock = threading.Lock()
+_core_process: int | None = None
+_loaded: weakref.WeakSet[OpenVinoBackend] = weakref.WeakSet()
 
 
 def shared_core() -> Any:
@@ -30,14 +35,27 @@ def shared_core() -> Any:
     ONNX Runtime, torch and TensorRT-RTX set no such stack, and Ray's stays mapped.
 
     Raises:
-        BackendError: OpenVINO is not installed.
+        BackendError: OpenVINO is not installed, or began its work before this process was forked.
     """
-    global _core
+    global _core, _core_process
     ov = require("openvino", extra="openvino", purpose="run ONNX files with OpenVINO")
+    if _core_process not in (None, os.getpid()):
+        raise BackendError(
+            "openvino was used before this process was forked and its threads are gone: load the model in each worker "
+            "first, or start workers with multiprocessing's 'spawn'"
+        )
     with _core_lock:
         if _core is None:
-            _core = ov.Core()
+            _core, _core_process = ov.Core(), os.getpid()
+            if hasattr(os, "register_at_fork"):
+                os.register_at_fork(after_in_child=_keep_for_ever)
     return _core
+
+
+def _keep_for_ever() -> None:
+    """In a forked child: what OpenVINO made is never released, which would wait for threads that are not there."""
+    for item in (_core, *(part for backend in _loaded for part in (backend._compiled, backend._idle))):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(item))
 
 
 class OpenVinoBackend(Backend):
@@ -76,8 +94,14 @@ class OpenVinoBackend(Backend):
             raise InputError(f"threads must be at least 1, not {threads}")
         if not isinstance(device, str):
             raise InputError(f"a device of openvino is a name such as CPU or GPU, not {device!r}")
-        self.path, self.precision, self.hint, self.device = Path(path), precision, hint, device.upper()
+        super().__init__(path)
+        self.precision, self.hint, self.device = precision, hint, device.upper()
         self.metadata = read_onnx_metadata(path)
+        if self.metadata.kind == "end-to-end":
+            raise ModelFileError(
+                f"{path} takes pixels (end-to-end), whose resize openvino computes wrongly: its whole numbers have 32 "
+                "bits and photos over 127 pixels need more; use the form for pairs here, or --backend onnxruntime"
+            )
         self._ov = require("openvino", extra="openvino", purpose="run ONNX files with OpenVINO")
         self.threads = threads or min(physical_cores(), usable_cpus())
         core = shared_core()
@@ -88,8 +112,9 @@ class OpenVinoBackend(Backend):
         self._core, self._settings = core, settings
         self._lock = threading.Lock()
         self._compiled: dict[int | None, list[Any]] = {}
+        self._idle: dict[int | None, list[list[Any]]] = {}
         self.prefers_batches = self.device != "CPU"
-        self._local = threading.local()
+        _loaded.add(self)
         with compact_memory():
             model = self._read()
             self.inputs = tuple(_spec(port) for port in model.inputs)
@@ -143,15 +168,17 @@ class OpenVinoBackend(Backend):
                     f"{self.device} does not compute in bf16 (openvino lists {', '.join(able)}): use --precision fp32"
                 )
 
-    def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
-        """Run once; each thread has infer requests of its own. The first run of a batch compiles the model for any
-        batch size."""
+    def _run(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        """Run once, with infer requests that no other run has meanwhile. The first run of a batch compiles the model
+        for any batch size."""
         values: dict[str, Any] = {name: self._ov.Tensor(np.ascontiguousarray(v)) for name, v in feeds.items()}
         one = self._free_batch and all(
             values[spec.name].shape[0] == 1 for spec in self.inputs if spec.name in values and spec.shape[0] is None
         )
+        batch = 1 if one else None
+        requests = self._take_requests(batch)
         try:
-            for request in self._requests(1 if one else None):
+            for request in requests:
                 model = request.get_compiled_model()
                 for port in model.inputs:
                     request.set_tensor(port, values[port.get_any_name()])
@@ -160,20 +187,18 @@ class OpenVinoBackend(Backend):
         except RuntimeError as error:
             raise BackendError(f"openvino ({self.device}) failed: {_reason(error)}") from error
         # Copies: the request writes its next results into the same memory.
-        return {spec.name: values[spec.name].data.copy() for spec in self.outputs}
+        results = {spec.name: values[spec.name].data.copy() for spec in self.outputs}
+        self._idle[batch].append(requests)  # not after a failure
+        return results
 
-    def _requests(self, batch: int | None) -> list[Any]:
-        """This thread's infer requests for a batch size."""
-        if not hasattr(self._local, "requests"):
-            self._local.requests = {}
-        if batch not in self._local.requests:
-            with self._lock:
-                if batch not in self._compiled:
-                    with compact_memory():
-                        self._compiled[batch] = self._compile(self._read(), batch)
-            self._local.requests[batch] = [part.create_infer_request() for part in self._compiled[batch]]
-        found: list[Any] = self._local.requests[batch]
-        return found
+    def _take_requests(self, batch: int | None) -> list[Any]:
+        """Infer requests for a batch size, one of each part, that are idle or new."""
+        with self._lock:
+            if batch not in self._compiled:
+                with compact_memory():
+                    self._compiled[batch] = self._compile(self._read(), batch)
+            idle = self._idle.setdefault(batch, [])
+            return idle.pop() if idle else [part.create_infer_request() for part in self._compiled[batch]]
 
     def describe(self) -> str:
         """Version, device, precision, hint and threads."""
@@ -182,9 +207,8 @@ class OpenVinoBackend(Backend):
         parts = f" (its parts in {', '.join(self._precisions)})" if len(set(self._precisions)) > 1 else ""
         return f"openvino {self._version}, {self.device}, {self.precision}{parts}{quantized}, hint {self.hint}{where}"
 
-    def close(self) -> None:
-        """Release the compiled models and this thread's requests."""
-        self._local = threading.local()
+    def _release(self) -> None:
+        self._idle = {}
         self._compiled = {}
 
 

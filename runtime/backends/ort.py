@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cats.core.errors import BackendError, InputError, ModelFileError, require
+from cats.core.errors import BackendError, InputError, ModelFileError
 from cats.core.metadata import read_onnx_metadata
 from cats.runtime.backends.base import Array, Backend, TensorSpec
 from cats.runtime.backends.ort_providers import (
@@ -26,9 +26,9 @@ from cats.runtime.backends.ort_providers import (
     choose_provider,
     create_session,
     diagnose,
-    first_line,
     provider_options,
 )
+from cats.runtime.backends.ort_session import first_line, import_onnxruntime, session_options
 from cats.runtime.hardware import compact_memory, physical_cores, usable_cpus
 
 _DTYPES = {
@@ -73,8 +73,9 @@ class OnnxRuntimeBackend(Backend):
     ) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"threads must be at least 1, not {threads}")
+        super().__init__(path)
         self.metadata = read_onnx_metadata(path)
-        self._ort = require("onnxruntime", extra="cpu", purpose="run ONNX files")
+        self._ort = import_onnxruntime()
         self.provider, self._why = choose_provider(self._ort, provider)
         check_gpu(self.provider, device)
         self.device = device
@@ -97,8 +98,7 @@ class OnnxRuntimeBackend(Backend):
         self._left_on_cpu = self._nodes_left_on_cpu()
         self._local = threading.local()
 
-    def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
-        """Run once; see :meth:`cats.runtime.backends.base.Backend.run`."""
+    def _run(self, feeds: dict[str, Array]) -> dict[str, Array]:
         try:
             values = self._bound(feeds).run(feeds) if self._on_gpu else self._session.run(None, feeds)
         except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
@@ -114,20 +114,18 @@ class OnnxRuntimeBackend(Backend):
             text += f", {self._left_on_cpu.total()} nodes left on the CPU: {kinds}"
         return text
 
-    def close(self) -> None:
-        """Release the session and this thread's device buffers."""
+    def _release(self) -> None:
         self._local = threading.local()
         self._session = None
 
     def _create(self, path: Path, settings: dict[str, str], *, limit_threads: bool) -> Any:
         ort = self._ort
-        options = ort.SessionOptions()
+        # else ONNX Runtime pins one thread to each physical core
+        limited = limit_threads or self.threads < physical_cores()
+        options = session_options(ort, self.threads if limited else None)
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL  # all threads work on one operator at a time
         options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # failures are raised; the log would only repeat them
-        if limit_threads or self.threads < physical_cores():
-            options.intra_op_num_threads = self.threads  # else ONNX Runtime pins one thread to each physical core
         if self.provider != CPU and hasattr(ort.InferenceSession, "get_provider_graph_assignment_info"):
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         try:

@@ -12,6 +12,7 @@ from typing import Any
 
 from cats.core.errors import BackendError, InputError, require
 from cats.core.onnx_file import read_onnx_summary
+from cats.runtime.backends.ort_session import first_line
 from cats.runtime.hardware import nvidia
 
 PROVIDERS = {
@@ -220,9 +221,3 @@ def _rtx_device(ort: Any, index: int) -> Any:
     if index >= len(devices):
         raise BackendError(f"{TENSORRT_RTX} runs on {len(devices)} of this machine's GPUs: there is no number {index}")
     return devices[index]
-
-
-def first_line(error: Exception) -> str:
-    """The useful part of an ONNX Runtime message."""
-    text = str(error).strip().split("\n")[0]
-    return text.rpartition("[ONNXRuntimeError] : ")[2][:400] or type(error).__name__

@@ -56,7 +56,7 @@ class TensorRTBackend(Backend):
         context: Any = None,
         stream: Any = None,
     ) -> None:
-        self.path = Path(path)
+        super().__init__(path)
         self.metadata = read_sidecar(self.path)
         engine: dict[str, Any] = self.metadata.engine or {}
         self.name = engine["flavour"]
@@ -129,8 +129,7 @@ class TensorRTBackend(Backend):
                 f"build it again with cats-build {engine['source']}{target}"
             )
 
-    def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
-        """Run once on host arrays; returns when the results are on the host."""
+    def _run(self, feeds: dict[str, Array]) -> dict[str, Array]:
         with self._cuda.current():
             thread = self._thread()
             arrays = [np.ascontiguousarray(feeds[spec.name], spec.dtype) for spec in self.inputs]
@@ -150,8 +149,9 @@ class TensorRTBackend(Backend):
 
         Raises:
             InputError: an array of another dtype, device or shape than the engine takes.
+            BackendError: the device failed, or the backend is closed.
         """
-        with self._cuda.current():
+        with self.lifetime.use(), self._cuda.current():
             thread = self._thread()
             order = thread.stream if stream is None else self._cuda.stream_of(stream)
             views = [self._cuda.view(feeds[spec.name], spec, order) for spec in self.inputs]
@@ -207,8 +207,7 @@ class TensorRTBackend(Backend):
             f"{self.metadata.precision}{graph}"
         )
 
-    def close(self) -> None:
-        """Release the engine and all device memory."""
+    def _release(self) -> None:
         self._threads = threading.local()
         self._engine = self._runtime = None
 

@@ -20,9 +20,9 @@ from cats.runtime.backends.ort_providers import (
     available_providers,
     choose_provider,
     create_session,
-    first_line,
     installed_distributions,
 )
+from cats.runtime.backends.ort_session import first_line, import_onnxruntime
 from cats.runtime.commands.compare_backends import recommend
 from cats.runtime.hardware import cpu_features, cpu_name, nvidia, physical_cores, usable_cpus
 
@@ -112,7 +112,7 @@ def _machine() -> dict[str, str]:
 def _onnxruntime() -> list[Finding]:
     """ONNX Runtime, and each of its providers by really starting it."""
     try:
-        ort = require("onnxruntime", extra="cpu", purpose="run ONNX files")
+        ort = import_onnxruntime()
     except BackendError as error:
         return [Finding("onnxruntime", MISSING, str(error))]
     findings = []
@@ -170,7 +170,7 @@ def _choices(findings: list[Finding]) -> dict[str, str]:
         usable = [name for name in names if name in ready]
         choices[suffix] = usable[0] if usable else f"nothing here; {' or '.join(names)} would, see above"
         if suffix == ".onnx" and usable[:1] == ["onnxruntime"]:
-            provider, why = choose_provider(require("onnxruntime", extra="cpu", purpose="run ONNX files"), None)
+            provider, why = choose_provider(import_onnxruntime(), None)
             choices[suffix] = f"onnxruntime, {provider}: {why}"
     return choices
 

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from cats.core.console import execute, new_app, note, print_json, progress, stderr, stdout, table
-from cats.core.errors import InputError, require
+from cats.core.errors import InputError
 from cats.core.images import MAX_PIXELS, quiet_pillow
 from cats.core.tables import read_points
 from cats.runtime.backends import BACKENDS, choose_backend
 from cats.runtime.backends.ort_providers import PROVIDERS, choose_provider
+from cats.runtime.backends.ort_session import import_onnxruntime
 from cats.runtime.document import matches_document, model_document
 from cats.runtime.gallery import rank_gallery
 from cats.runtime.hardware import physical_cores, usable_cpus
@@ -249,7 +250,7 @@ def _cpu_streams(backend: str, provider: str | None, device: str | None) -> int:
     if backend == "openvino":
         on_cpu = (device or "CPU").upper() == "CPU"
     elif backend == "onnxruntime":
-        ort = require("onnxruntime", extra="cpu", purpose="run ONNX files")
+        ort = import_onnxruntime()
         on_cpu = choose_provider(ort, provider)[0] == PROVIDERS["cpu"]
     else:
         on_cpu = False

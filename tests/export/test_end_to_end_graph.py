@@ -8,10 +8,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_models import tiny_model
 
+from cats.core.errors import ModelFileError
 from cats.core.geometry import pixels_to_cells, sample_grid, transfer_points
 from cats.core.images import preprocess, resize
+from cats.core.metadata import write_model
+from cats.export.export import describe
 from cats.export.exported import Session
+from cats.export.forms import build_form
 from cats.export.graph.end_to_end import Preprocess, Transfer
+from cats.runtime import Matcher
 
 SIZES = st.integers(16, 700)
 
@@ -67,6 +72,29 @@ def test_file_against_the_python_path(forms, model, size_a, batch):
         values = sample_grid(confidence[k][None], pixels_to_cells(points[k], size_a, 8))[:, 0]
         assert np.abs(actual["points_confidence"][k] - values).max() < 1e-3
     assert np.ptp(actual["points_b"]) > 20
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+def test_the_matcher_runs_the_file(forms, model, tmp_path, batch):
+    graphs = forms if batch is None else {**build_form(model, "end-to-end", batch=batch), **build_form(model, "pair")}
+    for kind in ("pair", "end-to-end"):
+        write_model(graphs[kind], describe(model, kind, precision="fp32", opset=20), tmp_path / f"{kind}.onnx")
+    photos = [Image.fromarray(photo(*size)) for size in ((90, 120), (301, 47), (64, 64))]
+    pairs = list(zip(photos, photos[1:] + photos[:1], strict=True))
+    with (
+        Matcher(tmp_path / "pair.onnx", threads=1) as pair,
+        Matcher(tmp_path / "end-to-end.onnx", threads=1) as whole,
+    ):
+        assert whole.metadata.kind == "end-to-end"
+        found = whole.match_batch(pairs, forward_backward=True)
+        for expected, match in zip(pair.match_batch(pairs, forward_backward=True), found, strict=True):
+            assert (match.size_a, match.size_b) == (expected.size_a, expected.size_b)
+            assert np.abs(match.flow - expected.flow).max() < 1e-3
+            assert np.abs(match.backward_flow - expected.backward_flow).max() < 1e-3
+            assert np.abs(match.confidence - expected.confidence).max() < 1e-3
+    pytest.importorskip("openvino")
+    with pytest.raises(ModelFileError, match=r"end-to-end\.onnx takes pixels"):
+        Matcher(tmp_path / "end-to-end.onnx", "openvino")
 
 
 def test_points_outside_are_clamped_as_in_geometry():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -14,8 +16,10 @@ import pytest
 from PIL import Image
 from tiny_onnx import crops, save_model, tiny_metadata, tiny_model
 
+from cats.assets import asset
 from cats.core.errors import BackendError, CatsError, InputError, ModelFileError
 from cats.core.images import preprocess
+from cats.core.process import child_environment
 from cats.runtime import Match, Matcher, grid_points
 
 ROUNDING = 1e-3  # cells; sums are taken in another order when the batch differs
@@ -289,7 +293,7 @@ def test_outputs_of_another_shape_are_caught(model_file: Path, monkeypatch: pyte
     with Matcher(model_file, threads=1) as matcher:
         run = matcher.backend.run
         monkeypatch.setattr(matcher.backend, "run", lambda feeds: {**run(feeds), "flow": np.zeros((1, 4, 16, 16))})
-        with pytest.raises(ModelFileError, match=r"gave flow \(1, 4, 16, 16\)"):
+        with pytest.raises(ModelFileError, match=r"gave flow \(4, 16, 16\)"):
             matcher.match(images, images)
 
 
@@ -338,6 +342,118 @@ def test_options_of_the_matcher(model_file: Path) -> None:
         Matcher(model_file, threads=0)
     with pytest.raises(BackendError, match="no provider 'cuda-x'; it has cpu"):
         Matcher(model_file, provider="cuda-x")
+
+
+def test_a_match_shows_itself_in_one_line_and_a_closed_matcher_says_so(model_file: Path, texture: np.ndarray) -> None:
+    with Matcher(model_file) as matcher:
+        match = matcher.match(texture[:192, :320], texture, forward_backward=True)
+        assert repr(matcher).startswith(f"Matcher('{model_file}': fp32, onnxruntime ")
+    confidence = f"{match.confidence.mean():.2f}"
+    assert repr(match) == f"Match(a 320x192 -> b 640x480, grid 16, mean confidence {confidence}, both ways)"
+    assert str(match) == repr(match)
+    with pytest.raises(BackendError, match=r"tiny\.onnx is closed"):
+        matcher.match(texture, texture)
+    with pytest.raises(BackendError, match=r"tiny\.onnx is closed"):
+        list(matcher.match_many([(texture, "missing.jpg")], return_errors=True))
+    with pytest.raises(BackendError, match=r"tiny\.onnx is closed"):
+        matcher.backend.run({})
+    matcher.close()  # once more does nothing
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_closing_waits_for_the_runs_of_other_threads(model_file: Path, texture: np.ndarray, backend: str) -> None:
+    pytest.importorskip(backend)
+    matcher = Matcher(model_file, backend, threads=1)
+
+    def work(_: int) -> str:
+        for done in range(1000):
+            try:
+                assert matcher.match(texture, texture).flow.shape == (2, 16, 16)
+            except BackendError as error:
+                return f"{'some' if done else 'none'}: {error}"
+        return "never closed"
+
+    with ThreadPoolExecutor(3) as pool:
+        ends = [pool.submit(work, number) for number in range(3)]
+        while not matcher.backend.lifetime._uses:
+            assert not any(end.done() for end in ends)
+        matcher.close()
+        assert matcher.backend.lifetime._uses == 0
+    assert all("is closed: open the file again" in end.result() for end in ends), [end.result() for end in ends]
+
+
+FORK = """
+import multiprocessing, os, sys
+import numpy
+from cats.core.errors import BackendError
+from cats.runtime import Matcher
+image = numpy.zeros((32, 40, 3), numpy.uint8)
+matcher = Matcher(sys.argv[1], sys.argv[2], threads=1)
+matcher.match(image, image)
+child = os.fork()
+if child == 0:
+    try:
+        matcher.match(image, image)
+    except BackendError as error:
+        print(error, flush=True)
+    matcher.close()
+    sys.exit(7)  # an ordinary end, which releases what Python holds
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+print(matcher.match(image, image).flow.shape)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_forked_child_is_told_and_ends(model_file: Path, backend: str) -> None:
+    pytest.importorskip(backend)
+    command = [sys.executable, "-c", FORK, str(model_file), backend]
+    done = subprocess.run(
+        command, env=child_environment(), capture_output=True, text=True, check=True, timeout=300
+    ).stdout.splitlines()
+    assert len(done) == 2, done
+    assert "was loaded before this process was forked" in done[0]
+    assert "load it in each worker" in done[0]
+    assert done[1] == "(2, 16, 16)"
+
+
+def test_a_matcher_is_pickled_as_its_path_and_options(
+    model_file: Path, texture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model_file.parent)
+    with Matcher(model_file.name, threads=1, max_pixels=400_000) as matcher:
+        expected = matcher.match(texture, texture).flow
+        data = pickle.dumps(matcher)
+    assert len(data) < 1000
+    monkeypatch.chdir("/")  # as a worker elsewhere
+    with pickle.loads(data) as again:
+        np.testing.assert_array_equal(again.match(texture, texture).flow, expected)
+        assert (again.max_pixels, again.backend.threads) == (400_000, 1)
+
+
+def test_arrays_of_opencv_are_taken_in_their_order(matcher: Matcher, texture: np.ndarray) -> None:
+    a, b, _ = crops(texture)
+    expected = matcher.match(a, b)
+    bgr = [np.ascontiguousarray(image[..., ::-1]) for image in (a, b)]
+    match = matcher.match(*bgr, order="bgr")
+    np.testing.assert_array_equal(match.flow, expected.flow)
+    np.testing.assert_array_equal(np.asarray(match.warp()), np.asarray(expected.warp()))
+    assert np.abs(matcher.match(*bgr).flow - expected.flow).max() > 0  # else the order would not be seen
+    with_alpha = [np.dstack([image, np.full(image.shape[:2], 255, np.uint8)]) for image in bgr]
+    np.testing.assert_array_equal(next(matcher.match_many([with_alpha], order="bgr")).flow, expected.flow)
+    with pytest.raises(InputError, match="unknown order 'brg' of channels: choose rgb, bgr"):
+        matcher.match(a, b, order="brg")
+
+
+def test_a_shipped_model_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Matcher("cats-tiny", threads=1) as matcher:
+        assert matcher.path == asset("cats-tiny.onnx")
+    with pytest.raises(ModelFileError, match="cats-huge does not exist"):
+        Matcher("cats-huge")
+    (tmp_path / "cats-tiny").write_bytes(b"")
+    with pytest.raises(ModelFileError, match=r"cats-tiny: a model file ends in"):
+        Matcher("cats-tiny")
 
 
 IMPORT_TEST = """

@@ -15,6 +15,7 @@ import pytest
 from tiny_onnx import save_model, tiny_metadata, tiny_model
 
 from cats.core.errors import BackendError, InputError, ModelFileError
+from cats.core.process import child_environment
 from cats.runtime.backends import ort_providers
 from cats.runtime.backends.ort import BoundRun, OnnxRuntimeBackend
 from cats.runtime.backends.ort_providers import (
@@ -262,7 +263,14 @@ with compact_memory():
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
 def test_memory_that_loading_frees_goes_back_at_once(tmp_path):
-    done = subprocess.run([sys.executable, "-c", LOADING], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", LOADING],
+        cwd=tmp_path,
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert float(done.stdout) > 100  # MB of 126
 
 
