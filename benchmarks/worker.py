@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from cats.core.errors import CatsError
 from cats.core.images import ImageSource, normalise, preprocess, read_image, resize
 from cats.core.metadata import Preprocessing
+from cats.core.protocols import OneByOne, PairFlow
 
 Floats = NDArray[np.float32]
 
 
-class Contestant:
+class Contestant(OneByOne):
     """A model that runs on normalised inputs (B, 3, S, S), and on images."""
 
     preprocessing: Preprocessing
@@ -34,10 +35,10 @@ class Contestant:
         """Flow (B, 2, G, G) in cells."""
         raise NotImplementedError
 
-    def match(self, a: ImageSource, b: ImageSource) -> Floats:
+    def match(self, a: ImageSource, b: ImageSource) -> PairFlow:
         """Flow (2, G, G) of two images, for :func:`cats.evaluation.evaluate.evaluate`."""
         first, second = (preprocess(read_image(image), self.preprocessing)[None] for image in (a, b))
-        return self.run(first, second)[0]
+        return PairFlow(self.run(first, second)[0])
 
 
 class FileContestant(Contestant):

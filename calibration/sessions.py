@@ -13,6 +13,7 @@ from cats.calibration.inputs import pair_feeds
 from cats.core.errors import ModelFileError, require
 from cats.core.images import ImageSource
 from cats.core.metadata import Preprocessing
+from cats.core.protocols import OneByOne, PairFlow
 
 
 class Session:
@@ -68,15 +69,15 @@ def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelPro
     return result
 
 
-class SessionMatcher:
+class SessionMatcher(OneByOne):
     """A loaded pair model as a matcher for :func:`~.evaluate.evaluate`; ``batch`` as the model has it fixed."""
 
     def __init__(self, session: Session, preprocessing: Preprocessing, batch: int | None) -> None:
         self.session, self.preprocessing, self.batch = session, preprocessing, batch
 
-    def match(self, a: ImageSource, b: ImageSource) -> NDArray[np.float32]:
+    def match(self, a: ImageSource, b: ImageSource) -> PairFlow:
         """Flow (2, G, G) in cells, a -> b."""
-        return self.session(pair_feeds(a, b, self.preprocessing, self.batch))["flow"][0]
+        return PairFlow(self.session(pair_feeds(a, b, self.preprocessing, self.batch))["flow"][0])
 
 
 def fixed_batch(model: onnx.ModelProto) -> int | None:

@@ -15,13 +15,14 @@ from PIL import Image
 
 from cats.core.images import ImageSource, preprocess, read_image
 from cats.core.metadata import Preprocessing
+from cats.core.protocols import OneByOne, PairFlow
 from cats.export.fp16.emulate import PEAKS, computes_in_half, rounded
 from cats.runtime.backends.ort_session import OrtSession
 
 Floats = NDArray[np.float32]
 
 
-class ExportedModel:
+class ExportedModel(OneByOne):
     """The files of one form (:data:`cats.export.forms.FORMS`) behind one interface, on the CPU.
 
     Args:
@@ -61,15 +62,15 @@ class ExportedModel:
         stacked = {name: np.repeat(value[None], self.batch or 1, axis=0) for name, value in feeds.items()}
         return {name: value[0] for name, value in self.sessions["end-to-end"](stacked).items()}
 
-    def match(self, a: ImageSource, b: ImageSource) -> Floats:
+    def match(self, a: ImageSource, b: ImageSource) -> PairFlow:
         """Flow (2, G, G) in cells, a -> b, for :func:`cats.evaluation.evaluate.evaluate`."""
         first, second = read_image(a), read_image(b)
         if self.takes_pixels:
-            return self.run_pixels(first, second, np.zeros((1, 2), np.float32))["flow"]
+            return PairFlow(self.run_pixels(first, second, np.zeros((1, 2), np.float32))["flow"])
         inputs = [
             np.repeat(preprocess(image, self.preprocessing)[None], self.batch or 1, axis=0) for image in (first, second)
         ]
-        return self.run(*inputs)["flow"][0].astype(np.float32)
+        return PairFlow(self.run(*inputs)["flow"][0].astype(np.float32))
 
 
 class Session(OrtSession):

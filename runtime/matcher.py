@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -187,6 +187,32 @@ class Matcher:
             for match in self._infer([(first, self._prepare(b, order)) for b in part], forward_backward)
         ]
 
+    @overload
+    def match_many(
+        self,
+        pairs: Iterable[Pair],
+        *,
+        batch_size: int = ...,
+        workers: int = ...,
+        streams: int = ...,
+        forward_backward: bool = ...,
+        order: str = ...,
+        return_errors: Literal[False] = ...,
+    ) -> Iterator[Match]: ...
+
+    @overload
+    def match_many(
+        self,
+        pairs: Iterable[Pair],
+        *,
+        batch_size: int = ...,
+        workers: int = ...,
+        streams: int = ...,
+        forward_backward: bool = ...,
+        order: str = ...,
+        return_errors: Literal[True],
+    ) -> Iterator[Match | CatsError]: ...
+
     def match_many(
         self,
         pairs: Iterable[Pair],
@@ -306,11 +332,11 @@ class Matcher:
 
     def _run(self, pairs: Sequence[tuple[Prepared, Prepared]]) -> list[dict[str, Array]]:
         """Outputs of the model for prepared pairs; of a split model each image is encoded once."""
-        if self.metadata.kind == "end-to-end":
-            feeds = [dict(zip((*IMAGES, POINTS), (a.tensor, b.tensor, _NO_POINTS), strict=True)) for a, b in pairs]
-            return run_batches(self.backend, feeds, largest=1)  # photos of other sizes are no batch
         if self.encoder is None:
-            return run_batches(self.backend, [dict(zip(IMAGES, (a.tensor, b.tensor), strict=True)) for a, b in pairs])
+            pixels = self.metadata.kind == "end-to-end"
+            further: dict[str, Any] = {POINTS: _NO_POINTS} if pixels else {}
+            feeds = [dict(zip(IMAGES, (a.tensor, b.tensor), strict=True)) | further for a, b in pairs]
+            return run_batches(self.backend, feeds, largest=1 if pixels else None)  # photos differ in size
         fresh = {id(item): item for pair in pairs for item in pair if item.features is None}
         encoded = encode_tensors(self.encoder, [item.tensor for item in fresh.values() if item.tensor is not None])
         found = dict(zip(fresh, encoded, strict=True))

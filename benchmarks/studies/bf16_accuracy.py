@@ -23,6 +23,7 @@ from cats.benchmarks.record import SHARED, describe_run, write_record
 from cats.benchmarks.studies.fp16_accuracy import MODELS, EveryNth, models_named, pixels
 from cats.core.console import execute, new_app, note, print_json
 from cats.core.images import ImageSource, preprocess, read_image
+from cats.core.protocols import OneByOne, PairFlow
 from cats.data import open_dataset
 from cats.evaluation.evaluate import evaluate
 from cats.export.pairs import demo_pairs
@@ -31,19 +32,19 @@ from cats.runtime.backends.openvino import PRECISIONS, OpenVinoBackend
 app = new_app()
 
 
-class Keeping:
+class Keeping(OneByOne):
     """A matcher in OpenVINO that keeps its flows, in order."""
 
     def __init__(self, path: Path, precision: str, threads: int) -> None:
         self.backend = OpenVinoBackend(path, precision=precision, threads=threads)
         self.flows: list[Any] = []
 
-    def match(self, a: ImageSource, b: ImageSource) -> Any:
+    def match(self, a: ImageSource, b: ImageSource) -> PairFlow:
         """Flow (2, G, G) in cells, a -> b."""
         images = (preprocess(read_image(image), self.backend.metadata.preprocessing)[None] for image in (a, b))
         outputs = self.backend.run(dict(zip(("image_a", "image_b"), images, strict=True)))
         self.flows.append(np.asarray(outputs["flow"][0], np.float32))
-        return self.flows[-1]
+        return PairFlow(self.flows[-1])
 
 
 @app.command()

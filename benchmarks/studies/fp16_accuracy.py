@@ -29,6 +29,7 @@ from cats.core.console import execute, new_app, note, print_json
 from cats.core.errors import InputError
 from cats.core.images import ImageSource, preprocess, read_image
 from cats.core.metadata import Preprocessing
+from cats.core.protocols import OneByOne, PairFlow
 from cats.data import open_dataset
 from cats.data.samples import PairDataset, Sample
 from cats.evaluation.evaluate import evaluate
@@ -93,7 +94,7 @@ class EveryNth(PairDataset):
         return self._dataset[self._chosen[index]]
 
 
-class SplitMatcher:
+class SplitMatcher(OneByOne):
     """Encoder and matcher that encode each image once; keeps the flows of all pairs, in order."""
 
     def __init__(self, models: Mapping[str, onnx.ModelProto], preprocessing: Preprocessing) -> None:
@@ -110,12 +111,12 @@ class SplitMatcher:
             self.encoded[key] = self.exported.sessions["encoder"]({"image": image[None]})
         return self.encoded[key]
 
-    def match(self, a: ImageSource, b: ImageSource) -> Floats:
+    def match(self, a: ImageSource, b: ImageSource) -> PairFlow:
         """Flow (2, G, G) in cells, a -> b."""
         sides = {"a": self.encode(a), "b": self.encode(b)}
         feeds = {f"{name}_{side}": value for side, values in sides.items() for name, value in values.items()}
         self.flows.append(self.exported.sessions["matcher"](feeds)["flow"][0])
-        return self.flows[-1]
+        return PairFlow(self.flows[-1])
 
 
 def pixels(flows: list[Floats], expected: list[Floats]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,12 +14,16 @@ from cats.core.errors import InputError, require
 from cats.core.files import check_destination, write_text
 from cats.core.images import quiet_pillow
 from cats.core.pck import DEFAULT_ALPHAS, PRESET_NAMES, Protocol
+from cats.core.protocols import ModelMatcher, PairMatcher
 from cats.data import KINDS, open_dataset, parse_data
 from cats.data.folders import PhotoFolder
 from cats.data.samples import PairDataset
 from cats.evaluation.evaluate import count_matches, evaluate, evaluate_warps, resolve_protocols
 from cats.evaluation.results import Evaluation
 from cats.runtime.backends import BACKENDS, CHECKPOINT_SUFFIXES
+
+if TYPE_CHECKING:
+    from cats.evaluation.torch_matcher import TorchMatcher
 
 app = new_app()
 
@@ -224,13 +228,14 @@ def _open_photos(data: str) -> PhotoFolder:
     return photos
 
 
-def _evaluate_warps(matcher: Any, photos: PhotoFolder, count: int, alphas: tuple[float, ...], batch: int) -> Evaluation:
+def _evaluate_warps(
+    matcher: ModelMatcher | TorchMatcher, photos: PhotoFolder, count: int, alphas: tuple[float, ...], batch: int
+) -> Evaluation:
     """Warps of the default distribution and seed, with the model's own grid."""
     require("cv2", extra="train", purpose="warp photos")
     from cats.data.warps import WarpPairs
 
-    metadata = getattr(matcher, "metadata", None)
-    grid = metadata.grid[0] if metadata is not None else matcher.model.config.feature_size
+    grid = matcher.metadata.grid[0] if isinstance(matcher, ModelMatcher) else matcher.model.config.feature_size
     with progress() as bar:
         task = bar.add_task("matching", total=count)
         pairs = WarpPairs(photos, grid=grid)
@@ -244,7 +249,12 @@ def _refuse(options: dict[str, Any], reason: str) -> None:
 
 
 def draw_figures(
-    matcher: Any, dataset: PairDataset, protocols: Sequence[Protocol], alphas: Sequence[float], folder: Path, pairs: int
+    matcher: PairMatcher,
+    dataset: PairDataset,
+    protocols: Sequence[Protocol],
+    alphas: Sequence[float],
+    folder: Path,
+    pairs: int,
 ) -> list[Path]:
     """Write ``transfers-PROTOCOL.png`` for each protocol and, of checkpoints, ``attention-K.png`` and
     ``correlation-K.png`` for each chosen pair; returns the files."""

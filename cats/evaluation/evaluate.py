@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from cats.core.errors import InputError, ModelFileError
 from cats.core.geometry import dense_flow
 from cats.core.pck import DEFAULT_ALPHAS, Direction, Protocol, preset, score_flow
-from cats.data.samples import PairDataset, Sample
+from cats.core.protocols import Correspondence, PairMatcher, PairSet
+from cats.data.samples import Sample
 from cats.evaluation.results import (
     DenseResult,
     DenseScore,
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    matcher: Any,
-    dataset: PairDataset,
+    matcher: PairMatcher,
+    dataset: PairSet[Sample],
     protocols: Sequence[Protocol | str] = ("corrected",),
     alphas: Sequence[float] = DEFAULT_ALPHAS,
     *,
@@ -39,10 +40,7 @@ def evaluate(
     """Measure a matcher on annotated pairs.
 
     Args:
-        matcher: anything with ``match(a, b)`` that takes paths or Pillow images and returns a
-            :class:`cats.runtime.Match` or a flow (2, G, G) in cells a -> b; with ``match_many`` too, pairs are streamed
-            through that. :class:`cats.runtime.Matcher` and :class:`cats.evaluation.torch_matcher.TorchMatcher` are
-            such.
+        matcher: given paths, and Pillow images where a pair is shown mirrored.
         dataset: pairs with keypoints, or with dense ground truth, or some with this and some with that.
         protocols: :class:`cats.core.pck.Protocol` objects, or names of presets, which become those of ``dataset.kind``.
         alphas: of the PCK.
@@ -93,7 +91,7 @@ def evaluate(
 
 
 def evaluate_warps(
-    matcher: Any,
+    matcher: PairMatcher,
     pairs: WarpPairs,
     count: int = 64,
     alphas: Sequence[float] = DEFAULT_ALPHAS,
@@ -124,7 +122,7 @@ def evaluate_warps(
             yield truths[-1]["image_a"], truths[-1]["image_b"]
 
     distances: list[NDArray[np.float64]] = []
-    for match in _stream(matcher, images(), batch_size):
+    for match in matcher.match_many(images(), batch_size=batch_size):
         truth = truths.popleft()
         flow = flow_of(match, f"warp {len(distances)}")
         if flow.shape != truth["flow"].shape:
@@ -154,7 +152,7 @@ def resolve_protocols(protocols: Sequence[Protocol | str], kind: str) -> list[Pr
     return chosen
 
 
-def count_matches(dataset: PairDataset, protocols: Sequence[Protocol]) -> int:
+def count_matches(dataset: PairSet[Sample], protocols: Sequence[Protocol]) -> int:
     """How often :func:`evaluate` will call ``on_pair``: each direction is one pass over the pairs."""
     return len(dataset) * len(_passes(dataset, protocols))
 
@@ -171,13 +169,13 @@ def score_dense(sample: Sample, flow: NDArray[np.floating[Any]], alphas: Sequenc
     return DenseScore(float(distance.mean()), rates, int(distance.size))
 
 
-def flow_of(result: Any, name: str) -> NDArray[np.floating[Any]]:
-    """The flow (2, G, G) of what a matcher returned.
+def flow_of(result: Correspondence, name: str) -> NDArray[np.floating[Any]]:
+    """The flow (2, G, G) of what a matcher returned, checked.
 
     Raises:
         ModelFileError: not such an array, or not finite.
     """
-    flow = np.asarray(getattr(result, "flow", result))
+    flow = np.asarray(result.flow)
     if flow.ndim != 3 or flow.shape[0] != 2 or flow.shape[1] != flow.shape[2]:
         raise ModelFileError(f"the matcher gave a flow of shape {flow.shape} for {name}; expected (2, G, G)")
     if not np.isfinite(flow).all():
@@ -187,7 +185,7 @@ def flow_of(result: Any, name: str) -> NDArray[np.floating[Any]]:
     return flow
 
 
-def _passes(dataset: PairDataset, protocols: Sequence[Protocol]) -> list[Direction]:
+def _passes(dataset: PairSet[Sample], protocols: Sequence[Protocol]) -> list[Direction]:
     """Directions in which the pairs must be matched; dense ground truth is always a -> b."""
     directions = list(dict.fromkeys(protocol.direction for protocol in protocols))
     if len(dataset) and dataset[0].dense is not None:
@@ -196,7 +194,7 @@ def _passes(dataset: PairDataset, protocols: Sequence[Protocol]) -> list[Directi
 
 
 def _flows(
-    matcher: Any, dataset: PairDataset, direction: Direction, batch_size: int
+    matcher: PairMatcher, dataset: PairSet[Sample], direction: Direction, batch_size: int
 ) -> Iterator[tuple[int, Sample, NDArray[np.floating[Any]]]]:
     """Index, sample and flow of every pair, matched in the given direction."""
     waiting: deque[Sample] = deque()
@@ -207,17 +205,10 @@ def _flows(
             a, b = (_image(sample, side) for side in "ab")
             yield (a, b) if direction == "a->b" else (b, a)
 
-    for index, match in enumerate(_stream(matcher, pairs(), batch_size)):
+    for index, match in enumerate(matcher.match_many(pairs(), batch_size=batch_size)):
         sample = waiting.popleft()
         _check_sizes(match, sample, direction)
         yield index, sample, flow_of(match, sample.name)
-
-
-def _stream(matcher: Any, pairs: Iterator[tuple[Any, Any]], batch_size: int) -> Iterator[Any]:
-    """Results of all pairs in order."""
-    if hasattr(matcher, "match_many"):
-        return iter(matcher.match_many(pairs, batch_size=batch_size))
-    return (matcher.match(first, second) for first, second in pairs)
 
 
 def _image(sample: Sample, side: str) -> Any:
@@ -226,7 +217,7 @@ def _image(sample: Sample, side: str) -> Any:
     return sample.read(side) if mirrored else path
 
 
-def _check_sizes(match: Any, sample: Sample, direction: Direction) -> None:
+def _check_sizes(match: Correspondence, sample: Sample, direction: Direction) -> None:
     first, second = (sample.size_a, sample.size_b) if direction == "a->b" else (sample.size_b, sample.size_a)
     for have, want in ((getattr(match, "size_a", first), first), (getattr(match, "size_b", second), second)):
         if tuple(have) != tuple(want):

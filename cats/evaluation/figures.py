@@ -15,6 +15,7 @@ from cats.core.errors import InputError, require
 from cats.core.files import atomic_path
 from cats.core.geometry import Floats, cells_to_pixels, pixels_to_cells, transfer_points
 from cats.core.pck import Protocol, score_flow
+from cats.core.protocols import PairMatcher
 from cats.data.samples import Sample
 from cats.evaluation.evaluate import flow_of
 
@@ -42,7 +43,7 @@ class Transfer:
     title: str
 
 
-def transfer(matcher: Any, sample: Sample, protocol: Protocol, alpha: float = 0.1) -> Transfer:
+def transfer(matcher: PairMatcher, sample: Sample, protocol: Protocol, alpha: float = 0.1) -> Transfer:
     """Match a pair and judge its keypoints.
 
     Args:

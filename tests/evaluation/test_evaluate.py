@@ -18,22 +18,23 @@ from tiny_onnx import save_model, tiny_metadata, tiny_model
 from cats.core.errors import InputError, ModelFileError
 from cats.core.geometry import cells_to_pixels, identity_cells, pixels_to_cells
 from cats.core.pck import preset
+from cats.core.protocols import OneByOne, PairFlow
 from cats.data import open_dataset
 from cats.data.samples import PairDataset
 from cats.evaluation.cli import main
 from cats.evaluation.evaluate import evaluate, evaluate_warps
 
 
-class Still:
+class Still(OneByOne):
     """A matcher that leaves every point at its relative place, and remembers what it was asked."""
 
     def __init__(self, flow: np.ndarray | None = None) -> None:
         self.flow = np.zeros((2, 16, 16)) if flow is None else flow
         self.calls: list[tuple[Any, Any]] = []
 
-    def match(self, a: Any, b: Any) -> np.ndarray:
+    def match(self, a: Any, b: Any) -> PairFlow:
         self.calls.append((a, b))
-        return self.flow
+        return PairFlow(self.flow)
 
 
 @pytest.fixture
@@ -135,16 +136,16 @@ def test_dense_flow_of_the_shared_tss_pair() -> None:
     assert still.dense.epe == pytest.approx(np.mean(expected), rel=1e-5)
     assert still.dense.pck[0.05] == pytest.approx(np.mean(rates), abs=0.01)
 
-    class Truth:
+    class Truth(OneByOne):
         """The ground truth at the centre of each cell."""
 
-        def match(self, a: Path, b: Path) -> np.ndarray:
+        def match(self, a: Path, b: Path) -> PairFlow:
             sample = next(s for s in data if s.image_a == a)
             flow, cells = sample.dense().flow, identity_cells(16).reshape(2, -1).T  # type: ignore[misc]
             at = cells_to_pixels(cells, sample.size_a)
             column, row = np.clip(np.rint(at).astype(int), 0, np.array(sample.size_a) - 1).T
             to = pixels_to_cells(at + flow[row, column], sample.size_b)
-            return (to - cells).T.reshape(2, 16, 16)
+            return PairFlow((to - cells).T.reshape(2, 16, 16))
 
     near = evaluate(Truth(), data, alphas=[0.05])
     assert near.dense is not None
@@ -163,14 +164,14 @@ def test_warps_are_scored_at_visible_cells(tmp_path: Path) -> None:
     pairs = WarpPairs(PhotoFolder.open(tmp_path), seed=5)
     items = [pairs[index] for index in range(4)]
 
-    class Truth:
+    class Truth(OneByOne):
         def __init__(self, offset: float) -> None:
             self.offset = offset
 
-        def match(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        def match(self, a: np.ndarray, b: np.ndarray) -> PairFlow:
             item = next(item for item in items if (item["image_a"] == a).all())
             hidden = ~item["visible"]
-            return item["flow"] + np.array([self.offset, 0])[:, None, None] + 7 * hidden
+            return PairFlow(item["flow"] + np.array([self.offset, 0])[:, None, None] + 7 * hidden)
 
     result = evaluate_warps(Truth(0.5), pairs, 4, [0.03, 0.04])
     assert result.dense is not None

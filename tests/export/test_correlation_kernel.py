@@ -13,13 +13,19 @@ import pytest
 import torch
 from tiny_models import image_pair
 
-from cats.core.errors import BackendError, InputError
+from cats.core.errors import BackendError, CatsError, InputError
+from cats.core.metadata import write_model
+from cats.core.process import child_environment
+from cats.export.export import describe
 from cats.export.exported import ExportedModel
 from cats.export.fp16.assign import to_fp16
 from cats.export.graph.correlation import correlation
 from cats.export.kernels.plugin_nodes import use_plugins
 from cats.export.storage import inline_functions
+from cats.runtime.tensorrt.engine import EngineOptions, build_engine
+from cats.runtime.tensorrt.flavours import find_flavour
 from cats.runtime.tensorrt.plugins import KERNELS_KEY
+from cats.runtime.tensorrt.sidecar import read_sidecar
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
@@ -158,3 +164,32 @@ def test_pytorch_on_a_gpu_runs_the_kernels(case, dtype, monkeypatch):
     assert calls
     expected = correlation(*([x.double().float().cpu() for x in side] for side in (a, b)))
     torch.testing.assert_close(result.cpu(), expected, rtol=1e-3, atol=1e-5)
+
+
+RUN_PLAN = """
+import sys, numpy as np
+from cats.runtime.backends.tensorrt import TensorRTBackend
+with np.load(sys.argv[2]) as feeds:
+    np.savez(sys.argv[3], **TensorRTBackend(sys.argv[1]).run(dict(feeds)))
+assert "tensorrt.plugin" not in sys.modules and "triton" not in sys.modules
+"""
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_tensorrt_plan_holds_the_kernels_and_needs_no_python(forms, model, tmp_path):
+    try:
+        find_flavour("tensorrt")
+    except CatsError as error:
+        pytest.skip(str(error))
+    graph = use_plugins(to_fp16(forms["pair"]))
+    write_model(graph, describe(model, "pair", precision="fp16", opset=20), tmp_path / "pair.onnx")
+    plan = build_engine(tmp_path / "pair.onnx", flavour="tensorrt", options=EngineOptions(batch=(1, 2, 4)))
+    assert read_sidecar(plan).engine["plugins"] == ["cats::CorrelationScores", "cats::MutualFilter"]
+    a, b = (x.numpy() for x in image_pair(model))
+    np.savez(tmp_path / "in.npz", image_a=a, image_b=b)
+    command = [sys.executable, "-c", RUN_PLAN, str(plan), str(tmp_path / "in.npz"), str(tmp_path / "out.npz")]
+    subprocess.run(command, check=True, cwd=tmp_path, env=child_environment())  # which has registered no plugin
+    expected = ExportedModel({"pair": graph}, model.config.preprocessing, None).run(a, b)
+    with np.load(tmp_path / "out.npz") as found:
+        np.testing.assert_allclose(found["flow"], expected["flow"], atol=0.05)

@@ -17,6 +17,7 @@ from tiny_models import tiny_model
 import cats.export.verify
 from cats.checkpoints import save_checkpoint, weights_sha256
 from cats.core.metadata import read_onnx_metadata
+from cats.core.onnx_file import read_onnx_entry
 from cats.data import open_dataset
 from cats.evaluation.parity import TOLERANCE
 from cats.export import export_onnx
@@ -24,6 +25,7 @@ from cats.export.cli import main
 from cats.export.forms import FORMS
 from cats.runtime import Matcher
 from cats.runtime.tensorrt import flavours
+from cats.runtime.tensorrt.plugins import KERNELS_KEY
 from cats.runtime.tensorrt.sidecar import read_sidecar
 
 
@@ -121,6 +123,16 @@ def test_fp16_ends_with_a_typed_file_a_table_and_an_engine(export, checkpoint, t
         assert matcher.match(*[Image.new("RGB", (80, 60))] * 2).flow.shape == (2, 8, 8)
 
 
+def test_a_file_for_tensorrt_is_verified_like_any_other(export, checkpoint, tmp_path, prebuilt, lenient):
+    pytest.importorskip("triton", reason="triton is not installed")
+    done = export("--ckpt", checkpoint, "--fp16", "--for", "tensorrt", "--no-engine")
+    assert done.code == 0, done.err
+    assert read_onnx_metadata(tmp_path / "best.onnx").parity["p99_px"] > 0
+    assert read_onnx_entry(tmp_path / "best.onnx", KERNELS_KEY)
+    assert "choose one" in export("--ckpt", checkpoint, "--for", "tensorrt", "--inline").error
+    assert "give any, cpu or tensorrt" in export("--ckpt", checkpoint, "--for", "x").error
+
+
 def test_fp16_stores_what_it_does_to_the_pck(export, checkpoint, tmp_path, prebuilt, lenient):
     data = f"willow:{make_willow(tmp_path / 'willow')}"
     done = export("--ckpt", checkpoint, "--fp16", "--no-engine", "--data", data)
@@ -131,11 +143,12 @@ def test_fp16_stores_what_it_does_to_the_pck(export, checkpoint, tmp_path, prebu
     assert "the same, exported" in done.err
 
 
-def test_fp16_of_the_end_to_end_form(export, checkpoint, tmp_path, prebuilt, lenient):
+def test_fp16_end_to_end_with_an_engine_for_images_of_many_sizes(export, checkpoint, tmp_path, prebuilt, lenient):
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     done = export("--ckpt", checkpoint, "--fp16", "--end-to-end")
     assert done.code == 0, done.err
-    assert "best.plan: engine, fp16, tensorrt" in done.err or "no TensorRT" in done.err
-    assert (tmp_path / "best.plan").exists() == ("no TensorRT" not in done.err)
+    assert "a batch of 1, sides of 32 to 2048 pixels" in done.err
+    assert read_sidecar(tmp_path / "best.plan").kind == "end-to-end"
     assert read_onnx_metadata(tmp_path / "best.onnx").parity["points_px"] < 0.05
 
 
