@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from reference import REPOSITORY
+from cats.benchmarks.record import REPOSITORY
 
 
 def product_files() -> list[str]:

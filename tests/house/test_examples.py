@@ -9,7 +9,8 @@ import subprocess
 import sys
 
 import pytest
-from reference import REPOSITORY
+
+from cats.benchmarks.record import REPOSITORY
 
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.py"))
 PRINTS = {

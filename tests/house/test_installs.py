@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from clone import copy_clone, product_files
-from reference import REPOSITORY
+
+from cats.benchmarks.record import REPOSITORY
 
 SETUPTOOLS = next((d.version for d in importlib.metadata.distributions(name="setuptools")), "0")
 needs_setuptools = pytest.mark.skipif(int(SETUPTOOLS.split(".")[0]) < 77, reason="no setuptools, or one before 77")

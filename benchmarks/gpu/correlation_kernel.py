@@ -1,0 +1,170 @@
+"""The fused correlation: both Triton kernels, and the machine code that a TensorRT plan would hold, against float64."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import sys
+
+import torch
+
+from cats.benchmarks.gpu.kit import DRY, device_ms, record, step
+from cats.export.graph.correlation import _definition
+from cats.export.kernels import triton as correlation_kernel
+
+SPAIR = (64, *[1024] * 7)  # channels of the published levels
+TINY = (40, 112, 192)
+CELLS = 256
+
+
+def features(channels, batch, dtype, device="cuda", seed=0):
+    generator = torch.Generator(device).manual_seed(seed)
+    sides = []
+    for _ in range(2):
+        side = [torch.randn(batch, c, CELLS, generator=generator, device=device) for c in channels]
+        sides.append([(x * (1 + 9 * (i % 3 == 1))).to(dtype) for i, x in enumerate(side)])
+    sides[0][0][:, :, 3] = 0  # a place without any feature: its maximum is 0
+    return sides
+
+
+def reference(a, b):
+    """The definition in float64 on the CPU."""
+    a, b = [x.double().cpu() for x in a], [x.double().cpu() for x in b]
+    corr = torch.stack([x.transpose(1, 2) @ y for x, y in zip(a, b, strict=True)], dim=1)
+    for side, dim in ((a, -1), (b, -2)):
+        norm = torch.stack([(x * x).sum(1) for x in side], 1).add(1e-6).sqrt()
+        corr = corr / norm.unsqueeze(dim)
+    maxima = [corr.amax(dim, keepdim=True) for dim in (-1, -2)]
+    maxima = [torch.where(m == 0, 1e-30, m) for m in maxima]
+    return corr * (corr / maxima[0]) * (corr / maxima[1])
+
+
+def error(found, expected):
+    found = found.double().cpu()
+    return {
+        "relative": float((found - expected).norm() / expected.norm()),
+        "max": float((found - expected).abs().max()),
+        "nan": int(found.isnan().sum()),
+    }
+
+
+def parity(channels, dtype, batch=2):
+    a, b = features(channels, batch, dtype)
+    expected = reference(a, b)
+    torch.full((64 << 20,), float("nan"), device="cuda")  # what is allocated next holds NaN where nothing was written
+    return {"kernels": error(correlation_kernel.launch(a, b), expected), "pytorch": error(_definition(a, b), expected)}
+
+
+def floor(channels, batch, dtype):
+    """Bytes that must move and operations that must happen."""
+    size = torch.tensor([], dtype=dtype).element_size()
+    read = 2 * sum(channels) * CELLS * size * batch
+    written = len(channels) * CELLS * CELLS * 4 * batch
+    return {"mb": (read + written) / 1e6, "gflop": 2 * CELLS * CELLS * sum(channels) * batch / 1e9}
+
+
+def timing(channels, dtype, batch):
+    sets = itertools.cycle([features(channels, batch, dtype, seed=i) for i in range(4 if batch < 32 else 2)])
+    torch.backends.cuda.matmul.allow_tf32 = False
+    kernels = device_ms(lambda: correlation_kernel.launch(*next(sets)))
+    found = {
+        "kernels": kernels,
+        "pytorch": device_ms(lambda: _definition(*next(sets))),
+        **floor(channels, batch, dtype),
+    }
+    graph = torch.cuda.CUDAGraph()
+    a, b = next(sets)
+    with torch.cuda.graph(graph):
+        correlation_kernel.launch(a, b)
+    found["kernels_as_graph"] = device_ms(graph.replay)
+    ms = found["kernels_as_graph"]["ms"]
+    return {**found, "tb_per_s": found["mb"] / ms / 1e6, "tflops": found["gflop"] / ms}
+
+
+def sweep(dtype, batch):
+    """Other tiles, steps, warps and stages than the module's."""
+    a, b = features(SPAIR, batch, dtype)
+    names = ("TILE", "_STEP", "_WARPS", "_STAGES")
+    before = [getattr(correlation_kernel, name) for name in names]
+    found = {}
+    choices = [
+        (64, 32, 4, 3),
+        (64, 64, 4, 3),
+        (64, 64, 4, 4),
+        (64, 64, 8, 3),
+        (128, 32, 8, 3),
+        (128, 64, 8, 3),
+        (32, 64, 4, 3),
+    ]
+    for choice in choices[: 1 if DRY else None]:
+        for name, value in zip(names, choice, strict=True):
+            setattr(correlation_kernel, name, value)
+        try:
+            found[str(choice)] = device_ms(lambda: correlation_kernel.launch(a, b), rounds=20)["ms"]
+        except Exception as problem:
+            found[str(choice)] = f"{type(problem).__name__}: {problem}"[:200]
+    for name, value in zip(names, before, strict=True):
+        setattr(correlation_kernel, name, value)
+    return {"tile, step, warps, stages -> ms": found}
+
+
+def ahead_of_time(channels, half, batch):
+    """The PTX that ``--for tensorrt`` puts into a file, loaded by the driver and launched with pointers alone."""
+    scores, filtered = correlation_kernel.compile_kernels(channels, CELLS, half=half)
+    if not torch.cuda.is_available():
+        return {"compiled": [len(scores.ptx), len(filtered.ptx)], "launched": "no GPU"}
+    a, b = features(channels, batch, torch.float16 if half else torch.float32)
+    expected = reference(a, b)
+    levels, tiles = len(channels), -(-CELLS // correlation_kernel.TILE)
+    new = lambda *shape: torch.full((batch, levels, *shape), float("nan"), device="cuda")  # noqa: E731
+    product, rows, columns, volume = new(CELLS, CELLS), new(tiles, CELLS), new(tiles, CELLS), new(CELLS, CELLS)
+    torch.cuda.synchronize()
+    driver, launches = ctypes.CDLL("libcuda.so.1"), []
+    for kernel, tensors in ((scores, (*a, *b, product, rows, columns)), (filtered, (product, rows, columns, volume))):
+        module, function = ctypes.c_void_p(), ctypes.c_void_p()
+        check(driver, driver.cuModuleLoadData(ctypes.byref(module), kernel.ptx.encode()))
+        check(driver, driver.cuModuleGetFunction(ctypes.byref(function), module, kernel.name.encode()))
+        pointers = [ctypes.c_uint64(tensor.data_ptr()) for tensor in tensors]
+        arguments = (ctypes.c_void_p * len(pointers))(*(ctypes.addressof(p) for p in pointers))
+        sizes = (*kernel.grid, batch, kernel.threads, 1, 1, kernel.shared_bytes)
+        launches.append((function, sizes, arguments, pointers))
+
+    def launch() -> None:
+        for function, sizes, arguments, _ in launches:
+            check(driver, driver.cuLaunchKernel(function, *sizes, None, arguments, None))
+
+    launch()
+    torch.cuda.synchronize()
+    times = {"plan": device_ms(launch), "launch()": device_ms(lambda: correlation_kernel.launch(a, b))}
+    return {
+        **error(volume, expected),
+        "shared_bytes": [scores.shared_bytes, filtered.shared_bytes],
+        "batch": batch,
+        **times,
+    }
+
+
+def check(driver, status):
+    if status:
+        name = ctypes.c_char_p()
+        driver.cuGetErrorName(status, ctypes.byref(name))
+        raise RuntimeError(f"driver: {(name.value or b'?').decode()}")
+
+
+def main() -> None:
+    for label, channels in (("SPair levels", SPAIR), ("cats-tiny levels", TINY), ("odd levels", (5, 33, 7))):
+        for dtype in (torch.float32, torch.float16):
+            step(f"parity {label} {str(dtype)[6:]}", lambda c=channels, d=dtype: parity(c, d))
+    for half, batch in ((True, 2), (True, 32), (False, 2)):
+        label = f"PTX of a plan, {'fp16' if half else 'fp32'}, batch {batch}"
+        step(label, lambda h=half, n=batch: ahead_of_time(SPAIR, h, n), gpu=False)
+    for dtype in (torch.float16, torch.float32):
+        for batch in (1, 8, 32):
+            step(f"time {str(dtype)[6:]} batch {batch}", lambda d=dtype, n=batch: timing(SPAIR, d, n))
+    for dtype, batch in ((torch.float16, 1), (torch.float16, 32), (torch.float32, 32)):
+        step(f"sweep {str(dtype)[6:]} batch {batch}", lambda d=dtype, n=batch: sweep(d, n))
+    record("done", argv=sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()

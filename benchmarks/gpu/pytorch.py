@@ -1,0 +1,175 @@
+"""The model by PyTorch on the GPU: eager, as a CUDA graph, compiled; in four precisions; parity with the CPU.
+
+    python -m cats.benchmarks.gpu.pytorch resnet101 [--compile]
+
+``eager`` is the training model as it is written (what the published code costs); ``pair`` the deployment graph with the
+Triton kernels of the correlation; ``file`` the exported ONNX file, operator by operator in the types it gives.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import onnx
+import torch
+from torch import nn
+
+from cats.benchmarks.gpu.kit import (
+    DEVICE,
+    DRY,
+    ROUNDS,
+    device_ms,
+    graphed,
+    host_ms,
+    load,
+    photos,
+    pixels,
+    record,
+    step,
+    wait_for,
+)
+from cats.benchmarks.onnx_on_torch import OPERATORS, OnnxOnTorch
+from cats.export.graph.correlation import correlation
+from cats.export.graph.deployment import PairGraph
+
+BATCHES = (1,) if DRY else (1, 32)
+CHECKED = 2 if DRY else 4
+
+
+class HalfPair(nn.Module):
+    """The deployment graph under autocast, the soft-argmax in float32."""
+
+    def __init__(self, pair: PairGraph, dtype: torch.dtype):
+        super().__init__()
+        self.pair, self.dtype = pair, dtype
+
+    def forward(self, image_a: torch.Tensor, image_b: torch.Tensor) -> torch.Tensor:
+        pair, half = self.pair, len(image_a)
+        with torch.autocast(DEVICE, self.dtype):
+            features, appearance = pair.encoder(torch.cat([image_a, image_b]))
+            a, b = [x[:half] for x in features], [x[half:] for x in features]
+            refined = pair.matcher.decoder(pair.matcher.correlation(a, b), appearance[:half], appearance[half:])
+        return pair.matcher.soft_argmax(refined.float())[0]
+
+
+def precise(tf32: bool = False, search: bool = True) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cudnn.benchmark = search
+
+
+class Bench:
+    def __init__(self, name: str) -> None:
+        self.name, self.model = name, load(name)
+        feeds = photos(self.model.config.preprocessing, max(BATCHES))
+        self.feeds = {key: torch.from_numpy(value) for key, value in feeds.items()}
+        with torch.inference_mode():
+            self.expected = self.model(*self.images("cpu", CHECKED)).numpy()
+
+    def images(self, device: str, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return tuple(self.feeds[key][:batch].to(device) for key in ("image_a", "image_b"))
+
+    def measure(
+        self, label: str, run, *, tf32: bool = False, graph: bool = True, batches=BATCHES, checked=CHECKED
+    ) -> None:
+        """``run(a, b)`` -> flow on the GPU; parity is judged on runs of ``checked`` pairs."""
+
+        def parity() -> dict:
+            precise(tf32, search=False)
+            with torch.inference_mode():
+                flow = run(*self.images(DEVICE, checked)).float().cpu().numpy()
+            return pixels(flow[:CHECKED], self.expected[:checked])
+
+        step(f"{self.name} {label}: parity", parity, gpu=not DRY)
+        for batch in batches:
+            rounds = ROUNDS if batch < 8 else 15
+
+            def timing(batch=batch, rounds=rounds) -> dict:
+                precise(tf32)
+                with torch.inference_mode():
+                    a, b = self.images("cuda", batch)
+                    found = {"gpu": device_ms(lambda: run(a, b), rounds)}
+                    found["wall"] = host_ms(lambda: (run(a, b), torch.cuda.synchronize()), rounds)
+                found["pairs_per_s"] = round(batch / found["wall"]["ms"] * 1000, 1)
+                return found
+
+            def replay(batch=batch, rounds=rounds) -> dict:
+                precise(tf32)
+                with torch.inference_mode():
+                    a, b = self.images("cuda", batch)
+                    again, flow = graphed(lambda: run(a, b))
+                    found = device_ms(again, rounds)
+                    again()
+                    same = pixels(flow.float().cpu().numpy(), run(a, b).float().cpu().numpy())
+                return {"gpu": found, "pairs_per_s": round(batch / found["ms"] * 1000, 1), "to_eager": same}
+
+            step(f"{self.name} {label}: batch {batch}", timing)
+            if graph:
+                step(f"{self.name} {label}: batch {batch} as a CUDA graph", replay)
+
+
+def file_on_gpu(path, channels_last: bool):
+    """An exported file as a function of both images; the correlation by the kernels, constants on the GPU."""
+    from cats.benchmarks import onnx_on_torch
+
+    whole = onnx.load(path)
+    onnx_on_torch.inline_functions = lambda model: model  # the one function has an operator of its own here
+    OPERATORS["Correlation"] = lambda *x: correlation(list(x[: len(x) // 2]), list(x[len(x) // 2 :]))
+    runner = OnnxOnTorch(whole, DEVICE)
+    if channels_last:
+        for key, value in runner.weights.items():
+            if value.ndim == 4 and value.shape[2] > 0:
+                runner.weights[key] = value.contiguous(memory_format=torch.channels_last)
+
+    def run(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        if channels_last:
+            a, b = (x.contiguous(memory_format=torch.channels_last) for x in (a, b))
+        return runner({"image_a": a, "image_b": b})["flow"]
+
+    return run
+
+
+def main() -> None:
+    name, compiles = sys.argv[1], "--compile" in sys.argv
+    bench = Bench(name)
+    record(f"{name} levels", hyperpixels=list(bench.model.config.hyperpixels))
+    pair = PairGraph(bench.model).eval().to(DEVICE)
+    eager = bench.model.to(DEVICE)
+    if compiles and DRY:
+        record(f"{name} compiled", skipped="takes too long on a CPU")
+        return
+    if compiles:
+        for dtype in (torch.float16, torch.bfloat16)[: 1 if name == "resnet101" else 2]:
+            half = HalfPair(pair.to(memory_format=torch.channels_last), dtype)
+            for batch in BATCHES:  # each batch is compiled by itself, so that a cut-off leaves the first
+                torch._dynamo.reset()
+                run = torch.compile(half, dynamic=False)
+                bench.measure(f"compiled {str(dtype)[6:]}, batch {batch}", run, batches=(batch,), checked=batch)
+        return
+    bench.measure("eager fp32", eager)
+    bench.measure("eager tf32", eager, tf32=True, graph=False)
+    for dtype in (torch.float16, torch.bfloat16):
+
+        def cast(a, b, dtype=dtype):
+            with torch.autocast(DEVICE, dtype):
+                return eager(a, b)
+
+        bench.measure(f"eager autocast {str(dtype)[6:]}", cast)
+    bench.measure("pair fp32", lambda a, b: pair(a, b)[0])
+    bench.measure("pair tf32", lambda a, b: pair(a, b)[0], tf32=True)
+    bench.measure("pair fp16 autocast", HalfPair(pair, torch.float16))
+    bench.measure("pair bf16 autocast", HalfPair(pair, torch.bfloat16))
+    pair.to(memory_format=torch.channels_last)
+    bench.measure("pair fp16 autocast channels last", HalfPair(pair, torch.float16))
+    for precision in ("fp32", "fp16"):
+        try:
+            path = wait_for(f"{name}.{precision}.onnx", 1 if DRY else 120)
+        except FileNotFoundError as error:
+            record(f"{name} file {precision}", failed=str(error))
+            continue
+        for last in (False, True):
+            bench.measure(f"file {precision}{' channels last' if last else ''}", file_on_gpu(path, last))
+
+
+if __name__ == "__main__":
+    main()
