@@ -1,6 +1,6 @@
 # `make demo` and `make test` work from a fresh clone: each makes the virtual environment that it needs.
 PYTHON ?= python3
-EXTRAS := cpu,train,export,calibrate,openvino,tensorrt-rtx,ray,docs,dev
+EXTRAS := cpu,train,export,calibrate,openvino,tensorrt-rtx,serve,ray,docs,dev
 
 # Rooms of the package cats that are folders beside cats/.
 ROOMS_BESIDE := assets benchmarks calibration export labelling runtime serving

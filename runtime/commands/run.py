@@ -207,7 +207,7 @@ def main_command(
         outputs.check()
     runs_on = choose_backend((find_split(model) or (model,))[0], backend) if pairs is not None else None
     if runs_on is not None and streams is None and threads is None:
-        streams = _cpu_streams(runs_on, provider, device)
+        streams = cpu_streams(runs_on, provider, device)
     if streams is not None and streams > 1:
         if runs_on == "openvino":
             hint = hint or "throughput"  # it shares the cores out itself
@@ -245,7 +245,7 @@ def main_command(
             _report_pair(document, outputs, as_json, {"load": matcher.load_ms} if time else None)
 
 
-def _cpu_streams(backend: str, provider: str | None, device: str | None) -> int:
+def cpu_streams(backend: str, provider: str | None, device: str | None) -> int:
     """One stream per core for what runs on the CPU, else one."""
     if backend == "openvino":
         on_cpu = (device or "CPU").upper() == "CPU"

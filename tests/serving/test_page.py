@@ -337,10 +337,12 @@ def test_the_heat_is_the_models_distribution(shared: Watched, site: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_webgpu_in_software_gives_pythons_points_or_is_left(address: str, match: Match) -> None:
     """WebGPU on a software adapter, asked for by ``engine=webgpu``: it takes part only if its self-test fits."""
     with launch(*SOFTWARE_WEBGPU) as browser, open_page(browser, f"{address}?engine=webgpu") as watched:
         page = watched.page
+        page.context.set_default_timeout(800_000)
         state(page, "ready", "failed")
         engine = page.inner_text("#engine")
         print(engine)

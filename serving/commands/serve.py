@@ -1,0 +1,326 @@
+"""``cats serve``: the page and the HTTP API on this machine's backend."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from cats.assets import asset
+from cats.core.console import execute, new_app, note
+from cats.core.errors import InputError
+from cats.core.images import quiet_pillow
+from cats.core.metadata import read_onnx_metadata
+from cats.runtime.backends import BACKENDS, choose_backend
+from cats.runtime.backends.ort_providers import PROVIDERS
+from cats.runtime.commands.run import cpu_streams, open_matcher
+from cats.runtime.hardware import physical_cores, usable_cpus
+from cats.runtime.split import find_split
+from cats.serving.server.app import ServerOptions, check_options, create_app
+from cats.serving.server.guards import LOG, Metrics, log_as_json
+from cats.serving.service import Service, check_batch
+from cats.serving.web import read_samples, with_probabilities_file
+
+app = new_app()
+
+EXAMPLES = """
+Examples:
+
+- `cats serve` serves cats-tiny: the page on http://127.0.0.1:8000, the API's description on /docs
+
+- `cats serve best.onnx --backend openvino --port 9000 --pairs samples.csv`
+
+- `curl -F a=@a.jpg -F b=@b.jpg -F 'points=[[120, 80]]' http://127.0.0.1:8000/v1/match`
+
+- `CATS_SERVE_TOKEN=... cats serve best.plan --host 0.0.0.0 --allow-host match.example.org --max-batch 8`
+"""
+NETWORK, LIMITS, ENGINE = "Network", "Limits", "How it runs"
+TOKEN = "CATS_SERVE_TOKEN"
+_HEADER_SECONDS = 10.0
+_CONNECTIONS = 512
+
+
+def _option(*names: str, help: str, panel: str, default: bool | str = True, **settings: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=default, **settings)
+
+
+@app.command(epilog=EXAMPLES)
+def main_command(
+    model: Annotated[
+        Path | None,
+        typer.Argument(
+            help="ONNX file of cats-export (pair, or split), or .plan of cats-build. Default: the shipped cats-tiny.",
+            metavar="MODEL",
+            show_default=False,
+        ),
+    ] = None,
+    host: Annotated[
+        str, _option(help="Address to listen on; 0.0.0.0 for every network.", panel=NETWORK, metavar="ADDRESS")
+    ] = "127.0.0.1",
+    port: Annotated[int, _option(help="Port; 0 takes a free one.", panel=NETWORK, min=0, max=65535)] = 8000,
+    allow_host: Annotated[
+        list[str] | None,
+        _option(
+            help="Name by which the server may be addressed; may be given several times.",
+            panel=NETWORK,
+            metavar="NAME",
+            default="this machine's own where it listens on 127.0.0.1, else any",
+        ),
+    ] = None,
+    cors: Annotated[
+        list[str] | None,
+        _option(
+            help="Origin whose pages may read answers, or *; may be given several times.",
+            panel=NETWORK,
+            metavar="ORIGIN",
+            default="none",
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        _option(
+            help=f"File with the token that callers of the API must send; or set {TOKEN}.",
+            panel=NETWORK,
+            metavar="FILE",
+            default="no token",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, _option(help="Name of the model in /v2.", panel=NETWORK, metavar="NAME", default="the file's stem")
+    ] = None,
+    pairs: Annotated[
+        Path | None,
+        _option(
+            help="CSV of the page's sample pairs: columns a,b and optionally points and label.",
+            panel=NETWORK,
+            metavar="FILE",
+            default="the shipped photos",
+        ),
+    ] = None,
+    max_body_mb: Annotated[float, _option(help="Megabytes of one request.", panel=LIMITS, min=0.001)] = 32,
+    max_megapixels: Annotated[
+        float, _option(help="Refuse larger photos before decoding.", panel=LIMITS, min=0.001)
+    ] = 40,
+    max_queue: Annotated[int, _option(help="Requests that wait; further ones get 429.", panel=LIMITS, min=1)] = 64,
+    max_gallery: Annotated[int, _option(help="Photos that the gallery keeps.", panel=LIMITS, min=1)] = 1000,
+    timeout: Annotated[float, _option(help="Seconds for an answer, waiting included.", panel=LIMITS, min=0.1)] = 30,
+    body_timeout: Annotated[float, _option(help="Seconds for a body to arrive.", panel=LIMITS, min=0.1)] = 20,
+    max_batch: Annotated[
+        int | None,
+        _option(help="Pairs of one run of the model.", panel=ENGINE, min=1, default="8 on a GPU, 1 on a CPU"),
+    ] = None,
+    max_delay_ms: Annotated[
+        float, _option(help="Milliseconds that a pair waits for others to share its run.", panel=ENGINE, min=0)
+    ] = 2,
+    streams: Annotated[
+        int | None,
+        _option(
+            help="Pairs matched side by side, on CPUs each with its share of the cores.",
+            panel=ENGINE,
+            min=1,
+            default="one per core on a CPU, else 1",
+        ),
+    ] = None,
+    backend: Annotated[
+        str | None,
+        _option(help=f"{', '.join(BACKENDS)}.", panel=ENGINE, metavar="NAME", default="by the file"),
+    ] = None,
+    provider: Annotated[
+        str | None,
+        _option(
+            help=f"ONNX Runtime's provider: {', '.join(PROVIDERS)}.",
+            panel=ENGINE,
+            metavar="NAME",
+            default="cuda where it can run, else cpu",
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        _option(help="With openvino: fp32, bf16 or bf16-aggregator.", panel=ENGINE, metavar="NAME", default="fp32"),
+    ] = None,
+    threads: Annotated[
+        int | None, _option(help="CPU threads of one run.", panel=ENGINE, min=1, default="the cores shared out")
+    ] = None,
+) -> None:
+    """Serve the page and the HTTP API: matches, features, and the Open Inference Protocol."""
+    quiet_pillow()
+    file = model or asset("cats-tiny.onnx")
+    loopback = host in ("127.0.0.1", "localhost", "::1")
+    hosts = tuple(allow_host or ()) + (("127.0.0.1", "localhost", "::1") if loopback or allow_host else ())
+    options = ServerOptions(
+        max_body=round(max_body_mb * 1e6),
+        timeout_s=timeout,
+        body_timeout_s=body_timeout,
+        max_gallery=max_gallery,
+        token=_read_token(token_file),
+        cors=tuple(cors or ()),
+        hosts=hosts or None,
+    )
+    check_options(options)
+    samples = read_samples(pairs) if pairs is not None else None
+    metrics = Metrics()
+    listening = _listen(host, port)
+    with tempfile.TemporaryDirectory() as folder:
+        opened = _with_probabilities(file, Path(folder))
+        runs_on = choose_backend((find_split(opened) or (opened,))[0], backend)
+        if streams is None:
+            streams = cpu_streams(runs_on, provider, None)
+        if streams > 1 and threads is None and runs_on != "openvino":
+            threads = max(1, min(physical_cores(), usable_cpus()) // streams)
+        matcher = open_matcher(
+            opened,
+            backend,
+            max_megapixels,
+            provider=provider,
+            precision=precision,
+            hint="throughput" if runs_on == "openvino" and streams > 1 else None,
+            threads=threads,
+        )
+    with matcher:
+        largest = max_batch or matcher.backend.gallery_batch
+        check_batch(matcher, largest)
+        service = Service(
+            matcher,
+            streams=streams,
+            max_batch=largest,
+            max_delay_ms=max_delay_ms,
+            max_queue=max_queue,
+            on_batch=metrics.on_batch,
+        )
+        try:
+            application = create_app(service, options, name=name or _plain_stem(file), metrics=metrics, samples=samples)
+            note(f"{file}: {matcher.backend.describe()}, {streams} streams, batches of up to {largest}")
+            _run(application, listening, grace=timeout)
+        finally:
+            service.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """The socket to serve on; taken before the model is loaded, which takes longer."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        return socket.create_server((host, port), family=family)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot listen on {host}:{port}: {reason}; --port 0 takes a free port") from error
+
+
+def _run(application: Any, listening: socket.socket, *, grace: float) -> None:
+    log_as_json()
+    config = uvicorn.Config(
+        application,
+        http=_PatientProtocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=_CONNECTIONS,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=round(grace) + 5,
+    )
+    _Server(config).run([listening])
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens; SIGTERM and SIGINT end it after the requests in flight, with exit status 0."""
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            for server in self.servers:
+                for listening in server.sockets:
+                    address, bound = listening.getsockname()[:2]
+                    shown = f"[{address}]" if ":" in address else address
+                    LOG.info("listening", extra={"fields": {"url": f"http://{shown}:{bound}/"}})
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # uvicorn raises the signal again at the end, with which a stop that was asked for would look like a crash.
+        kept = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in kept.items():
+                signal.signal(number, handler)
+
+
+class _PatientProtocol(H11Protocol):
+    """Closes connections whose request's head does not arrive: uvicorn itself waits for ever."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        """Start the clock where a head is awaited, stop it where there is a request."""
+        waiting = self.cycle is None or self.cycle.response_complete
+        if not waiting and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        elif waiting and self._timer is None:
+            self._timer = self.loop.call_later(_HEADER_SECONDS, self._give_up)
+
+    def _give_up(self) -> None:
+        self._timer = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+
+def _with_probabilities(file: Path, folder: Path) -> Path:
+    """A copy of an ONNX file for pairs that also gives its probabilities, for the page; another file as it is."""
+    if find_split(file) is not None or file.suffix.lower() != ".onnx" or read_onnx_metadata(file).kind != "pair":
+        return file
+    copy = folder / file.name
+    with_probabilities_file(file, copy)
+    return copy
+
+
+def _read_token(file: Path | None) -> str | None:
+    if file is None:
+        token = os.environ.get(TOKEN)
+    else:
+        try:
+            token = file.read_text("utf-8").strip()
+        except (OSError, UnicodeError) as error:
+            raise InputError(f"cannot read the token file {file}: {error}") from error
+    if token is not None and len(token) < 8:
+        raise InputError(f"the token has {len(token)} characters: at least 8 are needed")
+    return token
+
+
+def _plain_stem(file: Path) -> str:
+    stem = file.name.removesuffix(file.suffix)
+    for kind in (".encoder", ".matcher"):
+        stem = stem.removesuffix(kind)
+    return "".join(character if character.isalnum() or character in "._-" else "_" for character in stem) or "cats"
+
+
+def main() -> None:
+    """Entry point."""
+    execute(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,317 @@
+"""``/v1``: photos and points in, matches out, as the command line gives them."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import tempfile
+from collections.abc import AsyncGenerator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import anyio
+import numpy as np
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+from starlette.responses import Response
+
+from cats.core.errors import InputError
+from cats.core.geometry import Floats, as_points
+from cats.runtime.document import matches_document
+from cats.runtime.features import Features, save_features
+from cats.runtime.gallery import match_score
+from cats.runtime.match_files import Selection
+from cats.serving.server.answers import HttpError, json_response, parse_json
+from cats.serving.server.guards import Bodies
+from cats.serving.service import Service
+
+ARRAYS = ("flow", "confidence", "backward_flow", "probabilities")
+_PHOTOS = ("a", "b", "image")
+_MAX_FIELD = 4 << 20  # bytes of a form's text field: 100,000 points
+_MAX_POINTS = 10_000
+_NAME = 200
+_T = TypeVar("_T")
+
+
+@dataclass
+class Asked:
+    """A request, whatever form it came in.
+
+    Attributes:
+        photos: file contents by field: ``a`` and ``b``, or ``image``.
+        names: what the client calls them; only text.
+        values: the other fields.
+    """
+
+    photos: dict[str, bytes] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def photo(self, name: str) -> bytes:
+        """A photo that must be there."""
+        if not self.photos.get(name):
+            raise InputError(f"no photo {name}: send a file as the field {name!r}, in JSON as base64")
+        return self.photos[name]
+
+    def number(self, name: str, default: float | None, low: float, high: float) -> float | None:
+        """A number of the request within limits."""
+        value = self.values.get(name, default)
+        if value is None:
+            return None
+        try:
+            number = float(value) if not isinstance(value, bool) else None
+        except (TypeError, ValueError, OverflowError):
+            number = None
+        if number is None or not low <= number <= high:
+            raise InputError(f"{name} is {str(value)[:40]!r}: a number from {low:g} to {high:g} is needed")
+        return number
+
+    def points(self) -> Floats | None:
+        """Points of a, (N, 2) in pixels; None where an even grid is wanted."""
+        given = self.values.get("points")
+        if isinstance(given, str):
+            given = parse_json(given.encode(), "points") if given.strip() else None
+        if given is None:
+            return None
+        if not isinstance(given, list) or len(given) > _MAX_POINTS:
+            raise InputError(f"points must be a list [[x, y], ...] of at most {_MAX_POINTS}")
+        try:
+            return as_points(given)
+        except OverflowError as error:
+            raise InputError(f"points must be numbers, shape (N, 2): {error}") from error
+
+    def selection(self) -> Selection:
+        """Which matches are wanted, with the defaults of ``cats-run``."""
+        grid = self.number("grid", 10, 1, 256)
+        least = self.number("min_confidence", 0, 0, 1)
+        assert grid is not None and least is not None  # they have defaults  # noqa: PT018
+        if grid != int(grid):
+            raise InputError(f"grid is {grid:g}: a whole number is needed")
+        return Selection(int(grid), least, self.number("max_forward_backward", None, 0, 1e9))
+
+    def arrays(self) -> list[str]:
+        """Which arrays of the match the answer is to hold."""
+        given = self.values.get("arrays") or []
+        names = [name.strip() for name in given.split(",")] if isinstance(given, str) else given
+        if not isinstance(names, list) or any(name not in ARRAYS for name in names):
+            raise InputError(f"arrays is {str(given)[:80]!r}: choose of {', '.join(ARRAYS)}")
+        return names
+
+
+async def read_request(request: Request, bodies: Bodies) -> Asked:
+    """Read a multipart form or JSON; the photos are not decoded yet.
+
+    Raises:
+        InputError, HttpError: what :meth:`Bodies.read` raises, another content type, or a body that is not of its type.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in ("multipart/form-data", "application/json"):
+        raise HttpError(415, f"content type {kind[:80]!r}: send multipart/form-data or application/json")
+    body = await bodies.read(request)
+    if kind == "application/json":
+        return await anyio.to_thread.run_sync(_from_json, body)
+    return await _from_form(request, body)
+
+
+def _from_json(body: bytes) -> Asked:
+    document = parse_json(body)
+    if not isinstance(document, dict):
+        raise InputError('the body is not an object {"a": ..., "b": ...}')
+    asked = Asked()
+    for key, value in document.items():
+        if key in _PHOTOS:
+            asked.photos[key] = _decode(key, value)
+        elif key in ("name_a", "name_b", "name"):
+            asked.names[key.replace("name_", "")] = str(value)
+        else:
+            asked.values[key] = value
+    return asked
+
+
+def _decode(key: str, value: Any) -> bytes:
+    """Base64 of a file, with or without the head of a data URL."""
+    if not isinstance(value, str):
+        raise InputError(f"{key} must be a text: the photo's file as base64")
+    try:
+        return base64.b64decode(value.rpartition(",")[2] if value.startswith("data:") else value, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InputError(f"{key} is not base64: {error}") from error
+
+
+async def _from_form(request: Request, body: bytes) -> Asked:
+    async def whole() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    try:
+        parser = MultiPartParser(request.headers, whole(), max_files=2, max_fields=16, max_part_size=_MAX_FIELD)
+        form = await parser.parse()
+    except (MultiPartException, KeyError, ValueError, UnicodeError, LookupError) as error:
+        text = getattr(error, "message", "") or str(error)
+        raise InputError(f"the body is not a multipart form: {text[:200]}") from error
+    asked = Asked()
+    try:
+        for key, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                asked.photos[key] = await value.read()
+                asked.names[key] = value.filename or ""
+            else:
+                asked.values[key] = value
+    finally:
+        await form.close()
+    return asked
+
+
+def plain_name(name: str, default: str) -> str:
+    """The last part of a name, as text: no folder, nothing that is not printable."""
+    last = PurePosixPath(name.replace("\\", "/")).name
+    return "".join(character for character in last if character.isprintable())[:_NAME] or default
+
+
+class Matching:
+    """The endpoints of ``/v1``.
+
+    Args:
+        service: what matches.
+        bodies: see :class:`cats.serving.server.guards.Bodies`.
+        timeout_s: of a request, waiting included.
+        model: the ``model`` part of answers.
+        max_gallery: photos that the gallery keeps.
+    """
+
+    def __init__(
+        self, service: Service, bodies: Bodies, *, timeout_s: float, model: dict[str, Any], max_gallery: int
+    ) -> None:
+        self.service, self.bodies, self.timeout_s, self.model = service, bodies, timeout_s, model
+        self.max_gallery = max_gallery
+        self.gallery: dict[str, Features] = {}
+
+    async def match(self, request: Request) -> Response:
+        """Match two photos; see ``/docs``."""
+        asked = await self._read(request)
+        try:
+            points, selection, arrays = asked.points(), asked.selection(), asked.arrays()
+            back = selection.max_forward_backward is not None or "backward_flow" in arrays
+            future = self.service.match(asked.photo("a"), asked.photo("b"), forward_backward=back)
+            match = await self.wait(future)
+        finally:
+            self.bodies.release(request)
+        names = [plain_name(asked.names.get(side, ""), side) for side in "ab"]
+        document = matches_document(match, selection.choose(match, points), a=names[0], b=names[1], model=self.model)
+        if arrays:
+            document["arrays"] = {name: _array(getattr(match, name)) for name in arrays}
+        request.scope["state"]["log"] = {key: round(value, 2) for key, value in match.times.items()}
+        return json_response(document)
+
+    async def encode(self, request: Request) -> Response:
+        """Features of one photo as ``.npz``, which ``Features.load`` reads."""
+        features = await self._encode(request)
+        data = await anyio.to_thread.run_sync(_npz, features)
+        return Response(data, headers={"Content-Disposition": 'attachment; filename="features.npz"'}, media_type=_NPZ)
+
+    async def list_gallery(self, request: Request) -> Response:
+        """Names and sizes of the gallery's photos."""
+        photos = [{"name": name, "size": list(features.size)} for name, features in self.gallery.items()]
+        return json_response({"photos": photos, "max": self.max_gallery})
+
+    async def put_gallery(self, request: Request) -> Response:
+        """Encode a photo and keep its features under a name."""
+        name = request.path_params["name"]
+        if name != plain_name(name, ""):
+            raise InputError(f"a photo's name is up to {_NAME} printable characters without / and \\")
+        self._check_place(name)
+        features = await self._encode(request)
+        self._check_place(name)  # others may have come meanwhile
+        self.gallery[name] = features
+        return json_response({"name": name, "size": list(features.size)}, 201)
+
+    async def delete_gallery(self, request: Request) -> Response:
+        """Forget a photo."""
+        name = request.path_params["name"]
+        if self.gallery.pop(name, None) is None:
+            raise HttpError(404, f"no photo {name[:_NAME]!r} in the gallery")
+        return Response(status_code=204)
+
+    async def match_gallery(self, request: Request) -> Response:
+        """Rank the gallery by how well photo a matches: the best ``top``, as ``cats rank`` does."""
+        asked = await self._read(request)
+        try:
+            top = int(asked.number("top", 5, 1, 1000) or 5)
+            points, selection, photo = asked.points(), asked.selection(), asked.photo("a")
+            gallery = dict(self.gallery)
+            matcher = self.service.matcher
+            self._check_split()
+            if not gallery:
+                raise InputError("the gallery is empty: PUT photos to /v1/gallery/NAME first")
+            future = self.service.call(lambda: matcher.match_gallery(photo, list(gallery.values())))
+            matches = await self.wait(future)
+        finally:
+            self.bodies.release(request)
+        ranked = sorted(
+            ((match_score(match, "confidence"), name, match) for name, match in zip(gallery, matches, strict=True)),
+            key=lambda item: -item[0],
+        )
+        name_a = plain_name(asked.names.get("a", ""), "a")
+        return json_response(
+            {
+                "ranked": [
+                    {
+                        **matches_document(match, selection.choose(match, points), a=name_a, b=name, model=self.model),
+                        "score": round(score, 6),
+                    }
+                    for score, name, match in ranked[:top]
+                ]
+            }
+        )
+
+    async def wait(self, future: Future[_T]) -> _T:
+        """The result of a queued job, within the time-out; a job that is given up does not run."""
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), self.timeout_s)
+        except (asyncio.TimeoutError, TimeoutError) as error:
+            raise HttpError(504, f"no answer within {self.timeout_s:g} s: the server is busy, try again") from error
+
+    async def _read(self, request: Request) -> Asked:
+        try:
+            return await read_request(request, self.bodies)
+        except BaseException:
+            self.bodies.release(request)
+            raise
+
+    async def _encode(self, request: Request) -> Features:
+        asked = await self._read(request)
+        try:
+            self._check_split()
+            matcher, photo = self.service.matcher, asked.photo("image")
+            return await self.wait(self.service.call(lambda: matcher.encode(photo)))
+        finally:
+            self.bodies.release(request)
+
+    def _check_place(self, name: str) -> None:
+        if name not in self.gallery and len(self.gallery) >= self.max_gallery:
+            raise HttpError(409, f"the gallery is full ({self.max_gallery} photos): delete some, or --max-gallery")
+
+    def _check_split(self) -> None:
+        if self.service.matcher.encoder is None:
+            raise InputError("this model matches pairs only: serve one of cats-export --split to encode photos")
+
+
+_NPZ = "application/octet-stream"
+
+
+def _npz(features: Features) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "features.npz")
+        save_features(path, {"image": features})
+        return path.read_bytes()
+
+
+def _array(values: Any) -> dict[str, Any] | None:
+    """An array as base64 of little-endian float32, with its shape; None where the model does not give it."""
+    if values is None:
+        return None
+    data = base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
+    return {"dtype": "float32", "shape": list(values.shape), "data": data}
