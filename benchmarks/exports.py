@@ -81,8 +81,8 @@ class Exports:
         return self.folder / f"{self._stamp}-{label}.{suffix}"
 
     def _write(self, exported: object, kind: str, path: Path, options: DeploymentOptions) -> None:
-        extra = {"target": "cpu"} if options.winograd else {}
-        metadata = describe(self.model, kind, precision="fp32", opset=DEFAULT_OPSET, extra=extra)
+        target = "cpu" if options.winograd else None
+        metadata = describe(self.model, kind, precision="fp32", opset=DEFAULT_OPSET, target=target)
         write_model(exported, metadata, path)
 
 

@@ -87,7 +87,7 @@ def load_float_model(path: str | Path) -> FloatModel:
         raise ModelFileError(f"{path} is quantized already ({metadata.precision}): give the float32 export")
     if is_half(model) or metadata.precision != "fp32":
         raise ModelFileError(f"{path} is typed in {metadata.precision}: give the float32 export (without --fp16)")
-    if metadata.extra.get("target") == "cpu":
+    if metadata.target == "cpu":
         raise ModelFileError(f"{path} was made for float32 on CPUs: give the export without --for cpu")
     if not quantizable_modules(model):
         raise ModelFileError(f"{path} has no convolution or linear layer with its weight: export it with cats-export")
@@ -197,7 +197,7 @@ def calibrate(
     metadata = source.metadata.with_(
         precision=label or precision, calibration=part, parity=drift.to_dict(), verified=drift.passed, accuracy=None
     )
-    write_model(result, metadata, output)
+    metadata = write_model(result, metadata, output)
     return CalibrationReport(Path(output), metadata, drift, quantized, kept)
 
 

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from cats.core.errors import CheckpointError, InputError, require
-from cats.core.files import atomic_path
+from cats.core.files import atomic_path, open_regular, read_bytes
+from cats.core.json_text import parse_json
 from cats.core.pickles import (
     ITEM_BYTES,
     Arguments,
@@ -111,7 +112,7 @@ def open_tensor_file(path: str | Path) -> TensorFile:
     try:
         if file.suffix.lower() == ".safetensors":
             return _open_safetensors(file)
-        with open(file, "rb") as handle:
+        with open_regular(file, "checkpoint") as handle:
             start = handle.read(4)
             handle.seek(0)
             return _open_zip(file, handle) if start == b"PK\x03\x04" else _open_legacy(file, handle)
@@ -122,6 +123,8 @@ def open_tensor_file(path: str | Path) -> TensorFile:
         ) from error
     except PickleError as error:
         raise CheckpointError(f"cannot read {file}: {error}") from error
+    except InputError as error:
+        raise CheckpointError(str(error)) from error
     except OSError as error:
         raise CheckpointError(f"cannot read {file}: {error.strerror or error}") from error
 
@@ -134,15 +137,11 @@ def read_arguments(path: str | Path) -> Arguments:
     """
     file = Path(path)
     try:
-        with open(file, "rb") as handle:
-            data = handle.read(_MAX_ARGUMENTS + 1)
-        if len(data) > _MAX_ARGUMENTS:
-            raise PickleError("it is too large")
-        value, _ = read_pickle(data)
+        value, _ = read_pickle(read_bytes(file, limit=_MAX_ARGUMENTS, what="arguments"))
         if not isinstance(value, Arguments):
             raise PickleError(f"it holds {describe(value)}")
-    except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {error.strerror or error}") from error
+    except InputError as error:
+        raise CheckpointError(str(error)) from error
     except PickleError as error:
         raise CheckpointError(
             f"{file} is not a plain pickled argparse.Namespace ({str(error)[:200]}); it was not executed: "
@@ -170,7 +169,7 @@ def _open_safetensors(file: Path) -> TensorFile:
     library = require("safetensors", extra="export", purpose="read .safetensors")
     try:
         handle = library.safe_open(file, framework="pt")
-        document = json.loads((handle.metadata() or {}).get(_HEADER_KEY, "{}"))
+        document = parse_json((handle.metadata() or {}).get(_HEADER_KEY, "{}"), "its header", error=CheckpointError)
         tensors = {}
         for key in handle.keys():  # noqa: SIM118  # it is no dict
             part = handle.get_slice(key)
@@ -181,7 +180,7 @@ def _open_safetensors(file: Path) -> TensorFile:
             tensors[key] = StoredTensor(Storage(dtype, key, math.prod(shape)), 0, shape, ())
     except (PickleError, OSError):
         raise
-    except (Exception, RecursionError) as error:  # of the library's own type
+    except Exception as error:  # of the library's own type
         raise PickleError(str(error)[:200]) from error
     if not isinstance(document, dict):
         raise PickleError("its header holds no document of this toolkit")

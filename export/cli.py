@@ -31,6 +31,8 @@ Examples:
 
 - `cats-export --backbone tf_efficientnet_lite0` no checkpoint: nearest neighbours of that backbone's features
 
+- `cats-export --ckpt best.pt --verify changed.onnx` compares a file again that another tool has changed
+
 Exit status: 0 done; 1 the file is written, but differs from PyTorch by more than the tolerance; 2 bad input.
 """
 
@@ -110,6 +112,15 @@ def main_command(
         str | None,
         typer.Option(help="Annotated pairs KIND:DIR (willow:PF-WILLOW); also compare PCK.", show_default=False),
     ] = None,
+    verify: Annotated[
+        Path | None,
+        typer.Option(
+            help="Export nothing: compare this file with the checkpoint again and stamp it with the result. Its graph "
+            "and weights stay as they are. Either file of a split pair stands for both.",
+            show_default=False,
+            metavar="FILE",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each file's metadata as JSON, one a line.")] = False,
 ) -> None:
     """Export a CATs checkpoint, or an untrained CATs, to ONNX and compare the file with PyTorch."""
@@ -117,6 +128,7 @@ def main_command(
     from cats.export.export import export_onnx
     from cats.export.graph.deployment import DeploymentOptions
     from cats.export.pairs import pairs_from_csv, pairs_from_folder
+    from cats.export.restamp import verify_files
     from cats.export.verify import print_parity
 
     if pairs is not None and images is not None:
@@ -126,28 +138,34 @@ def main_command(
     if target not in ("any", "cpu", "tensorrt"):
         raise InputError(f"--for {target!r}: give any, cpu or tensorrt")
     source = pairs_from_csv(pairs) if pairs else pairs_from_folder(images) if images else None
+    if verify is not None and (split or end_to_end or fp16 or inline or float32 or weights != "fp32"):
+        raise InputError("--verify takes a file as it is: leave out the options of an export")
     model, name = _model(ckpt, backbone, backbone_weights, parse_hyperpixels(hyperpixels) if hyperpixels else None)
-    report = export_onnx(
-        model,
-        output or Path(f"{name}.onnx"),
-        form="split" if split else "end-to-end" if end_to_end else "pair",
-        opset=opset,
-        batch=_batch(batch),
-        options=DeploymentOptions(winograd=target == "cpu"),
-        fp16=fp16,
-        float32=tuple(name.strip() for text in float32 or () for name in text.split(",")),
-        weights=weights,
-        inline=inline,
-        plugins=target == "tensorrt",
-        pairs=source,
-        data=data,
-    )
+    if verify is not None:
+        report = verify_files(model, verify, output, pairs=source, data=data)
+    else:
+        report = export_onnx(
+            model,
+            output or Path(f"{name}.onnx"),
+            form="split" if split else "end-to-end" if end_to_end else "pair",
+            opset=opset,
+            batch=_batch(batch),
+            options=DeploymentOptions(winograd=target == "cpu"),
+            fp16=fp16,
+            float32=tuple(name.strip() for text in float32 or () for name in text.split(",")),
+            weights=weights,
+            inline=inline,
+            plugins=target == "tensorrt",
+            pairs=source,
+            data=data,
+        )
     names = " and ".join(str(path) for path in report.files.values())
     assert report.parity is not None  # verification is on
     print_parity(report.parity, names)
     for kind, path in report.files.items():
-        precision = report.metadata[kind].precision
-        note(f"{path}: {kind}, {precision}, {path.stat().st_size / 1e6:.1f} MB, opset {opset}, batch {batch}")
+        written = report.metadata[kind]
+        size = f"{path.stat().st_size / 1e6:.1f} MB, opset {written.opset}"
+        note(f"{path}: {kind}, {written.precision}, {size}" + ("" if verify else f", batch {batch}"))
         if as_json:
             print_json(report.metadata[kind].to_dict())
     if not report.parity.passed:

@@ -6,7 +6,6 @@ import importlib.metadata
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 
@@ -128,11 +127,17 @@ def export_onnx(
         parity = verify(models, model, pairs or demo_pairs(), batch=batch, precision=judged, data=data)
     metadata = {}
     for kind, exported in models.items():
-        extra: dict[str, Any] = {} if weights == "fp32" else {"weights": weights}
-        extra |= {"target": "cpu"} if options.winograd else {}
-        extra |= {"float32": sorted(float32)} if float32 else {}
-        metadata[kind] = describe(model, kind, precision=precision, opset=opset, parity=parity, extra=extra)
-        write_model(exported, metadata[kind], files[kind])
+        described = describe(
+            model,
+            kind,
+            precision=precision,
+            opset=opset,
+            parity=parity,
+            weights=None if weights == "fp32" else weights,
+            target="cpu" if options.winograd else None,
+            float32=tuple(sorted(float32)) or None,
+        )
+        metadata[kind] = write_model(exported, described, files[kind])
     return ExportReport(files, metadata, parity)
 
 
@@ -143,10 +148,11 @@ def describe(
     precision: str,
     opset: int,
     parity: Parity | None = None,
-    extra: dict[str, Any] | None = None,
+    weights: str | None = None,
+    target: str | None = None,
+    float32: tuple[str, ...] | None = None,
 ) -> Metadata:
-    """The metadata of an exported model; ``extra`` may hold ``weights`` (how they are stored) and ``target`` (what the
-    graph was made for)."""
+    """The metadata of an exported model; arguments as the fields of :class:`~cats.core.metadata.Metadata`."""
     grid = model.config.feature_size
     return Metadata(
         kind=kind,
@@ -159,7 +165,9 @@ def describe(
         tools=tool_versions(),
         verified=parity is not None and parity.passed,
         parity=None if parity is None else parity.to_dict(),
-        extra=extra or {},
+        weights=weights,
+        target=target,
+        float32=float32,
     )
 
 

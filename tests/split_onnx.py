@@ -69,6 +69,6 @@ def save_split(folder: Path, **metadata: str) -> tuple[Path, Path]:
     """Write ``tiny.encoder.onnx`` and ``tiny.matcher.onnx``."""
     paths = []
     for kind, made in zip(("encoder", "matcher"), tiny_split(), strict=True):
-        text = tiny_metadata(**{"kind": kind, **metadata}).to_json()
+        text = tiny_metadata(**{"kind": kind, **metadata})
         paths.append(save_model(folder / f"tiny.{kind}.onnx", made, text))
     return paths[0], paths[1]

@@ -10,7 +10,7 @@ import onnx
 import onnx.parser
 from onnx import numpy_helper
 
-from cats.core.metadata import KEY, Metadata, Preprocessing
+from cats.core.metadata import KEY, Metadata, Preprocessing, write_model
 
 # Patches of 16x16 pixels as features: each 4x4 block averaged, contrast-normalised, correlated, soft-argmax.
 BODY = """
@@ -89,8 +89,11 @@ def tiny_metadata(**changes: Any) -> Metadata:
     return Metadata(**{**values, **changes})
 
 
-def save_model(path: Path, model: onnx.ModelProto, document: str | None) -> Path:
-    """Write a model with a metadata document, which may be any text."""
+def save_model(path: Path, model: onnx.ModelProto, document: str | Metadata | None) -> Path:
+    """Write a model with metadata, which are bound to it as cats-export binds them, or with any text in their place."""
+    if isinstance(document, Metadata):
+        write_model(model, document, path)
+        return path
     if document is not None:
         entry = model.metadata_props.add()
         entry.key, entry.value = KEY, document

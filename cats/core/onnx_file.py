@@ -6,6 +6,7 @@ Walks the protobuf fields of ModelProto in the mapped file; the field numbers ar
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import mmap
 from collections import Counter
@@ -13,13 +14,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cats.core.errors import ModelFileError
+from cats.core.errors import InputError, ModelFileError
+from cats.core.files import open_regular
 
 PROBABILITIES = "probabilities"
 """Output of :func:`with_probabilities`."""
 
 _METADATA_PROPS = 14  # field of ModelProto
 _MAX_STRING = 16 << 20
+_MAX_AXES = 64
+_MAX_ENTRIES = 10_000
+_LARGEST = 1 << 62  # of sizes, which a file may give as anything
+_CONTENT = (7, 8, 20, 25)  # graph, operator sets, training information, functions
 
 _TYPES = {  # TensorProto.DataType: name, bits
     1: ("float32", 32),
@@ -82,15 +88,87 @@ def read_onnx_entry(path: str | Path, key: str) -> bytes | None:
     """Value of one entry of an ONNX file's ``metadata_props``, skipping over graph and weights; None without it.
 
     Raises:
-        ModelFileError: unreadable, or not a protobuf.
+        ModelFileError: unreadable, not a protobuf, or with several entries of that name, of which libraries take one
+            or another.
     """
     with _mapped(path) as message:
-        for number, value in message:
-            if number == _METADATA_PROPS:
-                entry = {part: _span(text) for part, text in _span(value)}
-                if 1 in entry and entry[1].content() == key.encode():
-                    return entry[2].content() if 2 in entry else b""
-    return None
+        found = list(_entries(message, key))
+    return _only(found, path, key)
+
+
+def read_bound_entry(path: str | Path, key: str) -> tuple[bytes | None, str]:
+    """An entry as of :func:`read_onnx_entry`, and the :func:`content_digest` of the file, in one pass."""
+    with _mapped(path) as message:
+        found, digest = list(_entries(message, key)), _digest(message)
+    return _only(found, path, key), digest
+
+
+def content_digest(data: bytes) -> str:
+    """BLAKE2b-256 over graph, weights, functions and operator sets of an ONNX file, as hexadecimal digits.
+
+    It stays when metadata are written and changes with anything that the file computes. Of each field of ModelProto
+    that holds those, in the order of the file: its number (1 byte), its length (8 bytes, little-endian), its bytes.
+    """
+    return _digest(_Message(memoryview(data), 0, len(data)))
+
+
+def replace_entry(data: bytes, key: str, value: bytes) -> bytes:
+    """An ONNX file with one entry of ``metadata_props`` in place of all that have its name, or at the end; nothing else
+    changes.
+
+    Raises:
+        ValueError: not a protobuf.
+    """
+    kept, end = [], 0
+    entry = _field(_METADATA_PROPS, _field(1, key.encode()) + _field(2, value))
+    for number, part, start, after in _Message(memoryview(data), 0, len(data)).spans():
+        if number == _METADATA_PROPS and _is_entry(_span(part), key):
+            kept += [data[end:start], entry]
+            end, entry = after, b""
+    return b"".join([*kept, data[end:], entry])
+
+
+def _entries(message: _Message, key: str) -> Iterator[bytes]:
+    for number, value in message:
+        if number == _METADATA_PROPS and _is_entry(_span(value), key):
+            parts = {part: _span(text) for part, text in _span(value)}
+            yield parts[2].content() if 2 in parts else b""
+
+
+def _is_entry(entry: _Message, key: str) -> bool:
+    return any(part == 1 and _span(text).content() == key.encode() for part, text in entry)
+
+
+def _only(found: list[bytes], path: str | Path, key: str) -> bytes | None:
+    if len(found) > 1:
+        raise ModelFileError(
+            f"{path} has {len(found)} metadata entries {key!r}, which say different things to different programs: "
+            "export the model again"
+        )
+    return found[0] if found else None
+
+
+def _digest(message: _Message) -> str:
+    digest = hashlib.blake2b(digest_size=32)
+    for number, value in message:
+        if number in _CONTENT:
+            part = _span(value)
+            digest.update(bytes([number]) + (part.end - part.start).to_bytes(8, "little"))
+            with memoryview(message.data) as whole, whole[part.start : part.end] as view:
+                digest.update(view)
+    return digest.hexdigest()
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return _number(number << 3 | 2) + _number(len(content)) + content
+
+
+def _number(value: int) -> bytes:
+    coded = bytearray()
+    while value > 0x7F:
+        coded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*coded, value])
 
 
 def read_onnx_summary(path: str | Path) -> OnnxSummary:
@@ -168,8 +246,10 @@ def with_probabilities(path: str | Path, *, flow: str = "flow", cells: int = 256
 def _mapped(path: str | Path) -> Iterator[_Message]:
     """A file as one message; what goes wrong with it becomes a :class:`ModelFileError`."""
     try:
-        with open(path, "rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with open_regular(path, "model") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
             yield _Message(data, 0, len(data))
+    except InputError as error:
+        raise ModelFileError(str(error)) from error
     except OSError as error:
         raise ModelFileError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, IndexError, AttributeError) as error:
@@ -180,27 +260,35 @@ def _mapped(path: str | Path) -> Iterator[_Message]:
 class _Message:
     """A span of the mapped file that holds the fields of one message."""
 
-    data: mmap.mmap
+    data: mmap.mmap | memoryview
     start: int
     end: int
 
     def __iter__(self) -> Iterator[tuple[int, int | _Message]]:
         """Field numbers with their value: an integer, or the span of a string, message or packed list."""
+        for number, value, _, _ in self.spans():
+            yield number, value
+
+    def spans(self) -> Iterator[tuple[int, int | _Message, int, int]]:
+        """As iteration, with the bytes at which the whole field begins and after which it ends."""
         at = self.start
         while at < self.end:
+            start = at
             key, at = self._varint(at)
             number, wire = key >> 3, key & 7
             if wire == 0:
                 value, at = self._varint(at)
-                yield number, value
+                yield number, value, start, at
             elif wire == 2:
                 length, at = self._varint(at)
                 if length > self.end - at:
                     raise ValueError(f"field {number} at byte {at} ends beyond its message")
-                yield number, _Message(self.data, at, at + length)
                 at += length
+                yield number, _Message(self.data, at - length, at), start, at
             elif wire in (1, 5):
                 at += 8 if wire == 1 else 4
+                if at > self.end:
+                    raise ValueError(f"field {number} at byte {start} ends beyond its message")
             else:
                 raise ValueError(f"wire type {wire} at byte {at}")
 
@@ -220,7 +308,7 @@ class _Message:
         """The bytes of a string."""
         if self.end - self.start > _MAX_STRING:
             raise ValueError(f"a string of {self.end - self.start} bytes at byte {self.start}")
-        return self.data[self.start : self.end]
+        return bytes(self.data[self.start : self.end])
 
     def text(self) -> str:
         """A string."""
@@ -230,12 +318,14 @@ class _Message:
         """The string fields of a message by number."""
         return {number: value.text() for number, value in self if isinstance(value, _Message)}
 
-    def numbers(self) -> list[int]:
-        """A packed list of integers."""
+    def numbers(self, limit: int) -> list[int]:
+        """A packed list of at most ``limit`` integers."""
         values, at = [], self.start
         while at < self.end:
             value, at = self._varint(at)
             values.append(value)
+            if len(values) > limit:
+                raise ValueError(f"a list of more than {limit} sizes at byte {at}")
         return values
 
 
@@ -263,6 +353,8 @@ def _model(message: _Message) -> OnnxSummary:
                 summary.opsets[name or "ai.onnx"] = version
         elif number == _METADATA_PROPS:
             entry = _span(value).strings()
+            if len(summary.metadata) == _MAX_ENTRIES:
+                raise ValueError(f"more than {_MAX_ENTRIES} metadata entries")
             summary.metadata[entry.get(1, "")] = entry.get(2, "")
         elif number == 25:
             _function(_span(value), summary)
@@ -309,12 +401,14 @@ def _initializer(message: _Message, summary: OnnxSummary) -> None:
     kind = 0
     for number, value in message:
         if number == 1:
-            shape += [value] if isinstance(value, int) else value.numbers()
+            shape += [value] if isinstance(value, int) else value.numbers(_MAX_AXES)
+            if len(shape) > _MAX_AXES:
+                raise ValueError(f"a tensor of more than {_MAX_AXES} axes")
         elif number == 2 and isinstance(value, int):
             kind = value
     name, bits = _TYPES.get(kind, (f"type {kind}", 0))
     count, size = summary.weights.get(name, (0, 0))
-    summary.weights[name] = (count + 1, size + (math.prod(shape) * bits + 7) // 8)
+    summary.weights[name] = (count + 1, min(size + (math.prod(shape) * bits + 7) // 8, _LARGEST))
 
 
 def _value_info(message: _Message) -> TensorInfo:
@@ -337,7 +431,7 @@ def _value_info(message: _Message) -> TensorInfo:
 def _dimension(message: _Message) -> int | str | None:
     for number, value in message:
         if number == 1 and isinstance(value, int):
-            return value
+            return min(value, _LARGEST)
         if number == 2:
             return _span(value).text()
     return None

@@ -9,6 +9,7 @@ import typer
 
 from cats.core.console import execute, new_app, note, print_json
 from cats.core.errors import InputError
+from cats.core.metadata import read_onnx_metadata, trust_warning
 from cats.runtime.tensorrt.engine import RTX_TARGETS, EngineOptions, build_engine
 from cats.runtime.tensorrt.flavours import FLAVOURS
 from cats.runtime.tensorrt.sidecar import read_sidecar
@@ -96,7 +97,10 @@ def main_command(
     engine = metadata.engine or {}
     size = plan.stat().st_size / 1e6
     note(f"{plan}: {metadata.kind}, {metadata.precision}, {engine['flavour']} {engine['version']}, {size:.1f} MB")
-    if metadata.extra.get("target") == "cpu":
+    warning = trust_warning(read_onnx_metadata(model), model)
+    if warning:
+        note(warning)
+    if metadata.target == "cpu":
         note(f"{model} was exported for CPUs; TensorRT chooses such convolutions itself: export without --for cpu")
     if as_json:
         print_json(metadata.to_dict())

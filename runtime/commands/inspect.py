@@ -13,7 +13,8 @@ from rich.text import Text
 from cats.core.console import execute, new_app, print_json, stdout
 from cats.core.errors import ModelFileError, require
 from cats.core.files import sha256_file
-from cats.core.metadata import KEY, Metadata
+from cats.core.json_text import read_json
+from cats.core.metadata import KEY, Metadata, read_onnx_metadata, write_metadata
 from cats.core.onnx_file import OnnxSummary, TensorInfo, read_onnx_summary
 from cats.runtime.backends import ENGINE_SUFFIXES
 
@@ -52,14 +53,31 @@ def inspect(path: str | Path) -> dict[str, Any]:
 
 def _onnx(file: Path) -> dict[str, Any]:
     summary = read_onnx_summary(file)
-    text = summary.metadata.get(KEY)
-    return {
-        "file": str(file),
-        "type": "onnx",
-        "bytes": file.stat().st_size,
-        "metadata": Metadata.from_json(text, file).to_dict() if text is not None else None,
-        "graph": _graph(summary),
-    }
+    metadata = read_onnx_metadata(file) if KEY in summary.metadata else None
+    found: dict[str, Any] = {"file": str(file), "type": "onnx", "bytes": file.stat().st_size}
+    if metadata is not None and metadata.changed:
+        found["changed"] = "since it was verified: what it computes and how exactly is not known"
+    return {**found, "metadata": metadata.to_dict() if metadata else None, "graph": _graph(summary)}
+
+
+def restore_metadata(path: str | Path, other: str | Path) -> None:
+    """Write the metadata document of ``other`` into ``path``, in place of its own; its graph and weights stay.
+
+    Raises:
+        ModelFileError: one of the two is not an ONNX file, ``other`` has no metadata, or the inputs and outputs of the
+            two have other names.
+        InputError: ``path`` cannot be written.
+    """
+    metadata = read_onnx_metadata(other)
+    own, theirs = (
+        {port.name for port in (*found.inputs, *found.outputs)} for found in map(read_onnx_summary, (path, other))
+    )
+    if own != theirs:
+        names = ", ".join(sorted(own ^ theirs)[:4])
+        raise ModelFileError(f"{path} has other inputs and outputs than {other} ({names}): not made from it")
+    if metadata.changed:
+        raise ModelFileError(f"{other} was changed itself: give the file that cats-export wrote")
+    write_metadata(path, metadata, path)
 
 
 def _graph(summary: OnnxSummary) -> dict[str, Any]:
@@ -81,14 +99,12 @@ def _graph(summary: OnnxSummary) -> dict[str, Any]:
 
 def _engine(file: Path) -> dict[str, Any]:
     sidecar = file.with_name(f"{file.name}.json")
-    try:
-        text = sidecar.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    if not sidecar.is_file():
         raise ModelFileError(
             f"{file} has no readable sidecar {sidecar.name} beside it, and an engine does not describe itself: "
             "build it again with cats-build"
-        ) from error
-    metadata = Metadata.from_json(text, sidecar)
+        )
+    metadata = Metadata.from_dict(read_json(sidecar, error=ModelFileError), sidecar)
     digest = sha256_file(file)
     recorded = (metadata.engine or {}).get("sha256")
     return {
@@ -128,9 +144,20 @@ def main_command(
     file: Annotated[
         Path, typer.Argument(help="Checkpoint (file or the authors' folder), .onnx or .plan.", metavar="FILE")
     ],
+    metadata_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="Put the metadata of this ONNX file into FILE, whose own another tool lost; then show FILE. It counts "
+            "as verified only where its graph and weights are the same.",
+            show_default=False,
+            metavar="OTHER",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON document.")] = False,
 ) -> None:
     """Show what is in a checkpoint, ONNX file or engine, without running it."""
+    if metadata_from is not None:
+        restore_metadata(file, metadata_from)
     found = inspect(file)
     if as_json:
         print_json(found)
@@ -146,7 +173,10 @@ def _add(table: Table, name: str, value: Any) -> None:
     if name == "bytes":
         table.add_row("size", _size(value))
     elif name == "metadata" and value is None:
-        table.add_row("metadata", "none: not a file of this toolkit, or stripped; cats-export writes it")
+        table.add_row(
+            "metadata",
+            "none: not a file of this toolkit, or lost; --metadata-from OTHER puts that of another file back",
+        )
     elif name in ("metadata", "graph"):
         for key, part in value.items():
             _add(table, key, part)

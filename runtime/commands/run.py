@@ -11,6 +11,7 @@ import typer
 from cats.core.console import execute, new_app, note, print_json, progress, stderr, stdout, table
 from cats.core.errors import InputError
 from cats.core.images import MAX_PIXELS, quiet_pillow
+from cats.core.metadata import trust_warning
 from cats.core.tables import read_points
 from cats.runtime.backends import BACKENDS, choose_backend
 from cats.runtime.backends.ort_providers import PROVIDERS, choose_provider
@@ -227,8 +228,9 @@ def main_command(
     )
     with matcher:
         note(f"{model}: {matcher.backend.describe()}")
-        if matcher.metadata.verified is False:
-            note(f"warning: {model} says that it was not verified, or failed; see cats inspect {model}")
+        warning = trust_warning(matcher.metadata, model)
+        if warning:
+            note(warning)
         if gallery is not None:
             assert a is not None  # checked above
             _run_gallery(

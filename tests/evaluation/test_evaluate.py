@@ -210,7 +210,7 @@ def test_per_pair_csv(tmp_path: Path, spair: PairDataset) -> None:
 
 @pytest.fixture(scope="module")
 def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("eval") / "tiny.onnx", tiny_model(), tiny_metadata().to_json())
+    return save_model(tmp_path_factory.mktemp("eval") / "tiny.onnx", tiny_model(), tiny_metadata())
 
 
 @pytest.fixture(scope="module")

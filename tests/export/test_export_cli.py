@@ -254,3 +254,41 @@ def test_refusals(export, checkpoint, tmp_path, arguments, message):
     before = sorted(tmp_path.iterdir())
     assert message in export(*arguments).error
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("form", ["pair", "split"])
+def test_a_changed_file_is_compared_and_stamped_again(export, checkpoint, tmp_path, prebuilt, form):
+    """The same weights stored otherwise pass; other weights are written with their figures and exit 1."""
+    split = ["--split"] if form == "split" else []
+    assert export("--ckpt", checkpoint, "-o", tmp_path / "m.onnx", *split).code == 0
+    files = [tmp_path / f"m.{kind}.onnx" for kind in ("encoder", "matcher")] if split else [tmp_path / "m.onnx"]
+    for file in files:
+        model = onnx.load(file)
+        model.graph.doc_string = "touched by another tool"
+        onnx.save(model, file)
+        assert read_onnx_metadata(file).changed
+    done = export("--ckpt", checkpoint, "--verify", files[0])
+    assert done.code == 0, done.err
+    for file in files:
+        metadata = read_onnx_metadata(file)
+        assert (metadata.verified, metadata.changed, metadata.precision) == (True, False, "fp32")
+        assert onnx.load(file).graph.doc_string == "touched by another tool"
+    model = onnx.load(files[-1])
+    weight = next(
+        item for item in model.graph.initializer if item.name.endswith("x_normal") or len(item.raw_data) > 4e4
+    )
+    weight.raw_data = np.flip(np.frombuffer(weight.raw_data, np.float32)).tobytes()
+    onnx.save(model, files[-1])
+    done = export("--ckpt", checkpoint, "--verify", files[-1])
+    assert done.code == 1
+    assert read_onnx_metadata(files[-1]).verified is False
+
+
+def test_verifying_again_refuses_what_it_cannot_stamp(export, checkpoint, tmp_path, prebuilt):
+    export("--ckpt", checkpoint, "-o", tmp_path / "m.onnx")
+    assert "leave out the options" in export("--ckpt", checkpoint, "--verify", tmp_path / "m.onnx", "--fp16").error
+    assert "give a checkpoint" in export("--verify", tmp_path / "m.onnx").error
+    onnx.save(onnx.load(tmp_path / "m.onnx"), tmp_path / "e.onnx", save_as_external_data=True, location="e.data")
+    assert "keeps its weights in another file" in export("--ckpt", checkpoint, "--verify", tmp_path / "e.onnx").error
+    (tmp_path / "bare.onnx").write_bytes(onnx.ModelProto(ir_version=8).SerializeToString())
+    assert "--metadata-from" in export("--ckpt", checkpoint, "--verify", tmp_path / "bare.onnx").error

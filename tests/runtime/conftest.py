@@ -14,13 +14,14 @@ from tiny_onnx import save_model, tiny_metadata, tiny_model
 
 from cats.benchmarks import libcats
 from cats.benchmarks.libcats import CMatcher, Library
+from cats.core.onnx_file import content_digest
 from cats.runtime import Matcher
 
 
 @pytest.fixture(scope="session")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny matcher with dynamic batch."""
-    return save_model(tmp_path_factory.mktemp("model") / "tiny.onnx", tiny_model(), tiny_metadata().to_json())
+    return save_model(tmp_path_factory.mktemp("model") / "tiny.onnx", tiny_model(), tiny_metadata())
 
 
 @pytest.fixture
@@ -30,9 +31,11 @@ def make_model(tmp_path: Path) -> Callable[..., Path]:
     def make(name: str = "model.onnx", *, batch: int | None = None, grid: int = 16, **options: Any) -> Path:
         changed = options.pop("document", {})
         text = changed
+        model = tiny_model(batch, grid)
         if isinstance(changed, dict):
-            text = json.dumps({**tiny_metadata(**options).to_dict(), **changed})
-        return save_model(tmp_path / name, tiny_model(batch, grid), text)
+            content = content_digest(model.SerializeToString(deterministic=True))
+            text = json.dumps({**tiny_metadata(**options).to_dict(), "content": content, **changed})
+        return save_model(tmp_path / name, model, text)
 
     return make
 

@@ -102,7 +102,7 @@ def test_everything_is_read_from_the_metadata(library: Library, tmp_path: Path, 
     """Another side, another grid, another normalisation."""
     own = Preprocessing(size=(128, 128), mean=(0.1, 0.52, 0.3), std=(0.31, 0.17, 1.25))
     metadata = tiny_metadata(preprocessing=own, grid=(8, 8), precision="mixed")
-    path = save_model(tmp_path / "m.onnx", tiny_model(grid=8), metadata.to_json())
+    path = save_model(tmp_path / "m.onnx", tiny_model(grid=8), metadata)
     opened, python = library.open(path), Matcher(path, threads=2)
     info = opened.info
     assert (info.image_width, info.image_height, info.grid, info.precision) == (128, 128, 8, b"mixed")
@@ -137,7 +137,7 @@ def test_inputs_go_by_name_and_need_not_be_square(library: Library, tmp_path: Pa
     for number, name in enumerate(("zero", "one", "two", "three")):
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.int64([number]), name))
     metadata = tiny_metadata(preprocessing=Preprocessing(size=(160, 96)), grid=(8, 8))
-    path = save_model(tmp_path / "wide.onnx", model, metadata.to_json())
+    path = save_model(tmp_path / "wide.onnx", model, metadata)
     opened, python = library.open(path), Matcher(path, threads=2)
     crops = pictures(texture)
     opened.match_batch([image(x) for x in crops[:2]], [image(x) for x in crops[2:4]])
@@ -151,7 +151,7 @@ def test_inputs_go_by_name_and_need_not_be_square(library: Library, tmp_path: Pa
 def test_calibrated_confidence_equals_python(library: Library, tmp_path: Path, texture: np.ndarray) -> None:
     mapping = {"confidence": [0.2, 0.3, 0.3, 0.7, 0.9], "probability": [0.05, 0.1, 0.4, 0.4, 0.97]}
     metadata = tiny_metadata(calibration={"precision": None, "confidence": {"alpha": 0.1, "mapping": mapping}})
-    path = save_model(tmp_path / "m.onnx", tiny_model(), metadata.to_json())
+    path = save_model(tmp_path / "m.onnx", tiny_model(), metadata)
     opened, python = library.open(path), Matcher(path, threads=2)
     assert opened.info.calibrated == 1
     a, b = pictures(texture)[:2]
@@ -168,7 +168,7 @@ def test_calibrated_confidence_equals_python(library: Library, tmp_path: Path, t
 def test_batches(
     library: Library, tmp_path: Path, python: Matcher, texture: np.ndarray, fixed: int | None, model_file: Path
 ) -> None:
-    path = save_model(tmp_path / "m.onnx", tiny_model(fixed), tiny_metadata().to_json()) if fixed else model_file
+    path = save_model(tmp_path / "m.onnx", tiny_model(fixed), tiny_metadata()) if fixed else model_file
     crops = pictures(texture)
     opened = library.open(path)
     assert opened.info.max_batch == (fixed or 0)
@@ -239,7 +239,7 @@ def test_half_precision_outputs(library: Library, tmp_path: Path, python: Matche
             node.output[:] = [f"{name}_32" if name == output.name else name for name in node.output]
         model.graph.node.append(onnx.helper.make_node("Cast", [f"{output.name}_32"], [output.name], to=10))
         output.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
-    path = save_model(tmp_path / "half.onnx", model, tiny_metadata().to_json())
+    path = save_model(tmp_path / "half.onnx", model, tiny_metadata())
     a, b = pictures(texture)[:2]
     opened = library.open(path)
     opened.match(image(a), image(b))

@@ -41,7 +41,7 @@ def test_confidence_that_is_not_calibrated_is_refused(
         {"confidence": [2, 1], "probability": [0, 1]},
     ):
         metadata = tiny_metadata(calibration={"confidence": {"mapping": mapping}})
-        path = save_model(tmp_path / "m.onnx", tiny_model(), metadata.to_json())
+        path = save_model(tmp_path / "m.onnx", tiny_model(), metadata)
         refused(libcats.MODEL, "calibration/confidence/mapping", library.open, path)
 
 
@@ -130,7 +130,7 @@ def rename(model: onnx.ModelProto, names: dict[str, str]) -> None:
 
 def test_split_models_that_leave_an_input_without_a_tensor_are_refused(library: Library, tmp_path: Path) -> None:
     """Each would hand ONNX Runtime a pointer that nothing was written to."""
-    metadata = {kind: tiny_metadata(kind=kind).to_json() for kind in ("encoder", "matcher")}
+    metadata = {kind: tiny_metadata(kind=kind) for kind in ("encoder", "matcher")}
     long = "x" * 256
     twice, rest = tiny_split()
     twice.graph.output[1].CopyFrom(twice.graph.output[0])
@@ -166,7 +166,7 @@ def test_shapes_that_a_run_gives_against_its_word_are_refused(
     sides = {"flow_sides": [batch, 2, side, side], "map_sides": [batch, side, side]}
     for name, value in {"zero": np.int64(0), "one": np.float32([1]), **sides}.items():
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), name))
-    opened = library.open(save_model(tmp_path / "m.onnx", model, tiny_metadata().to_json()))
+    opened = library.open(save_model(tmp_path / "m.onnx", model, tiny_metadata()))
     if (side, batch) == (16, 1):
         opened.match(image(texture), image(texture))
         assert (opened.flow() == 1).all()
@@ -273,7 +273,7 @@ def test_values_that_are_not_numbers_are_refused(library: Library, tmp_path: Pat
     for item in model.graph.initializer:
         if item.name == "temperature":
             item.CopyFrom(onnx.numpy_helper.from_array(np.float32(np.nan), "temperature"))
-    opened = library.open(save_model(tmp_path / "nan.onnx", model, tiny_metadata().to_json()))
+    opened = library.open(save_model(tmp_path / "nan.onnx", model, tiny_metadata()))
     refused(libcats.RUNTIME, "not numbers", opened.match, image(texture), image(texture))
     assert library.raw.cats_pair_count(opened.context) == 0
     opened.close()

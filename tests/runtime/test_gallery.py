@@ -30,8 +30,8 @@ def split_files(folder, batch=None, **metadata):
                 node.input[index] = name.replace("image", "features_0")
     for value in matcher.graph.input:
         value.name = value.name.replace("image", "features_0")
-    save_model(folder / "tiny.encoder.onnx", encoder, tiny_metadata(kind="encoder", **metadata).to_json())
-    save_model(folder / "tiny.matcher.onnx", matcher, tiny_metadata(kind="matcher", **metadata).to_json())
+    save_model(folder / "tiny.encoder.onnx", encoder, tiny_metadata(kind="encoder", **metadata))
+    save_model(folder / "tiny.matcher.onnx", matcher, tiny_metadata(kind="matcher", **metadata))
     return folder / "tiny"
 
 

@@ -176,3 +176,42 @@ def test_missing_and_empty_files(cats_inspect: Command, tmp_path: Path) -> None:
     (tmp_path / "empty.onnx").write_bytes(b"")
     with pytest.raises(ModelFileError, match="not an ONNX file"):
         inspect(tmp_path / "empty.onnx")
+
+
+def test_lost_metadata_are_put_back(cats_inspect: Command, make_model: Callable[..., Path], tmp_path: Path) -> None:
+    """A file whose graph stayed is the verified one again; one whose weights changed is not."""
+    whole = make_model()
+    model = onnx.load(whole)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "lost.onnx")
+    assert "metadata-from" in cats_inspect(tmp_path / "lost.onnx").out
+    found = json.loads(cats_inspect(tmp_path / "lost.onnx", "--metadata-from", whole, "--json").out)
+    assert found["metadata"]["verified"] is True
+    model.graph.initializer[0].raw_data = bytes(len(model.graph.initializer[0].raw_data))
+    onnx.save(model, tmp_path / "lost.onnx")
+    found = json.loads(cats_inspect(tmp_path / "lost.onnx", "--metadata-from", whole, "--json").out)
+    assert (found["metadata"]["verified"], found["metadata"]["precision"]) == (False, "unknown")
+    assert found["changed"]
+    model.graph.output[0].name = "other"
+    onnx.save(model, tmp_path / "lost.onnx")
+    refused = cats_inspect(tmp_path / "lost.onnx", "--metadata-from", whole)
+    assert (refused.code, "other inputs and outputs" in refused.err) == (2, True)
+
+
+def test_sizes_of_any_kind_are_read_or_refused(tmp_path: Path) -> None:
+    """Sizes of 2^63 - 1: twenty are a number that no float holds, sixty thousand took most of a minute."""
+
+    def varint(value: int) -> bytes:
+        return bytes([value & 127 | 128]) + varint(value >> 7) if value > 127 else bytes([value])
+
+    def field(number: int, content: bytes) -> bytes:
+        return varint(number << 3 | 2) + varint(len(content)) + content
+
+    for count in (20, 60_000):
+        tensor = field(1, varint(2**63 - 1) * count) + b"\x10\x01"
+        (tmp_path / "m.onnx").write_bytes(b"\x08\x0a" + field(8, b"\x0a\x00\x10\x14") + field(7, field(5, tensor)))
+        if count == 20:
+            assert inspect(tmp_path / "m.onnx")["graph"]["weights"]["float32"]["bytes"] == 1 << 62
+        else:
+            with pytest.raises(CatsError, match="more than 64"):
+                inspect(tmp_path / "m.onnx")

@@ -273,7 +273,7 @@ def test_models_with_other_tensors_are_refused(tmp_path: Path) -> None:
     for node in renamed.graph.node:
         for index, name in enumerate(node.input):
             node.input[index] = "left" if name == "image_a" else name
-    path = save_model(tmp_path / "renamed.onnx", renamed, tiny_metadata().to_json())
+    path = save_model(tmp_path / "renamed.onnx", renamed, tiny_metadata())
     with pytest.raises(ModelFileError, match=r"no input image_a \(it has left, image_b\)"):
         Matcher(path)
 
@@ -283,7 +283,7 @@ def test_models_with_other_tensors_are_refused(tmp_path: Path) -> None:
     double.graph.node.insert(0, onnx.helper.make_node("Cast", ["image_b"], ["wide_b"], to=onnx.TensorProto.FLOAT))
     double.graph.node.insert(0, onnx.helper.make_node("Cast", ["image_a"], ["wide_a"], to=onnx.TensorProto.FLOAT))
     double.graph.node[2].input[0], double.graph.node[3].input[0] = "wide_a", "wide_b"
-    path = save_model(tmp_path / "half.onnx", double, tiny_metadata().to_json())
+    path = save_model(tmp_path / "half.onnx", double, tiny_metadata())
     with pytest.raises(ModelFileError, match="image_a is float16, expected float32"):
         Matcher(path)
 

@@ -201,7 +201,7 @@ def test_wrong_feeds_are_a_backend_error(model_file: Path) -> None:
 def test_a_model_too_new_for_this_onnxruntime(tmp_path: Path) -> None:
     model = tiny_model()
     model.ir_version = 999
-    path = save_model(tmp_path / "future.onnx", model, tiny_metadata().to_json())
+    path = save_model(tmp_path / "future.onnx", model, tiny_metadata())
     with pytest.raises(ModelFileError, match=r"future\.onnx is too new for onnxruntime .*--opset"):
         OnnxRuntimeBackend(path)
 
@@ -209,7 +209,7 @@ def test_a_model_too_new_for_this_onnxruntime(tmp_path: Path) -> None:
 def test_an_unknown_operator_is_named(tmp_path: Path) -> None:
     model = tiny_model()
     model.graph.node[0].op_type = "AverageSwimmingPool"
-    path = save_model(tmp_path / "odd.onnx", model, tiny_metadata().to_json())
+    path = save_model(tmp_path / "odd.onnx", model, tiny_metadata())
     with pytest.raises(ModelFileError, match=r"cannot load .*odd\.onnx: .*AverageSwimmingPool"):
         OnnxRuntimeBackend(path)
 
@@ -219,7 +219,7 @@ def test_inputs_of_an_odd_type_are_refused(tmp_path: Path) -> None:
     out = onnx.helper.make_tensor_value_info("same", onnx.TensorProto.STRING, ["n"])
     graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["words"], ["same"])], "g", [text], [out])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
-    path = save_model(tmp_path / "text.onnx", model, tiny_metadata().to_json())
+    path = save_model(tmp_path / "text.onnx", model, tiny_metadata())
     with pytest.raises(ModelFileError, match=r"words is tensor\(string\)"):
         OnnxRuntimeBackend(path)
 
