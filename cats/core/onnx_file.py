@@ -159,18 +159,6 @@ def _digest(message: _Message) -> str:
     return digest.hexdigest()
 
 
-def _field(number: int, content: bytes) -> bytes:
-    return _number(number << 3 | 2) + _number(len(content)) + content
-
-
-def _number(value: int) -> bytes:
-    coded = bytearray()
-    while value > 0x7F:
-        coded.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*coded, value])
-
-
 def read_onnx_summary(path: str | Path) -> OnnxSummary:
     """Read the structure of an ONNX file.
 
