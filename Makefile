@@ -11,7 +11,7 @@ BIN := $(CURDIR)/.venv/bin
 
 demo: .venv-demo/done  ## match two photos with the shipped model and draw demo.png
 	.venv-demo/bin/cats-run assets/cats-tiny.onnx assets/astronaut.jpg assets/grace_hopper.jpg \
-	  --points assets/astronaut.json -o demo.png
+	  --points assets/astronaut.json -o demo.png --force
 	@echo "demo.png: the same points of two portraits"
 
 test: .venv/done lint  ## everything that runs without a GPU, on the files of this folder
@@ -46,7 +46,7 @@ cats-tiny: .venv/done  ## repeat the training of the shipped model (hours on 2 c
 
 bench: .venv/done  ## every backend side by side, into benchmarks/results/; nothing else may run beside it
 	for model in cats-tiny resnet101; do .venv/bin/cats-bench $$model --int8 $(CATS_SHARED)/data/Caltech-101 \
-	  -o benchmarks/results/bench-$$model.json --html benchmarks/results/bench-$$model.html || exit; done
+	  -o benchmarks/results/bench-$$model.json --html benchmarks/results/bench-$$model.html --force || exit; done
 
 # The demo installs the package; the development environment changes with its dependencies and the C library alone.
 SOURCES := $(shell git ls-files --cached --others --exclude-standard -- cats $(ROOMS_BESIDE))

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
-from cats.core.console import execute, new_app, note, print_json, stdout, table
+from cats.core.console import Force, execute, new_app, note, plain, print_json, stdout, table
 from cats.core.errors import InputError, VerificationError, require
-from cats.core.files import check_destination, write_text
+from cats.core.files import write_text
+from cats.core.outputs import OutputPlan
 
-app = new_app()
+app = new_app(extra="bench")
 
 EXAMPLES = """
 Examples:
@@ -60,6 +62,7 @@ def main_command(
     html: Annotated[
         Path | None, typer.Option(help="Write a report in one HTML file, with plots.", show_default=False)
     ] = None,
+    force: Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     compare: Annotated[
         tuple[Path, Path] | None,
@@ -76,8 +79,8 @@ def main_command(
             raise InputError(f"model {path} does not exist")
     if int8 is not None and not int8.is_dir():
         raise InputError(f"--int8 {int8}: there is no such folder of photos")
-    for written in (output, html):
-        check_destination(written)
+    outputs = OutputPlan(force=force).reads(*(file or ()), int8).reads_data(data)
+    outputs.writes(output, html).check()
     if html is not None:
         require("matplotlib", extra="bench", purpose="draw the report's plots")
     plan = Plan(
@@ -131,7 +134,7 @@ def show(results: dict[str, Any]) -> None:
         stdout.width = max(stdout.width, 160)  # redirected, nothing is cut
     stdout.print(table(title, columns, rows))
     for item in results["missing"]:
-        stdout.print(f"not run: {item['name']}: {item['reason']}", markup=False, soft_wrap=True)
+        stdout.print(Text(plain(f"not run: {item['name']}: {item['reason']}")), soft_wrap=True)
     cost = results["roofline"]
     stdout.print(
         f"graph: {cost['gflop']:.1f} GFLOP, {cost['weights_mb']:.0f} MB of weights; machine: "

@@ -133,18 +133,20 @@ def main(trained: Path) -> None:
     checkpoint = load_checkpoint(trained)
     half, onnx = ASSETS / "cats-tiny.pt", ASSETS / "cats-tiny.onnx"
     save_checkpoint(half, checkpoint.model, metrics=checkpoint.metrics, training=checkpoint.training, half=True)
-    subprocess.run([COMMANDS / "cats-export", "--ckpt", half, "--weights", "fp16-storage", "-o", onnx], check=True)
+    subprocess.run(
+        [COMMANDS / "cats-export", "--ckpt", half, "--weights", "fp16-storage", "-o", onnx, "--force"], check=True
+    )
     photos = [
         str(ASSETS / "astronaut.jpg"),
         str(ASSETS / "grace_hopper.jpg"),
         "--points",
         str(ASSETS / "astronaut.json"),
     ]
-    subprocess.run([COMMANDS / "cats-run", onnx, *photos, "-o", ASSETS / "match.jpg"], check=True)
+    subprocess.run([COMMANDS / "cats-run", onnx, *photos, "-o", ASSETS / "match.jpg", "--force"], check=True)
     zero = trained.with_name("zero-started.pt")
     config = dataclasses.replace(checkpoint.model.config, temperature=CATsConfig.temperature)  # the paper's
     save_checkpoint(zero, CATs(config, backbone_weights="auto", zero_start=True))
-    subprocess.run([COMMANDS / "cats-export", "--ckpt", zero, "-o", zero.with_suffix(".onnx")], check=True)
+    subprocess.run([COMMANDS / "cats-export", "--ckpt", zero, "-o", zero.with_suffix(".onnx"), "--force"], check=True)
     write_card(checkpoint, zero.with_suffix(".onnx"), half, onnx)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from typer.core import TyperCommand
-
 from cats.calibration.options import (
     HOW,
     OUTPUTS,
@@ -26,15 +24,15 @@ from cats.calibration.options import (
     Target,
     Threads,
     WeightBits,
-    check_outputs,
     open_photos,
     option,
 )
-from cats.core.console import execute, new_app, note, print_json
+from cats.core.console import Command, Force, execute, new_app, note, print_json
 from cats.core.errors import InputError, VerificationError
 from cats.core.images import quiet_pillow
+from cats.core.outputs import OutputPlan
 
-app = new_app()
+app = new_app(extra="calibrate")
 
 EXAMPLES = """
 Examples:
@@ -65,7 +63,7 @@ MOVED = {
 """Options of earlier versions, and the commands that took their place."""
 
 
-class Calibrate(TyperCommand):
+class Calibrate(Command):
     """The command, which knows what has moved."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -127,6 +125,7 @@ def main_command(
     ranges: Annotated[Path | None, option("--ranges", help="Write the measured ranges as JSON.", panel=OUTPUTS)] = None,
     check: Check = None,
     state: State = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Quantize a CATs model with the ranges of its activations on photos, and compare it with the float model."""
@@ -150,7 +149,9 @@ def main_command(
     if keep and searching:
         raise InputError("--keep belongs to quantizing without a search: leave it out here")
     destination = output or Path(f"{model.name.removesuffix('.onnx')}.{kind}.onnx")
-    check_outputs(model, destination, ranges, state)
+    outputs = OutputPlan(force=force).reads(model, images, pairs, *(from_ranges or ()), balance_as)
+    outputs.reads_data(data, check).writes(destination, suffixes=(".onnx",)).writes(ranges, suffixes=(".json",))
+    outputs.writes(state, updates=True).check()
     if searching:
         variants = open_variants(
             load_float_model(model),

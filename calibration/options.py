@@ -9,7 +9,6 @@ import typer
 
 from cats.calibration.inputs import PairSet, pairs_from_csv, pairs_from_data, pairs_from_images
 from cats.core.errors import InputError
-from cats.core.files import check_destination
 
 PHOTOS, HOW, OUTPUTS = "Photos to measure ranges on (one of these)", "How it is quantized", "Outputs"
 
@@ -106,11 +105,3 @@ def open_photos(
     if pairs is not None:
         return pairs_from_csv(pairs)
     return pairs_from_data(data, split) if data is not None else None
-
-
-def check_outputs(model: Path, *outputs: Path | None) -> None:
-    """Raise :class:`InputError` for outputs that cannot be written, or that are the model itself; before the work."""
-    for path in outputs:
-        check_destination(path)
-        if path is not None and path.exists() and model.exists() and path.samefile(model):
-            raise InputError(f"{path} is the model itself: give another output")

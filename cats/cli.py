@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from cats import __version__
-from cats.core.console import execute, new_app
+from cats.core.console import execute, missing, new_app
 from cats.core.errors import BackendError
 
 
@@ -80,9 +80,7 @@ def load(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name == room.module:
             raise BackendError(f"cats {name} is not part of this installation of cats-toolkit {__version__}") from error
-        raise BackendError(
-            f"cats {name} needs {error.name}, which is not installed: pip install 'cats-toolkit[{room.extra}]'"
-        ) from error
+        raise missing(f"cats {name}", error, room.extra) from error
     return typer.main.get_command(module.app)
 
 

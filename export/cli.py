@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cats.core.console import execute, new_app, note, print_json
+from cats.core.console import Force, execute, new_app, note, print_json
 from cats.core.errors import BackendError, InputError, VerificationError
+from cats.core.outputs import OutputPlan
 
 if TYPE_CHECKING:
     from cats.model import CATs
 
-app = new_app()
+app = new_app(extra="export")
 
 EXAMPLES = """
 Examples:
@@ -65,7 +66,8 @@ def main_command(
         typer.Option(
             "--output",
             "-o",
-            help="File to write. Default: the name of the checkpoint or backbone, here.",
+            help="File to write. Default: the name of the checkpoint or backbone and of the form, here: "
+            "best.onnx, best.fp16.onnx, best.end-to-end.onnx.",
             show_default=False,
         ),
     ] = None,
@@ -121,11 +123,12 @@ def main_command(
             metavar="FILE",
         ),
     ] = None,
+    force: Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print each file's metadata as JSON, one a line.")] = False,
 ) -> None:
     """Export a CATs checkpoint, or an untrained CATs, to ONNX and compare the file with PyTorch."""
     from cats.backbones import parse_hyperpixels
-    from cats.export.export import export_onnx
+    from cats.export.export import export_onnx, form_files
     from cats.export.graph.deployment import DeploymentOptions
     from cats.export.pairs import pairs_from_csv, pairs_from_folder
     from cats.export.restamp import verify_files
@@ -140,14 +143,27 @@ def main_command(
     source = pairs_from_csv(pairs) if pairs else pairs_from_folder(images) if images else None
     if verify is not None and (split or end_to_end or fp16 or inline or float32 or weights != "fp32"):
         raise InputError("--verify takes a file as it is: leave out the options of an export")
-    model, name = _model(ckpt, backbone, backbone_weights, parse_hyperpixels(hyperpixels) if hyperpixels else None)
+    form = "split" if split else "end-to-end" if end_to_end else "pair"
+    stem = ckpt.resolve().stem if ckpt is not None else backbone or ""
+    destination = output or default_name(stem, form=form, fp16=fp16, weights=weights, target=target)
+    outputs = OutputPlan(force=force).reads(ckpt, pairs, images).reads_data(data)
+    if verify is None:
+        files = form_files(destination, form)
+        outputs.writes(*files.values(), suffixes=(".onnx",))
+        if fp16 and engine:  # beside them
+            plans = [path.with_suffix(".plan") for path in files.values()]
+            outputs.writes(*plans, *(Path(f"{plan}.json") for plan in plans))
+    elif output != verify:  # else the file that is stamped
+        outputs.reads(verify).writes(output, suffixes=(".onnx",))
+    outputs.check()
+    model = _model(ckpt, backbone, backbone_weights, parse_hyperpixels(hyperpixels) if hyperpixels else None)
     if verify is not None:
         report = verify_files(model, verify, output, pairs=source, data=data)
     else:
         report = export_onnx(
             model,
-            output or Path(f"{name}.onnx"),
-            form="split" if split else "end-to-end" if end_to_end else "pair",
+            destination,
+            form=form,
             opset=opset,
             batch=_batch(batch),
             options=DeploymentOptions(winograd=target == "cpu"),
@@ -174,10 +190,21 @@ def main_command(
         _build_engines(report.files, _batch(batch))
 
 
-def _model(
-    ckpt: Path | None, backbone: str | None, weights: str | None, hyperpixels: tuple[int, ...] | None
-) -> tuple[CATs, str]:
-    """What to export, and the stem of its file."""
+def default_name(stem: str, *, form: str, fp16: bool, weights: str, target: str) -> Path:
+    """Name of a file that says how it was exported, so that no form replaces another: ``best.end-to-end.fp16.onnx``.
+
+    The files of a split model end in ``.encoder.onnx`` and ``.matcher.onnx`` besides.
+    """
+    parts = [
+        "end-to-end" if form == "end-to-end" else "",
+        "fp16" if fp16 else weights if weights != "fp32" else "",
+        target if target != "any" else "",
+    ]
+    return Path(".".join([stem, *filter(None, parts), "onnx"]))
+
+
+def _model(ckpt: Path | None, backbone: str | None, weights: str | None, hyperpixels: tuple[int, ...] | None) -> CATs:
+    """What to export."""
     from cats.backbones import find_backbone
     from cats.checkpoints import load_checkpoint
     from cats.model import CATs, CATsConfig
@@ -187,19 +214,18 @@ def _model(
     if ckpt is not None:
         if weights is not None:
             raise InputError("--backbone-weights is for --backbone; a checkpoint holds the weights of its backbone")
-        return load_checkpoint(ckpt, hyperpixels=hyperpixels).model, ckpt.resolve().stem
+        return load_checkpoint(ckpt, hyperpixels=hyperpixels).model
     assert backbone is not None  # checked above
     entry = find_backbone(backbone)
     config = CATsConfig(backbone, hyperpixels or entry.hyperpixels, entry.image_size)
     note(f"loading pretrained weights of {backbone}; without a network timm tries for a minute")
-    return CATs(config, backbone_weights=weights or "auto", zero_start=True), backbone
+    return CATs(config, backbone_weights=weights or "auto", zero_start=True)
 
 
 def _build_engines(files: dict[str, Path], batch: int | None) -> None:
     """Build an engine of each file with the first TensorRT that loads; says which, or that there is none."""
     from cats.runtime.tensorrt.engine import DEFAULT_BATCH, DEFAULT_SIDES, build_engine
     from cats.runtime.tensorrt.flavours import FLAVOURS, find_flavour
-    from cats.runtime.tensorrt.sidecar import sidecar_path
 
     installed = [name for name, flavour in FLAVOURS.items() if importlib.util.find_spec(flavour.module)]
     chosen = None
@@ -216,13 +242,12 @@ def _build_engines(files: dict[str, Path], batch: int | None) -> None:
         return
     for kind, path in files.items():
         plan = path.with_suffix(".plan")
-        replaced = ", replaces the one that was there" if plan.exists() or sidecar_path(plan).exists() else ""
         build_engine(path, flavour=chosen.name, force=True)
         size = f"{plan.stat().st_size / 1e6:.1f} MB"
         pairs = f"batch {batch}" if batch else "batch {},{},{}".format(*DEFAULT_BATCH)
         if kind == "end-to-end":
             pairs = f"a batch of {batch or 1}, sides of {DEFAULT_SIDES[0]} to {DEFAULT_SIDES[2]} pixels"
-        note(f"{plan}: engine, fp16, {chosen.name} {library.__version__}, {size}, {pairs}{replaced}")
+        note(f"{plan}: engine, fp16, {chosen.name} {library.__version__}, {size}, {pairs}")
 
 
 def _batch(text: str) -> int | None:

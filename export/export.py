@@ -12,8 +12,9 @@ import onnx
 import cats
 from cats.checkpoints import weights_sha256
 from cats.core.errors import InputError
-from cats.core.files import check_destination
+from cats.core.files import atomic_paths
 from cats.core.metadata import Metadata, write_model
+from cats.core.outputs import OutputPlan
 from cats.data import open_dataset
 from cats.export.forms import FORMS, build_form
 from cats.export.fp16.assign import to_fp16
@@ -101,7 +102,7 @@ def export_onnx(
         )
     if fp16 and weights != "fp32":
         raise InputError("a model in float16 stores its weights as float16 anyway: leave out fp16-storage")
-    files = {kind: _file(Path(path), kind) for kind in FORMS.get(form, ())}
+    files = form_files(path, form)
     _check_before(files, data)
     precision = "fp16" if fp16 else "fp32"
     options = options or DeploymentOptions()
@@ -126,18 +127,19 @@ def export_onnx(
     if verified:
         parity = verify(models, model, pairs or demo_pairs(), batch=batch, precision=judged, data=data)
     metadata = {}
-    for kind, exported in models.items():
-        described = describe(
-            model,
-            kind,
-            precision=precision,
-            opset=opset,
-            parity=parity,
-            weights=None if weights == "fp32" else weights,
-            target="cpu" if options.winograd else None,
-            float32=tuple(sorted(float32)) or None,
-        )
-        metadata[kind] = write_model(exported, described, files[kind])
+    with atomic_paths(*files.values()) as temporaries:
+        for (kind, exported), temporary in zip(models.items(), temporaries, strict=True):
+            described = describe(
+                model,
+                kind,
+                precision=precision,
+                opset=opset,
+                parity=parity,
+                weights=None if weights == "fp32" else weights,
+                target="cpu" if options.winograd else None,
+                float32=tuple(sorted(float32)) or None,
+            )
+            metadata[kind] = write_model(exported, described, temporary)
     return ExportReport(files, metadata, parity)
 
 
@@ -184,8 +186,7 @@ def tool_versions() -> dict[str, str]:
 
 def _check_before(files: dict[str, Path], data: str | None) -> None:
     """Find what cannot work before minutes of work."""
-    for file in files.values():
-        check_destination(file, (".onnx",))
+    OutputPlan(force=True).writes(*files.values(), suffixes=(".onnx",)).check()
     if data is not None:
         open_dataset(data)
 
@@ -195,6 +196,11 @@ def _check_modules(models: dict[str, onnx.ModelProto], wanted: Collection[str]) 
     unknown = set(wanted).difference(*(modules_in(model, wanted) for model in models.values()))
     if unknown:
         raise InputError(f"the model has no module {', '.join(sorted(unknown))} to leave in float32")
+
+
+def form_files(path: str | Path, form: str) -> dict[str, Path]:
+    """Kind -> file of a form, given the name of :func:`export_onnx`; raises :class:`InputError` for a folder."""
+    return {kind: _file(Path(path), kind) for kind in FORMS.get(form, ())}
 
 
 def _file(path: Path, kind: str) -> Path:

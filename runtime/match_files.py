@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -14,9 +13,10 @@ import numpy as np
 from PIL import Image
 
 from cats.core.errors import CatsError, InputError
-from cats.core.files import atomic_path, check_destination, write_bytes, write_text
+from cats.core.files import atomic_path, write_bytes, write_text
 from cats.core.geometry import Floats
 from cats.core.images import read_image
+from cats.core.outputs import OutputPlan, make_folder
 from cats.core.tables import PairRow, read_pairs
 from cats.runtime.document import matches_document, model_document
 from cats.runtime.draw import draw_matches
@@ -46,12 +46,11 @@ class Outputs:
     flow: Path | None = None
     html: Path | None = None
 
-    def check(self) -> None:
-        """Refuse what cannot be written before any work is done."""
-        for path in (self.picture, self.warp, self.overlay):
-            check_destination(path, PICTURES)
-        check_destination(self.flow, (".npy",))
-        check_destination(self.html, (".html", ".htm"))
+    def check(self, *reads: Path | None, force: bool = False) -> None:
+        """Refuse what cannot be written before any work is done; see :class:`cats.core.outputs.OutputPlan`."""
+        plan = OutputPlan(force=force).reads(*reads)
+        plan.writes(self.picture, self.warp, self.overlay, suffixes=PICTURES).writes(self.flow, suffixes=(".npy",))
+        plan.writes(self.html, suffixes=(".html", ".htm")).check()
 
     def written(self) -> list[Path]:
         """The files that there are."""
@@ -111,7 +110,7 @@ def run(
     Raises:
         InputError: an image, a point or a destination is at fault; no file is left half-written.
     """
-    outputs.check()
+    outputs.check(a, b, force=True)
     selection = selection or Selection()
     match = matcher.match(a, b, forward_backward=selection.max_forward_backward is not None)
     return _finish(matcher, match, a, b, outputs, points, selection)
@@ -126,6 +125,7 @@ def run_pairs(
     batch_size: int = 1,
     workers: int = 2,
     streams: int = 1,
+    force: bool = False,
     report: Report | None = None,
     on_rows: Callable[[int], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
@@ -135,6 +135,7 @@ def run_pairs(
         pairs: columns ``a,b`` and optionally ``points``, see :func:`cats.core.tables.read_pairs`.
         folders: here the folders that receive the files of each pair; made if missing.
         batch_size, workers, streams: see :meth:`cats.runtime.matcher.Matcher.match_many`.
+        force: replace files of an earlier run.
         report: filled while the pairs go by.
         on_rows: called with the number of pairs before the first one.
 
@@ -145,7 +146,10 @@ def run_pairs(
     selection = selection or Selection()
     rows = read_pairs(pairs)
     for folder in folders.written():
-        _make_folder(folder)
+        make_folder(folder)
+    named = [_pair_outputs(folders, row, number, len(rows)) for number, row in enumerate(rows, start=1)]
+    plan = OutputPlan(force=force).reads(pairs, *(path for row in rows for path in (row.a, row.b)))
+    plan.writes(*(path for outputs in named for path in outputs.written())).check()
     if on_rows is not None:
         on_rows(len(rows))
     start = time.perf_counter()
@@ -157,12 +161,11 @@ def run_pairs(
         forward_backward=selection.max_forward_backward is not None,
         return_errors=True,
     )
-    for number, (row, result) in enumerate(zip(rows, results, strict=True), start=1):
+    for row, outputs, result in zip(rows, named, results, strict=True):
         report.pairs += 1
         try:
             if isinstance(result, CatsError):
                 raise result
-            outputs = _pair_outputs(folders, row, number, len(rows))
             document = _finish(matcher, result, row.a, row.b, outputs, row.points_of_a(), selection)
             report.times.append(document["time_ms"])
         except InputError as error:
@@ -258,12 +261,3 @@ def _pair_outputs(folders: Outputs, row: PairRow, number: int, count: int) -> Ou
 
 def _plain(stem: str) -> str:
     return re.sub(r"[^\w.-]+", "_", stem)[:60]
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {folder}: {error.strerror}") from error
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"cannot write in the folder {folder}: no permission")

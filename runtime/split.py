@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cats.core.errors import CatsError, ModelFileError
+from cats.core.files import settle
 from cats.runtime.backends import BACKENDS, open_backend
 from cats.runtime.backends.base import Array, Backend
 from cats.runtime.batches import run_batches
@@ -39,6 +40,8 @@ def find_split(model: str | Path) -> tuple[Path, Path] | None:
         base, suffixes = (path.with_suffix(""), [path.suffix]) if given else (path, known)
     for suffix in suffixes:
         pair = [base.with_name(f"{base.name}.{kind}{suffix}") for kind in KINDS]
+        settle(pair[0])
+        settle(pair[1])
         there = [file.is_file() for file in pair]
         if all(there):
             return pair[0], pair[1]

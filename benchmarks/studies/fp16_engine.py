@@ -63,7 +63,7 @@ def main_command(
         ckpt, model, plan = (Path(folder, f"resnet101.{suffix}") for suffix in ("pt", "onnx", "plan"))
         save_checkpoint(ckpt, tamed_resnet101("formula"))
         steps = [
-            measured("cats-export", "--ckpt", ckpt, "--fp16", "-o", model),
+            measured("cats-export", "--ckpt", ckpt, "--fp16", "-o", model, "--force"),
             measured("cats-build", model, "-o", plan, "--force"),
         ]
         engine = read_sidecar(plan).engine or {}

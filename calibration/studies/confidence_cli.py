@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from cats.calibration.options import AsJson, Limit, Model, Threads, check_outputs
-from cats.core.console import execute, new_app, note, print_json, stdout, table
+from cats.calibration.options import AsJson, Limit, Model, Threads
+from cats.core.console import Force, execute, new_app, note, print_json, stdout, table
 from cats.core.images import quiet_pillow
 from cats.core.metadata import write_model
+from cats.core.outputs import OutputPlan
 
-app = new_app()
+app = new_app(extra="calibrate")
 
 EXAMPLES = """
 Examples:
@@ -38,6 +39,7 @@ def fit_and_write(
         Path | None, typer.Option(help="Reliability diagram: .png, .svg or .pdf.", show_default=False)
     ] = None,
     threads: Threads = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Fit the soft-argmax's temperature, and what probability of being right each confidence stands for."""
@@ -47,7 +49,8 @@ def fit_and_write(
 
     quiet_pillow()
     destination = output or Path(f"{model.name.removesuffix('.onnx')}.confidence.onnx")
-    check_outputs(model, destination, plot)
+    outputs = OutputPlan(force=force).reads(model).reads_data(data)
+    outputs.writes(destination, suffixes=(".onnx",)).writes(plot).check()
     source = load_float_model(model)
     metadata = source.metadata
     fit_on, held_out, what = known_pairs(data, metadata.grid[0], metadata.preprocessing.size[0], limit)

@@ -12,7 +12,7 @@ from cats.core.console import execute, new_app, note, print_json
 from cats.core.errors import VerificationError
 from cats.core.images import quiet_pillow
 
-app = new_app()
+app = new_app(extra="calibrate")
 
 EXAMPLES = """
 Examples:

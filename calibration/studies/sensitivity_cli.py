@@ -24,14 +24,14 @@ from cats.calibration.options import (
     Target,
     Threads,
     WeightBits,
-    check_outputs,
     open_photos,
     option,
 )
-from cats.core.console import execute, new_app, print_json
+from cats.core.console import Force, execute, new_app, print_json
 from cats.core.images import quiet_pillow
+from cats.core.outputs import OutputPlan
 
-app = new_app()
+app = new_app(extra="calibrate")
 
 EXAMPLES = """
 Examples:
@@ -63,6 +63,7 @@ def sensitivity(
     plot: Annotated[Path | None, option("--plot", help="Bar chart: .png, .svg or .pdf.", panel=OUTPUTS)] = None,
     state: State = None,
     threads: Threads = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Rank a model's modules by how far the matches move when each alone is in lower precision."""
@@ -71,7 +72,8 @@ def sensitivity(
     from cats.calibration.variants import open_variants
 
     quiet_pillow()
-    check_outputs(model, plot, state)
+    outputs = OutputPlan(force=force).reads(model, images, pairs, *(from_ranges or ())).reads_data(data, check)
+    outputs.writes(plot).writes(state, updates=True).check()
     variants = open_variants(
         load_float_model(model),
         open_photos(images, pairs, data, split, from_ranges),

@@ -1,14 +1,19 @@
-"""What all commands share: errors as one line, exit codes, and progress on stderr."""
+"""What all commands share: options, errors as one line, exit codes, and progress on stderr."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import logging
 import os
+import signal
 import sys
-from typing import Any
+import threading
+import traceback
+import unicodedata
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -22,10 +27,16 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
+from typer.core import TyperCommand
 
-from cats.core.errors import CatsError
+from cats.core.errors import BackendError, CatsError
 
 _PIPE = 240  # columns of a table that no terminal limits
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_quiet = _verbose = False
+_signal: int | None = None  # that ended the command
 
 for _name in ("stdout", "stderr"):  # closed by the caller, as some services do
     if getattr(sys, _name) is None:
@@ -36,9 +47,27 @@ stderr = Console(stderr=True, highlight=False, emoji=False)
 stdout = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE)
 
 
+def plain(text: str) -> str:
+    r"""Text that only shows: control characters, terminal sequences, marks of writing direction and undecodable bytes
+    of file names appear as ``\x1b``, ``\u202e``, ``\udcff``."""
+    return "".join(ascii(char)[1:-1] if _is_control(char) else char for char in text)
+
+
+def _is_control(char: str) -> bool:
+    return char in _REORDERING or (char != "\n" and unicodedata.category(char) in ("Cc", "Cs"))
+
+
 def note(message: str) -> None:
-    """Print one line for the person at the terminal, on stderr so that stdout stays machine-readable."""
-    stderr.print(message, markup=False, soft_wrap=True)
+    """Print one line for the person at the terminal, on stderr so that stdout stays machine-readable.
+
+    ``--quiet`` leaves out all but those that begin with ``warning:``.
+    """
+    if not _quiet or message.startswith("warning:"):
+        _say(message)
+
+
+def _say(message: str) -> None:
+    stderr.print(Text(plain(message)), soft_wrap=True)
 
 
 def progress() -> Progress:
@@ -53,7 +82,7 @@ def progress() -> Progress:
         TimeRemainingColumn(),
         console=stderr,
         transient=True,
-        disable=not stderr.is_terminal,  # into a file it would write an empty line
+        disable=_quiet or not stderr.is_terminal,  # into a file it would write an empty line
         redirect_stdout=sys.stdout.isatty(),  # rich would send what goes to a file or pipe to the terminal too
     )
 
@@ -64,60 +93,185 @@ def print_json(document: Any) -> None:
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
-    """A small table; the first column is text, the others are right-aligned numbers. What is too wide goes on below."""
-    result = Table(title=title, title_justify="left")
+    """A small table; the first column is text, the others are right-aligned numbers.
+
+    The first column is not broken where it takes at most half of a terminal; what is too wide goes on below.
+    """
+    result = Table(title=Text(plain(title)), title_justify="left")
+    whole = max((len(row[0]) for row in rows), default=0) <= max(stdout.width, 80) // 2
     for index, column in enumerate(columns):
-        result.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        first = index == 0
+        result.add_column(
+            Text(plain(column)), justify="left" if first else "right", overflow="fold", no_wrap=first and whole
+        )
     for row in rows:
-        result.add_row(*row)
+        result.add_row(*(Text(plain(cell)) for cell in row))
     return result
 
 
-def execute(app: typer.Typer) -> None:
-    """Run a typer application as a command of the toolkit and leave the process with its exit code.
+def _set_quiet(value: bool) -> None:
+    global _quiet
+    _quiet = _quiet or value
 
-    0 done, 1 verified and failed, 2 bad input or environment (usage errors included), 130 interrupted. A
-    :class:`~cats.core.errors.CatsError` becomes one line on stderr; any other exception is a bug and keeps its
-    traceback.
-    """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
+
+def _set_verbose(value: bool) -> None:
+    global _verbose
+    if value:
+        _verbose = True
+        logging.getLogger().setLevel(logging.INFO)
+
+
+def _shared_options() -> list[Any]:
+    """``--quiet`` and ``--verbose`` as every command has them."""
+    shared = typer.Typer(add_completion=False)
+
+    @shared.command()
+    def options(
+        quiet: Annotated[
+            bool,
+            typer.Option("--quiet", "-q", help="No notes and no progress; warnings stay.", callback=_set_quiet),
+        ] = False,
+        verbose: Annotated[
+            bool,
+            typer.Option(
+                "--verbose", "-v", help="Also what libraries log, and where an error began.", callback=_set_verbose
+            ),
+        ] = False,
+    ) -> None: ...
+
+    params = [param for param in typer.main.get_command(shared).params if param.name in ("quiet", "verbose")]
+    for param in params:
+        param.expose_value = False
+        param.is_eager = True
+    return params
+
+
+class Command(TyperCommand):
+    """A command of the toolkit: with the options that all share, and one line for a part that is not installed."""
+
+    extra = ""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The command's own options, the shared ones, and ``--help``."""
+        *own, last = super().get_params(ctx)
+        return [*own, *_shared_options(), last]
+
+    def invoke(self, ctx: Any) -> Any:
+        """As click does; raises :class:`BackendError` for an import that the extra of this command brings."""
         try:
-            app()
-        finally:
-            sys.stdout.flush()  # what cannot be written shows now, not while Python shuts down
-    except CatsError as error:
-        text = " ".join(str(error).split("\n")) if error.exit_code == 2 else str(error)
-        stderr.print(f"error: {text}", markup=False, soft_wrap=True)
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, SystemExit) as end:  # typer turns an interrupt into the exit status 130
-        if isinstance(end, SystemExit) and end.code != 130:
-            raise
-        stderr.print("interrupted; nothing was left half-written", markup=False)
-        sys.exit(130)
-    except BrokenPipeError:
-        _drop_stdout()
-        sys.exit(141)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        _drop_stdout()
-        stderr.print(f"error: cannot write {error.filename or 'the output'}: {error.strerror}", markup=False)
-        sys.exit(CatsError.exit_code)
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            raise missing(str(ctx.command_path), error, self.extra) from error
 
 
-def _drop_stdout() -> None:
-    """Send what is still buffered nowhere, or Python would complain about it at its end."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def missing(command: str, error: ModuleNotFoundError, extra: str) -> BackendError:
+    """What to say where a command imports what is not installed."""
+    return BackendError(f"{command} needs {error.name}, which is not installed: pip install 'cats-toolkit[{extra}]'")
 
 
-def new_app(**options: Any) -> typer.Typer:
-    """A typer application with the settings that all commands share."""
-    return typer.Typer(
+Force = Annotated[bool, typer.Option("--force", help="Replace existing files.", show_default=False)]
+"""The option with which results of an earlier run are replaced."""
+
+
+class App(typer.Typer):
+    """A typer application whose commands are of :class:`Command`."""
+
+    extra = ""
+
+    def command(self, name: str | None = None, *, cls: type[TyperCommand] | None = None, **options: Any) -> Any:
+        """As typer's; ``cls`` derives from :class:`Command`."""
+        kind = cls or Command
+        return super().command(name, cls=type(kind.__name__, (kind,), {"extra": self.extra}), **options)
+
+
+def new_app(*, extra: str = "cpu", **options: Any) -> App:
+    """A typer application with the settings that all commands share.
+
+    Args:
+        extra: of the distribution, that brings what the command imports.
+    """
+    app = App(
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode="markdown",
         context_settings={"help_option_names": ["-h", "--help"]},
         **options,
     )
+    app.extra = extra
+    return app
+
+
+def execute(app: typer.Typer) -> None:
+    """Run a typer application as a command of the toolkit and leave the process with its exit code.
+
+    0 done, 1 verified and failed, 2 bad input or environment (usage errors included), 130 interrupted, 143 terminated,
+    129 the terminal is gone. A :class:`~cats.core.errors.CatsError` becomes one line on stderr; any other exception is
+    a bug and keeps its traceback.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    _write_whole()
+    _end_on_signals()
+    try:
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # what cannot be written shows now, not while Python shuts down
+    except CatsError as error:
+        if _verbose:
+            traceback.print_exc()
+        text = " ".join(str(error).split("\n")) if error.exit_code == 2 else str(error)
+        _say(f"error: {text}")
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, SystemExit) as end:  # typer turns an interrupt into the exit status 130
+        if isinstance(end, SystemExit) and end.code != 130:
+            raise
+        word = {signal.SIGTERM: "terminated", signal.SIGHUP: "the terminal is gone"}.get(_signal, "interrupted")  # type: ignore[call-overload]
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            _say(f"{word}; nothing was left half-written")
+        sys.exit(128 + (_signal or signal.SIGINT))
+    except BrokenPipeError:
+        _drop_stdout()
+        sys.exit(141)
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        _drop_stdout()
+        _say(f"error: cannot write {error.filename or 'the output'}: {error.strerror}")
+        sys.exit(CatsError.exit_code)
+
+
+def _write_whole() -> None:
+    """Let stdout write all or raise, also where ``PYTHONUNBUFFERED`` takes away the buffer, and print any file name."""
+    binary = getattr(sys.stdout, "buffer", None)
+    if isinstance(binary, io.RawIOBase):  # whose writes may end short without an error
+        encoding = sys.stdout.encoding
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(binary), encoding=encoding, write_through=True)
+        sys.stdout.reconfigure(line_buffering=True)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _end_on_signals() -> None:
+    """End on SIGTERM and SIGHUP as on Ctrl-C, so that what is half-written is removed."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    process = os.getpid()
+
+    def end(number: int, _: Any) -> None:
+        global _signal
+        if os.getpid() != process:  # a forked worker
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        _signal = number
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores it
+            signal.signal(number, end)
+
+
+def _drop_stdout() -> None:
+    """Send what is still buffered nowhere, or Python would complain about it at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

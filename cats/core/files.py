@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
+import json
 import os
+import secrets
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from cats.core.errors import InputError
+
+_PARTIAL, _TOGETHER = ".cats-partial", ".cats-together"
+_cleaned: set[Path] = set()
 
 _KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -88,44 +94,164 @@ def _refuse_special(status: os.stat_result, path: str | Path, what: str) -> None
 def atomic_path(destination: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``destination`` that replaces it when the block ends without an error.
 
-    The temporary file keeps the suffix of the destination, for writers that look at it.
+    See :func:`atomic_paths`; here for one file.
+    """
+    with atomic_paths(destination) as (temporary,):
+        yield temporary
+
+
+@contextmanager
+def atomic_paths(*destinations: str | Path) -> Iterator[tuple[Path, ...]]:
+    """Yield temporary paths beside files of one folder, which replace them when the block ends without an error.
+
+    Several files replace together: what interrupts that is completed by the next :func:`settle`. A temporary file is
+    hidden, keeps the suffix of its destination for writers that look at it, and is locked while its writer lives, so
+    that the next writer in the folder removes what a killed one left. A link is followed.
+
+    Within the block a temporary path is itself a destination, and written in place.
 
     Raises:
-        InputError: the folder does not exist or cannot be written.
+        InputError: a folder does not exist or cannot be written, or a destination is no ordinary file.
     """
-    target = Path(destination)
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
-    except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror}") from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; the result should be an ordinary one
-        try:
-            temporary.replace(target)
-        except OSError as error:
-            raise InputError(f"cannot write {target}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def check_destination(path: Path | None, suffixes: tuple[str, ...] | None = None) -> None:
-    """Raise :class:`InputError` for what cannot be written, before the work: a file of another suffix (None takes any),
-    a folder, or a file in a folder that is missing or protected."""
-    if path is None:
+    if len(destinations) == 1 and _PARTIAL in Path(destinations[0]).name:
+        yield (Path(destinations[0]),)
         return
-    if suffixes is not None and path.suffix.lower() not in suffixes:
+    targets = [_resolve(destination) for destination in destinations]
+    for target in targets:
+        _clean(target.parent)
+    held: list[tuple[Path, int]] = []
+    try:
+        for target, destination in zip(targets, destinations, strict=True):
+            try:
+                held.append(_create(target))
+            except OSError as error:
+                raise InputError(f"cannot write {destination}: {error.strerror}") from error
+        yield tuple(temporary for temporary, _ in held)
+        try:
+            _replace([(temporary, target) for (temporary, _), target in zip(held, targets, strict=True)])
+        except OSError as error:
+            names = " and ".join(map(str, destinations))
+            raise InputError(f"cannot write {names}: {error.strerror}") from error
+    finally:
+        for temporary, handle in held:
+            temporary.unlink(missing_ok=True)
+            os.close(handle)
+
+
+def settle(path: str | Path) -> None:
+    """Complete the replacement of several files, ``path`` among them, that a killed process left half done."""
+    folder = Path(os.path.realpath(path)).parent
+    note = _journal(Path(os.path.realpath(path)))
+    try:
+        pairs = json.loads(read_bytes(note, limit=1 << 16, what="note")) if note.exists() else []
+    except (InputError, ValueError):
+        return
+    with contextlib.suppress(OSError, TypeError, ValueError):
+        for temporary, target in pairs:
+            if Path(temporary).name != temporary or Path(target).name != target or _PARTIAL not in temporary:
+                return
+            with contextlib.suppress(FileNotFoundError):
+                (folder / temporary).replace(folder / target)
+        for _, target in pairs:
+            _journal(folder / target).unlink(missing_ok=True)
+
+
+def check_destination(path: str | Path, suffixes: tuple[str, ...] | None = None) -> Path:
+    """The file that ``path`` leads to, links followed.
+
+    Args:
+        suffixes: one of which the name must end in; None takes any.
+
+    Raises:
+        InputError: no file can be written there: another suffix, a folder, device or pipe, or a folder that is missing
+            or protected.
+    """
+    if suffixes is not None and Path(path).suffix.lower() not in suffixes:
         raise InputError(f"cannot write {path}: its name must end in {', '.join(suffixes)}")
-    if path.is_dir():
-        raise InputError(f"cannot write {path}: it is a folder")
-    if not path.parent.is_dir():
-        raise InputError(f"cannot write {path}: the folder {path.parent} does not exist")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"cannot write {path}: no permission to write in {path.parent}")
+    place = _resolve(path)
+    folder = Path(path).parent if not Path(path).is_symlink() else place.parent
+    if not folder.is_dir():
+        raise InputError(f"cannot write {path}: the folder {folder} does not exist")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"cannot write {path}: no permission to write in {folder}")
+    return place
+
+
+def _resolve(path: str | Path) -> Path:
+    """Where ``path`` leads; refuses what is there and no ordinary file."""
+    try:
+        place = Path(os.path.realpath(path))
+        kind = stat.S_IFMT(place.stat().st_mode) if place.exists() else stat.S_IFREG
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
+    if kind != stat.S_IFREG:
+        what = "a folder" if kind == stat.S_IFDIR else _KINDS.get(kind, "no ordinary file")
+        raise InputError(f"cannot write {path}: it is {what}")
+    return place
+
+
+def _create(target: Path) -> tuple[Path, int]:
+    """A new file beside ``target`` with the mode that any new file has, and a handle that locks it."""
+    while True:
+        temporary = target.with_name(f".{target.stem[:40]}.{secrets.token_hex(4)}{_PARTIAL}{target.suffix}")
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(handle).st_nlink:
+            return temporary, handle
+        os.close(handle)  # another process took it for a left one, between the two calls
+
+
+def _replace(pairs: list[tuple[Path, Path]]) -> None:
+    if len(pairs) == 1:
+        pairs[0][0].replace(pairs[0][1])
+        return
+    text = json.dumps([(temporary.name, target.name) for temporary, target in pairs])
+    notes = [_journal(target) for _, target in pairs]
+    try:
+        for note in notes:
+            draft, handle = _create(note)
+            try:
+                draft.write_text(text)
+                draft.replace(note)
+            finally:
+                draft.unlink(missing_ok=True)
+                os.close(handle)
+        for temporary, target in pairs:
+            temporary.replace(target)
+    except OSError:
+        for note in notes:
+            note.unlink(missing_ok=True)
+        raise
+    finally:  # also where a signal came between the two
+        settle(pairs[0][1])
+
+
+def _journal(target: Path) -> Path:
+    return target.with_name(f".{target.name}{_TOGETHER}")
+
+
+def _clean(folder: Path) -> None:
+    """Remove temporary files whose writers are dead; once a folder and process."""
+    if folder in _cleaned:
+        return
+    _cleaned.add(folder)
+    try:
+        names = [entry.name for entry in folder.iterdir() if entry.name.startswith(".")]
+    except OSError:
+        return
+    for name in names:
+        if name.endswith(_TOGETHER):
+            settle(folder / name[1 : -len(_TOGETHER)])
+    for name in names:
+        if _PARTIAL in name:
+            with contextlib.suppress(OSError):
+                handle = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    (folder / name).unlink()
+                finally:
+                    os.close(handle)
 
 
 def write_bytes(destination: str | Path, data: bytes) -> None:

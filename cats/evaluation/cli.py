@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cats.core.console import execute, new_app, note, print_json, progress, stdout, table
+from cats.core.console import Force, execute, new_app, note, print_json, progress, stdout, table
 from cats.core.errors import InputError, require
-from cats.core.files import check_destination, write_text
+from cats.core.files import write_text
 from cats.core.images import quiet_pillow
+from cats.core.outputs import OutputPlan
 from cats.core.pck import DEFAULT_ALPHAS, PRESET_NAMES, Protocol
 from cats.core.protocols import ModelMatcher, PairMatcher
 from cats.data import KINDS, open_dataset, parse_data
@@ -25,7 +26,7 @@ from cats.runtime.backends import BACKENDS, CHECKPOINT_SUFFIXES
 if TYPE_CHECKING:
     from cats.evaluation.torch_matcher import TorchMatcher
 
-app = new_app()
+app = new_app(extra="train")
 
 WARPS = 64
 """Pairs of ``--data warps:DIR`` without ``--limit``."""
@@ -106,6 +107,7 @@ def main_command(
     per_pair: Annotated[
         Path | None, _option(help="Write a CSV with one line a pair.", panel=OUTPUTS, metavar="FILE")
     ] = None,
+    force: Force = False,
     figures: Annotated[
         Path | None,
         _option(
@@ -141,8 +143,8 @@ def main_command(
 ) -> None:
     """Measure PCK of MODEL on annotated pairs; the protocol is part of every figure."""
     quiet_pillow()
-    check_destination(output, (".json",))
-    check_destination(per_pair, (".csv",))
+    outputs = OutputPlan(force=force).reads(model).reads_data(data)
+    outputs.writes(output, suffixes=(".json",)).writes(per_pair, suffixes=(".csv",)).check()
     if figures is not None and figures.exists() and not figures.is_dir():
         raise InputError(f"cannot write figures into {figures}: it is not a folder")
     alphas = tuple(alpha or DEFAULT_ALPHAS)

@@ -16,7 +16,7 @@ from cats.core.errors import BackendError, InputError
 from cats.data import open_dataset, parse_data
 from cats.training.configs import CONFIGS, TrainConfig, find_config, fine_tuning
 
-app = new_app()
+app = new_app(extra="train")
 
 SUPERVISED = ("spair", "pfpascal", "pairs")
 _TRAINING_SEEDS = 1 << 32  # warps of smaller seeds are for validation, here and in cats-eval

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from cats.core.console import execute, new_app, note, print_json
+from cats.core.console import Force, execute, new_app, note, print_json
 from cats.core.errors import InputError
 from cats.core.metadata import read_onnx_metadata, trust_warning
 from cats.runtime.tensorrt.engine import RTX_TARGETS, EngineOptions, build_engine
 from cats.runtime.tensorrt.flavours import FLAVOURS
 from cats.runtime.tensorrt.sidecar import read_sidecar
 
-app = new_app()
+app = new_app(extra="tensorrt-rtx")
 
 EXAMPLES = """
 Examples:
@@ -75,7 +75,7 @@ def main_command(
     timing_cache: Annotated[
         Path | None, typer.Option(help="File that later builds reuse (tensorrt).", show_default=False)
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing engine.")] = False,
+    force: Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the sidecar as JSON.")] = False,
 ) -> None:
     """Build a TensorRT engine; TensorRT-RTX does so without a GPU too."""

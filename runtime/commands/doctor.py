@@ -9,10 +9,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from cats import __version__
 from cats.assets import asset
-from cats.core.console import execute, new_app, print_json, stdout
+from cats.core.console import execute, new_app, plain, print_json, stdout
 from cats.core.errors import BackendError, CatsError, require
 from cats.runtime.backends import BACKENDS
 from cats.runtime.backends.ort_providers import (
@@ -220,9 +221,9 @@ def _show(found: dict[str, Any]) -> None:
     facts = Table.grid(padding=(0, 2))
     for part in ("toolkit", "machine"):
         for name, value in found[part].items():
-            facts.add_row(f"[bold]{name}[/bold]", value)
+            facts.add_row(Text(name, "bold"), Text(plain(str(value))))
     packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items() if version)
-    facts.add_row("[bold]packages[/bold]", packages)
+    facts.add_row(Text("packages", "bold"), packages)
     facts.add_row("[dim]not installed[/dim]", ", ".join(k for k, version in found["packages"].items() if not version))
     stdout.print(facts)
     table = Table(title="Backends", title_justify="left")
@@ -231,7 +232,7 @@ def _show(found: dict[str, Any]) -> None:
     colours = {READY: "green", BUILD_ONLY: "yellow", MISSING: "dim"}
     for finding in found["backends"]:
         colour = colours[finding["status"]]
-        table.add_row(finding["name"], f"[{colour}]{finding['status']}[/{colour}]", _plain(finding["detail"]))
+        table.add_row(finding["name"], Text(finding["status"], colour), Text(plain(finding["detail"])))
     stdout.print(table)
     for suffix, choice in found["choice"].items():
         stdout.print(f"{suffix} files are run by {choice}", markup=False)
@@ -243,11 +244,6 @@ def _show(found: dict[str, Any]) -> None:
             stdout.print(line, markup=False)
     for warning in found["warnings"]:
         stdout.print(f"warning: {warning}", markup=False, style="yellow")
-
-
-def _plain(text: str) -> str:
-    """Text without rich markup, which would swallow ``[cpu]``."""
-    return text.replace("[", "\\[")
 
 
 def main() -> None:

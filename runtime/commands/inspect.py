@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from cats.core.console import execute, new_app, print_json, stdout
+from cats.core.console import execute, new_app, plain, print_json, stdout
 from cats.core.errors import ModelFileError, require
 from cats.core.files import sha256_file
 from cats.core.json_text import read_json
@@ -171,9 +171,10 @@ def main_command(
 def _add(table: Table, name: str, value: Any) -> None:
     """Rows for one entry: numbers with units, dictionaries unfolded one level, the rest as JSON."""
     if name == "bytes":
-        table.add_row("size", _size(value))
+        _row(table, "size", _size(value))
     elif name == "metadata" and value is None:
-        table.add_row(
+        _row(
+            table,
             "metadata",
             "none: not a file of this toolkit, or lost; --metadata-from OTHER puts that of another file back",
         )
@@ -183,24 +184,28 @@ def _add(table: Table, name: str, value: Any) -> None:
     elif name in ("inputs", "outputs"):
         for info in value:
             shape = ", ".join("?" if size is None else str(size) for size in info["shape"])
-            table.add_row(name[:-1], f"{info['name']}: {info['dtype']} ({shape})")
+            _row(table, name[:-1], f"{info['name']}: {info['dtype']} ({shape})")
     elif name == "operators":
         shown = list(value.items())[:_OPERATORS_SHOWN]
         more = f", {len(value) - len(shown)} more kinds" if len(value) > len(shown) else ""
-        table.add_row(name, ", ".join(f"{count} {kind}" for kind, count in shown) + more)
+        _row(table, name, ", ".join(f"{count} {kind}" for kind, count in shown) + more)
     elif name == "weights" and isinstance(value, dict):  # in metadata it says how they are stored
         parts = [f"{part['tensors']} {kind} ({_size(part['bytes'])})" for kind, part in value.items()]
-        table.add_row(name, ", ".join(parts) or "none")
+        _row(table, name, ", ".join(parts) or "none")
     elif name == "parameters":
         parts = [f"{part} {count:,}" for part, count in value.items()]
-        table.add_row(name, f"{sum(value.values()):,}: " + ", ".join(parts))
+        _row(table, name, f"{sum(value.values()):,}: " + ", ".join(parts))
     elif value in ("", [], {}):
         return
     elif isinstance(value, dict):
         for index, (key, part) in enumerate(value.items()):
-            table.add_row(name if index == 0 else "", Text(f"{key}: {_text(part)}"))
+            _row(table, name if index == 0 else "", f"{key}: {_text(part)}")
     else:
-        table.add_row(name, Text(_text(value)))
+        _row(table, name, _text(value))
+
+
+def _row(table: Table, name: str, value: str) -> None:
+    table.add_row(Text(plain(name)), Text(plain(value)))
 
 
 def _text(value: Any) -> str:

@@ -12,6 +12,7 @@ from cats.core.console import execute, new_app, note, print_json, progress, stde
 from cats.core.errors import InputError
 from cats.core.images import MAX_PIXELS, quiet_pillow
 from cats.core.metadata import trust_warning
+from cats.core.outputs import OutputPlan
 from cats.core.tables import read_points
 from cats.runtime.backends import BACKENDS, choose_backend
 from cats.runtime.backends.ort_providers import PROVIDERS, choose_provider
@@ -19,7 +20,7 @@ from cats.runtime.backends.ort_session import import_onnxruntime
 from cats.runtime.document import matches_document, model_document
 from cats.runtime.gallery import rank_gallery
 from cats.runtime.hardware import physical_cores, usable_cpus
-from cats.runtime.match_files import Outputs, Report, Selection, run, run_pairs
+from cats.runtime.match_files import PICTURES, Outputs, Report, Selection, run, run_pairs
 from cats.runtime.matcher import Matcher
 from cats.runtime.split import find_split
 
@@ -90,6 +91,7 @@ def main_command(
             panel=OUTPUTS,
         ),
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing files.", rich_help_panel=OUTPUTS)] = False,
     points: Annotated[
         Path | None,
         _path(
@@ -204,8 +206,11 @@ def main_command(
     if gallery is None and not as_json and not outputs.written():
         outputs = Outputs(picture=Path(pairs.stem if pairs is not None else f"{_stem(a)}-{_stem(b)}.png"))
     chosen = read_points(points)[:, :2] if points is not None else None
-    if pairs is None:
-        outputs.check()
+    if gallery is not None:
+        plan = OutputPlan(force=force).reads(model, a, gallery)
+        plan.writes(output, suffixes=PICTURES).writes(features, updates=True).check()
+    elif pairs is None:
+        outputs.check(model, a, b, points, force=force)
     runs_on = choose_backend((find_split(model) or (model,))[0], backend) if pairs is not None else None
     if runs_on is not None and streams is None and threads is None:
         streams = cpu_streams(runs_on, provider, device)
@@ -237,7 +242,7 @@ def main_command(
                 matcher, a, gallery, output, features, score, top, batch if batch > 1 else None, selection, as_json
             )
         elif pairs is not None:
-            _run_table(matcher, pairs, outputs, selection, batch, workers, streams or 1, as_json, time)
+            _run_table(matcher, pairs, outputs, selection, batch, workers, streams or 1, as_json, time, force)
         else:
             assert a is not None  # checked above
             assert b is not None
@@ -328,6 +333,7 @@ def _run_table(
     streams: int,
     as_json: bool,
     show_times: bool,
+    force: bool,
 ) -> None:
     report = Report()
     with progress() as bar:
@@ -340,6 +346,7 @@ def _run_table(
             batch_size=batch,
             workers=workers,
             streams=streams,
+            force=force,
             report=report,
             on_rows=lambda count: bar.update(task, total=count),
         ):

@@ -16,8 +16,9 @@ from typing import Any
 
 from cats.core.console import progress
 from cats.core.errors import BackendError, InputError, ModelFileError
-from cats.core.files import atomic_path, check_destination, write_bytes
+from cats.core.files import atomic_paths, write_bytes
 from cats.core.metadata import Metadata, read_onnx_metadata
+from cats.core.outputs import OutputPlan
 from cats.runtime.backends import CHECKPOINT_SUFFIXES, ENGINE_SUFFIXES
 from cats.runtime.hardware import nvidia
 from cats.runtime.tensorrt.flavours import Flavour, find_flavour
@@ -100,9 +101,7 @@ def build_engine(
     source = Path(onnx_path)
     plan = Path(output) if output else source.with_suffix(".plan")
     options = options or EngineOptions()
-    _check_paths(source, plan, timing_cache)
-    if not force:
-        _check_absent(plan)
+    _check_paths(source, plan, timing_cache, force)
     metadata = read_onnx_metadata(source)
     if (metadata.calibration or {}).get("target") == "cpu":
         raise ModelFileError(f"{source} was calibrated for CPUs, TensorRT has no zero points: cats-calibrate --for any")
@@ -130,20 +129,14 @@ def build_engine(
     return plan
 
 
-def _check_paths(source: Path, plan: Path, timing_cache: str | Path | None) -> None:
+def _check_paths(source: Path, plan: Path, timing_cache: str | Path | None, force: bool) -> None:
     """Find what cannot work before minutes of work."""
     if source.suffix.lower() in CHECKPOINT_SUFFIXES:
         raise ModelFileError(f"{source} is a checkpoint: export it first, cats-export --ckpt {source} --fp16")
     if plan.suffix.lower() not in ENGINE_SUFFIXES:
         raise InputError(f"{plan}: the name of an engine ends in {' or '.join(ENGINE_SUFFIXES)}")
-    check_destination(plan)
-    check_destination(None if timing_cache is None else Path(timing_cache))
-
-
-def _check_absent(plan: Path) -> None:
-    for path in (plan, sidecar_path(plan)):
-        if path.exists():
-            raise InputError(f"{path} exists already: give --force to replace it, or another -o")
+    outputs = OutputPlan(force=force).reads(source)
+    outputs.writes(plan, sidecar_path(plan)).writes(timing_cache, updates=True).check()
 
 
 def _describe(
@@ -173,27 +166,14 @@ def _describe(
 
 
 def _write(plan: Path, data: bytes, sidecar: str, force: bool) -> None:
-    """Put plan and sidecar in place, both or neither: one without the other is of no use."""
-    before = _identity(plan)
-    try:
-        with atomic_path(sidecar_path(plan)) as second, atomic_path(plan) as first:
-            try:
-                first.write_bytes(data)
-                second.write_text(sidecar, "utf-8")
-            except OSError as problem:
-                raise InputError(f"cannot write {plan}: {problem.strerror}") from problem
-            if not force:
-                _check_absent(plan)  # another build may have been quicker
-    except BaseException:
-        if _identity(plan) != before:
-            for path in (plan, sidecar_path(plan)):
-                path.unlink(missing_ok=True)
-        raise
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """What tells a file from another one that takes its place."""
-    return (path.stat().st_ino, path.stat().st_mtime_ns) if path.exists() else None
+    """Put plan and sidecar in place together: one without the other is of no use."""
+    with atomic_paths(plan, sidecar_path(plan)) as (first, second):
+        try:
+            first.write_bytes(data)
+            second.write_text(sidecar, "utf-8")
+        except OSError as problem:
+            raise InputError(f"cannot write {plan}: {problem.strerror}") from problem
+        OutputPlan(force=force).writes(plan, sidecar_path(plan)).check()  # another build may have been quicker
 
 
 def _present_gpu(flavour: Flavour, options: EngineOptions) -> list[str]:
@@ -334,7 +314,7 @@ def _load_timing_cache(flavour: Flavour, config: Any, path: str | Path | None) -
 
 
 def _build(trt: ModuleType, builder: Any, network: Any, config: Any, messages: Any) -> bytes:
-    """Build with a progress bar; Ctrl-C stops TensorRT at its next step."""
+    """Build with a progress bar; Ctrl-C and SIGTERM stop TensorRT at its next step."""
     cancelled = threading.Event()
     bar = progress()
 
@@ -356,13 +336,14 @@ def _build(trt: ModuleType, builder: Any, network: Any, config: Any, messages: A
     monitor = Monitor()
     config.progress_monitor = monitor
     main_thread = threading.current_thread() is threading.main_thread()
-    previous = signal.signal(signal.SIGINT, lambda *_: cancelled.set()) if main_thread else None
+    asked = (signal.SIGINT, signal.SIGTERM) if main_thread else ()
+    previous = {number: signal.signal(number, lambda *_: cancelled.set()) for number in asked}
     try:
         with bar:
             data = builder.build_serialized_network(network, config)
     finally:
-        if main_thread:
-            signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     if cancelled.is_set():
         raise KeyboardInterrupt
     if data is None:

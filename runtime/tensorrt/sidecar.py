@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from cats.core.errors import ModelFileError
-from cats.core.files import sha256_file
+from cats.core.files import settle, sha256_file
 from cats.core.metadata import Metadata
 from cats.runtime.tensorrt.flavours import FLAVOURS
 
@@ -24,6 +24,7 @@ def read_sidecar(plan: Path) -> Metadata:
     Raises:
         ModelFileError: the plan or the sidecar is missing, truncated, of another model, or not one of ours.
     """
+    settle(plan)
     path = sidecar_path(plan)
     if not path.is_file():
         raise ModelFileError(

@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 
 from cats.assets import asset
-from cats.core.console import execute, new_app, note
-from cats.core.files import check_destination, write_text
+from cats.core.console import Force, execute, new_app, note
+from cats.core.files import write_text
 from cats.core.images import quiet_pillow
 from cats.core.metadata import read_onnx_metadata
+from cats.core.outputs import OutputPlan
 from cats.core.tables import read_points
 from cats.runtime.document import model_document
 from cats.runtime.matcher import Matcher
@@ -52,6 +53,7 @@ def main_command(
             show_default=False,
         ),
     ] = None,
+    force: Force = False,
 ) -> None:
     """Match image A to image B and write one HTML page that holds photos and match: no model, no network.
 
@@ -60,7 +62,7 @@ def main_command(
     stored smaller and without EXIF data.
     """
     quiet_pillow()
-    check_destination(output, (".html", ".htm"))
+    OutputPlan(force=force).reads(a, b, model, points).writes(output, suffixes=(".html", ".htm")).check()
     chosen = read_points(points)[:, :2] if points is not None else None
     file = model or asset("cats-tiny.onnx")
     with tempfile.TemporaryDirectory() as folder:

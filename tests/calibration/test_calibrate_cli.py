@@ -130,7 +130,7 @@ def test_wrong_inputs(calibrate, float_file, photos, ranges, tmp_path):
     one.mkdir()
     (one / "a.png").write_bytes(next(photos.iterdir()).read_bytes())
     (tmp_path / "pairs.csv").write_text("a,b\nmissing.jpg,other.jpg\n")
-    assert "no images" in calibrate(float_file, "--images", empty).error
+    assert "no photos" in calibrate(float_file, "--images", empty).error
     assert "a.jpg" in calibrate(float_file, "--images", broken).error
     assert "at least two" in calibrate(float_file, "--images", one).error
     assert "not a folder" in calibrate(float_file, "--images", tmp_path / "nowhere").error
@@ -166,7 +166,7 @@ def test_wrong_models(calibrate, float_file, photos, source, ranges, tmp_path, c
     (tmp_path / "text.onnx").write_text("no model")
     assert "text.onnx" in calibrate("text.onnx", "--images", photos).error
     assert "missing.onnx" in calibrate("missing.onnx", "--images", photos).error
-    assert "the model itself" in calibrate("other.onnx", "--images", photos, "-o", "other.onnx").error
+    assert "it is read" in calibrate("other.onnx", "--images", photos, "-o", "other.onnx").error
 
 
 def test_help(calibrate):

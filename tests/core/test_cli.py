@@ -91,3 +91,96 @@ def test_unknown_command(cats: Command) -> None:
     done = cats("fly")
     assert done.code == 2
     assert "fly" in done.err
+
+
+def test_names_are_text(capsys: pytest.CaptureFixture) -> None:
+    from cats.core.console import note, plain, stdout, table
+
+    assert plain("a\x1b[31mb\x07\u202ec\udcff") == r"a\x1b[31mb\x07\u202ec\udcff"
+    assert plain("кот 猫 γάτα 👩‍🚀\n") == "кот 猫 γάτα 👩‍🚀\n"
+    note("\x1b[2J[bold]x[/bold] x[/b].jpg")
+    stdout.print(table("[red]title[/red]", ["[b]"], [["cat [edited].jpg"], ["x[/b].jpg"], ["\x1b[31m"]]))
+    out, err = capsys.readouterr()
+    assert err == "\\x1b[2J[bold]x[/bold] x[/b].jpg\n"
+    assert "\x1b" not in out
+    for text in ("[red]title[/red]", "[b]", "cat [edited].jpg", "x[/b].jpg", r"\x1b[31m"):
+        assert text in out
+
+
+def test_the_first_column_of_a_table_is_not_broken_at_80_columns() -> None:
+    from rich.console import Console
+
+    from cats.core.console import table
+
+    name = "decoder.blocks.0.attn_inter.proj"
+    rows = [[name, *("0.1234",) * 8]]
+    console = Console(width=80, color_system=None)
+    with console.capture() as caught:
+        console.print(table("", ["module", *(f"column {k}" for k in range(8))], rows))
+    assert name in caught.get()
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_result_that_does_not_fit_is_an_error(tmp_path: Path, unbuffered: str) -> None:
+    script = (
+        "from cats.core.console import execute, new_app, print_json\napp = new_app()\n"
+        "@app.command()\ndef main() -> None:\n    print_json(['x' * 99] * 9999)\nexecute(app)\n"
+    )
+    with open(tmp_path / "out", "wb") as out:
+        done = subprocess.run(
+            ["bash", "-c", 'ulimit -f 300; exec "$0" -c "$1"', sys.executable, script],
+            stdout=out,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr == b"error: cannot write the output: File too large\n"
+
+
+def test_names_that_are_no_text_are_printed(tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom cats.core.console import execute, new_app, note, stdout, table\napp = new_app()\n"
+        "@app.command()\ndef main(name: str) -> None:\n"
+        "    note(name); stdout.print(table('', ['name'], [[name]])); print(name)\nexecute(app)\n"
+    )
+    for encoding in ("utf-8", "ascii"):
+        done = subprocess.run(
+            [sys.executable, "-c", script, b"caf\xe9.jpg"],
+            capture_output=True,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == b"caf\\udce9.jpg\n"
+        assert done.stdout.count(b"caf\\udce9.jpg") == 2
+
+
+def test_quiet_and_verbose_are_options_of_every_command(cats: Command) -> None:
+    for name in cli.COMMANDS:
+        shown = cats(name, "--help").out
+        assert "--quiet" in shown, name
+        assert "--verbose" in shown, name
+
+
+def test_quiet_leaves_out_notes_and_keeps_warnings() -> None:
+    script = (
+        "from cats.core.console import execute, new_app, note, print_json\napp = new_app()\n"
+        "@app.command()\ndef main() -> None:\n    note('wrote x'); note('warning: y'); print_json(1)\nexecute(app)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, "--quiet"], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("1\n", "warning: y\n")
+    assert (
+        "wrote x" in subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stderr
+    )
+
+
+def test_a_command_that_lacks_a_package_names_the_extra() -> None:
+    script = (
+        "from cats.core.console import execute, new_app\napp = new_app(extra='train')\n"
+        "@app.command()\ndef main() -> None:\n    import no_such_package\nexecute(app)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.endswith("needs no_such_package, which is not installed: pip install 'cats-toolkit[train]'\n")
+    assert subprocess.run([sys.executable, "-c", script, "--help"], capture_output=True, check=False).returncode == 0
