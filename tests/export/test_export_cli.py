@@ -94,7 +94,7 @@ def test_split_inline_and_half_storage(export, checkpoint, tmp_path):
 def test_for_cpu(export, checkpoint, tmp_path):
     done = export("--ckpt", checkpoint, "--for", "cpu")
     assert done.code == 0
-    metadata = read_onnx_metadata(tmp_path / "best.onnx")
+    metadata = read_onnx_metadata(tmp_path / "best.cpu.onnx")
     assert metadata.extra == {"target": "cpu"}
     assert metadata.parity["p99_px"] < 0.05
 
@@ -111,15 +111,16 @@ def test_fp16_ends_with_a_typed_file_a_table_and_an_engine(export, checkpoint, t
     assert done.code == 0, done.err
     assert "each value rounded to float16" in done.err
     assert "largest value in float16, which ends at 65504" in done.err
-    assert "best.plan: engine, fp16, tensorrt-rtx" in done.err
+    assert "best.fp16.plan: engine, fp16, tensorrt-rtx" in done.err
     assert "warning" not in done.err
-    metadata, sidecar = read_onnx_metadata(tmp_path / "best.onnx"), read_sidecar(tmp_path / "best.plan")
+    metadata, sidecar = read_onnx_metadata(tmp_path / "best.fp16.onnx"), read_sidecar(tmp_path / "best.fp16.plan")
     assert (metadata.precision, metadata.extra["float32"]) == ("fp16", ["decoder.blocks.0.mlp", "proj"])
     assert sidecar.with_(engine=None) == metadata
     assert metadata.parity["p99_px"] > 0
     assert metadata.parity["activations"]["above"] == []
-    assert "replaces" in export("--ckpt", checkpoint, "--fp16").err
-    with Matcher(tmp_path / "best.onnx") as matcher:
+    assert "exists already: give --force" in export("--ckpt", checkpoint, "--fp16").error
+    assert export("--ckpt", checkpoint, "--fp16", "--force").code == 0
+    with Matcher(tmp_path / "best.fp16.onnx") as matcher:
         assert matcher.match(*[Image.new("RGB", (80, 60))] * 2).flow.shape == (2, 8, 8)
 
 
@@ -127,8 +128,8 @@ def test_a_file_for_tensorrt_is_verified_like_any_other(export, checkpoint, tmp_
     pytest.importorskip("triton", reason="triton is not installed")
     done = export("--ckpt", checkpoint, "--fp16", "--for", "tensorrt", "--no-engine")
     assert done.code == 0, done.err
-    assert read_onnx_metadata(tmp_path / "best.onnx").parity["p99_px"] > 0
-    assert read_onnx_entry(tmp_path / "best.onnx", KERNELS_KEY)
+    assert read_onnx_metadata(tmp_path / "best.fp16.tensorrt.onnx").parity["p99_px"] > 0
+    assert read_onnx_entry(tmp_path / "best.fp16.tensorrt.onnx", KERNELS_KEY)
     assert "choose one" in export("--ckpt", checkpoint, "--for", "tensorrt", "--inline").error
     assert "give any, cpu or tensorrt" in export("--ckpt", checkpoint, "--for", "x").error
 
@@ -137,7 +138,7 @@ def test_fp16_stores_what_it_does_to_the_pck(export, checkpoint, tmp_path, prebu
     data = f"willow:{make_willow(tmp_path / 'willow')}"
     done = export("--ckpt", checkpoint, "--fp16", "--no-engine", "--data", data)
     assert done.code == 0, done.err
-    pck = read_onnx_metadata(tmp_path / "best.onnx").parity["pck"]
+    pck = read_onnx_metadata(tmp_path / "best.fp16.onnx").parity["pck"]
     assert (pck["data"], pck["protocol"], pck["pairs"]) == (data, "corrected", len(open_dataset(data)))
     assert pck["drift"] == pytest.approx(pck["exported"] - pck["pytorch"], abs=2e-3)
     assert "the same, exported" in done.err
@@ -148,8 +149,8 @@ def test_fp16_end_to_end_with_an_engine_for_images_of_many_sizes(export, checkpo
     done = export("--ckpt", checkpoint, "--fp16", "--end-to-end")
     assert done.code == 0, done.err
     assert "a batch of 1, sides of 32 to 2048 pixels" in done.err
-    assert read_sidecar(tmp_path / "best.plan").kind == "end-to-end"
-    assert read_onnx_metadata(tmp_path / "best.onnx").parity["points_px"] < 0.05
+    assert read_sidecar(tmp_path / "best.end-to-end.fp16.plan").kind == "end-to-end"
+    assert read_onnx_metadata(tmp_path / "best.end-to-end.fp16.onnx").parity["points_px"] < 0.05
 
 
 def test_fp16_where_no_tensorrt_loads(export, checkpoint, tmp_path, prebuilt, lenient, monkeypatch):
@@ -159,7 +160,7 @@ def test_fp16_where_no_tensorrt_loads(export, checkpoint, tmp_path, prebuilt, le
     assert "no TensorRT is installed" in done.err
     (tmp_path / "broken_trt.py").write_text("raise ImportError('libnvinfer.so.11: cannot open')")
     monkeypatch.syspath_prepend(tmp_path)
-    done = export("--ckpt", checkpoint, "--fp16")
+    done = export("--ckpt", checkpoint, "--fp16", "--force")
     assert done.code == 0, done.err
     assert "tensorrt is installed but does not load: libnvinfer.so.11" in done.err
     assert not list(tmp_path.glob("*.plan*"))
