@@ -21,8 +21,8 @@ from cats.assets import asset
 from cats.core.errors import InputError, ModelFileError
 from cats.core.geometry import Floats, identity_cells
 from cats.core.images import read_image, resize
-from cats.core.metadata import Metadata, read_onnx_metadata
-from cats.core.onnx_file import with_probabilities
+from cats.core.metadata import KEY, Metadata, read_onnx_metadata, trust_warning
+from cats.core.onnx_file import content_digest, replace_entry, with_probabilities
 from cats.core.tables import read_pairs, read_points
 from cats.runtime.matcher import Matcher
 from cats.runtime.viewer import MODULES, page_file, render_page
@@ -229,7 +229,9 @@ def with_probabilities_file(model: Path, destination: Path) -> bool:
     if data is None:
         shutil.copyfile(model, destination)
         return False
-    destination.write_bytes(data)
+    # The flow is the same, so what the document says of it holds for the new file too.
+    bound = metadata.with_(content=content_digest(data))
+    destination.write_bytes(replace_entry(data, KEY, bound.to_json().encode()))
     return True
 
 
@@ -264,6 +266,8 @@ def _fit(probabilities: Any, flow: Any) -> bool:
 def _check_model(model: Path, metadata: Metadata) -> None:
     if metadata.kind != "pair":
         raise ModelFileError(f"{model} is a model of kind {metadata.kind}: the page needs one for pairs of images")
+    if metadata.changed:
+        raise ModelFileError((trust_warning(metadata, model) or "").removeprefix("warning: "))
     if metadata.precision not in _PRECISIONS:
         raise ModelFileError(
             f"{model} computes in {metadata.precision}, which overflows silently in browsers: export it in fp32, "

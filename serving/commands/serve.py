@@ -20,7 +20,7 @@ from cats.assets import asset
 from cats.core.console import execute, new_app, note
 from cats.core.errors import InputError
 from cats.core.images import quiet_pillow
-from cats.core.metadata import read_onnx_metadata
+from cats.core.metadata import read_onnx_metadata, trust_warning
 from cats.runtime.backends import BACKENDS, choose_backend
 from cats.runtime.backends.ort_providers import PROVIDERS
 from cats.runtime.commands.run import cpu_streams, open_matcher
@@ -199,6 +199,9 @@ def main_command(
         )
         try:
             application = create_app(service, options, name=name or _plain_stem(file), metrics=metrics, samples=samples)
+            warning = trust_warning(matcher.metadata, file)
+            if warning:
+                note(warning)
             note(f"{file}: {matcher.backend.describe()}, {streams} streams, batches of up to {largest}")
             _run(application, listening, grace=timeout)
         finally:

@@ -12,7 +12,7 @@ from cats.assets import asset
 from cats.core.console import Force, execute, new_app, note
 from cats.core.files import write_text
 from cats.core.images import quiet_pillow
-from cats.core.metadata import read_onnx_metadata
+from cats.core.metadata import read_onnx_metadata, trust_warning
 from cats.core.outputs import OutputPlan
 from cats.core.tables import read_points
 from cats.runtime.document import model_document
@@ -71,6 +71,9 @@ def main_command(
             opened = Path(folder, file.name)
             with_probabilities_file(file, opened)
         with Matcher(opened) as matcher:
+            warning = trust_warning(matcher.metadata, file)
+            if warning:
+                note(warning)
             match = matcher.match(a, b, forward_backward=True)
             document = {**model_document(matcher), "file": str(file)}
     if chosen is not None:

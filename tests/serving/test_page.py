@@ -358,5 +358,7 @@ def test_cats_tiny_is_what_the_site_holds(site: Path) -> None:
     """The model in the page is the shipped one with one more output."""
     with Matcher(site / "cats-tiny.onnx") as there, Matcher(asset("cats-tiny.onnx")) as here:
         found, expected = there.match(A, B), here.match(A, B)
+        assert (there.metadata.verified, there.metadata.changed) == (here.metadata.verified, False)
+        assert there.metadata.parity == here.metadata.parity
     np.testing.assert_allclose(found.flow, expected.flow, atol=1e-4)
     np.testing.assert_allclose(found.probabilities.sum(1), 1, atol=1e-5)
