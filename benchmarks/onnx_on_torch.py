@@ -47,11 +47,23 @@ class OnnxOnTorch:
             name: torch.from_numpy(np.array(value)).to("cpu" if value.dtype == np.int64 else device)
             for name, value in weights.items()
         }
+        made = {}  # constant tensors that the graph makes itself, once and where the weights are
+        for node in graph.node:
+            if node.op_type == "ConstantOfShape" and node.input[0] in self.weights:
+                value = numpy_helper.to_array(_attributes(node)["value"])
+                shape = self.weights[node.input[0]].tolist()
+                made[node.output[0]] = torch.full(
+                    shape,
+                    value.item(),
+                    dtype=torch.from_numpy(value).dtype,
+                    device="cpu" if value.dtype == np.int64 else device,
+                )
+        self.weights |= made
         self.outputs = [value.name for value in graph.output]
         self.steps = [
             (OPERATORS[node.op_type], list(node.input), list(node.output), _attributes(node))
             for node in graph.node
-            if node.op_type != "Constant"
+            if node.op_type != "Constant" and node.output[0] not in made
         ]
 
     @torch.inference_mode()

@@ -11,6 +11,7 @@ in the environment they run on the CPU, slowly.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -136,9 +137,12 @@ def launch(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     grid = (tiles * tiles, levels, batch)
     channels = tuple(x.shape[1] for x in a)
     options = {"num_warps": _WARPS, "num_stages": _STAGES}
-    scores_kernel[grid](a, b, scores, maxima[0], maxima[1], channels, cells, TILE, _STEP, **options)
     volume = torch.empty_like(scores)
-    filter_kernel[grid](scores, maxima[0], maxima[1], volume, levels, cells, TILE, **options)
+    with (
+        torch.cuda.device(scores.device) if scores.is_cuda else contextlib.nullcontext()
+    ):  # Triton takes the current GPU
+        scores_kernel[grid](a, b, scores, maxima[0], maxima[1], channels, cells, TILE, _STEP, **options)
+        filter_kernel[grid](scores, maxima[0], maxima[1], volume, levels, cells, TILE, **options)
     return volume
 
 

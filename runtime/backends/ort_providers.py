@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.metadata
+import importlib.util
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,7 +101,7 @@ def provider_options(
         except OSError as error:
             raise InputError(f"cannot make the engine cache {cache_dir}: {error.strerror}") from error
     if provider == CUDA:
-        return {"device_id": str(device), "use_tf32": "0"}
+        return {"device_id": str(device), "use_tf32": "0", **convolution_search(model)}
     if provider == TENSORRT:
         cache = {
             "trt_engine_cache_enable": "1",
@@ -115,6 +116,13 @@ def provider_options(
         cache = {"nv_runtime_cache_path": str(cache_dir)} if cache_dir is not None else {}
         return {**shape_profile("nv_profile", model), **cache}
     return {}
+
+
+def convolution_search(model: str | Path) -> dict[str, str]:
+    """How cuDNN chooses algorithms: by trying all of them, which takes seconds for each new batch size, only where the
+    batch is fixed; else by its own estimate."""
+    fixed = all(isinstance(size, int) for node in read_onnx_summary(model).inputs for size in node.shape)
+    return {} if fixed else {"cudnn_conv_algo_search": "HEURISTIC"}
 
 
 def shape_profile(prefix: str, model: str | Path) -> dict[str, str]:
@@ -170,7 +178,7 @@ def diagnose(ort: Any, provider: str) -> str | None:
     if library is None:
         return None
     folder = Path(ort.__file__).parent / "capi"
-    bring = "cats-toolkit[gpu]" if library == "cuda" else "cats-toolkit[gpu,tensorrt]"
+    bring = "cats-toolkit[gpu]" if library == "cuda" else "cats-toolkit[gpu,ort-tensorrt]"
     try:
         ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
         ctypes.CDLL(str(folder / f"libonnxruntime_providers_{library}.so"))
@@ -196,11 +204,27 @@ def _quiet_start(ort: Any, provider: str) -> Iterator[None]:
     ort.set_default_logger_severity(4)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            if hasattr(ort, "preload_dlls") and provider in (CUDA, TENSORRT):
-                ort.preload_dlls()  # CUDA and cuDNN from their PyPI packages
+            if provider in (CUDA, TENSORRT):
+                load_nvidia_libraries(ort)
+            if provider == TENSORRT:
+                with contextlib.suppress(ImportError):
+                    importlib.import_module("tensorrt_libs")  # loads libnvinfer from its package
             yield
     finally:
         ort.set_default_logger_severity(2)  # ONNX Runtime's default
+
+
+def load_nvidia_libraries(ort: Any) -> None:
+    """CUDA and cuDNN from their PyPI packages, wherever those are installed; ONNX Runtime looks beside itself only."""
+    if not hasattr(ort, "preload_dlls"):
+        return
+    spec = importlib.util.find_spec("nvidia")
+    beside = Path(ort.__file__).resolve().parent.parent / "nvidia"
+    for folder in map(Path, (spec.submodule_search_locations or ()) if spec else ()):
+        if folder.resolve() != beside:
+            for libraries in sorted(folder.glob("*/lib")):
+                ort.preload_dlls(directory=str(libraries))
+    ort.preload_dlls()
 
 
 def _register_rtx_plugin(ort: Any) -> None:

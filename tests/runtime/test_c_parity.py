@@ -270,6 +270,8 @@ def test_device_tensors_on_a_gpu(library: Library, model_file: Path, python: Mat
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
+    if "CUDAExecutionProvider" not in pytest.importorskip("onnxruntime").get_available_providers():
+        pytest.skip("this onnxruntime is the build for CPUs")
     crops = pictures(texture)[:2]
     a, b = (torch.from_numpy(preprocess(x, Preprocessing())[None]).cuda() for x in crops)
     flow, confidence = torch.zeros(1, 2, 16, 16, device="cuda"), torch.zeros(1, 16, 16, device="cuda")
