@@ -9,10 +9,11 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from cats.core.console import Force, execute, new_app, note, plain, print_json, stdout, table
+from cats.core.console import Force, execute, new_app, note, print_json, stdout, table
 from cats.core.errors import InputError, VerificationError, require
 from cats.core.files import write_text
 from cats.core.outputs import OutputPlan
+from cats.core.text import plain
 
 app = new_app(extra="bench")
 

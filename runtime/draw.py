@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from cats.core.errors import InputError
 from cats.core.geometry import Floats, Size, as_points
+from cats.runtime.fonts import default_font, fit_line
 
 _MARGIN = 20
 _GAP = 12
@@ -147,23 +147,23 @@ def _dot(pen: ImageDraw.ImageDraw, place: Any, radius: float, fill: tuple[int, i
 
 
 def _draw_captions(canvas: Image.Image, panels: tuple[_Panel, _Panel], names: tuple[str, str]) -> None:
+    """Letter, name and size above each photo; a name that no font here can write is left out."""
     pen = ImageDraw.Draw(canvas)
     for panel, letter, name in zip(panels, "ab", names, strict=True):
-        text = name if name == letter else f"{letter}   {name}"
-        font = _font(15)
-        detail = f"   {panel.original[0]} x {panel.original[1]}"
-        while len(text) > 4 and pen.textlength(text + detail, font=font) > panel.size[0]:
-            text = text[:-2].rstrip("…") + "…"
-        baseline = panel.top - 8
-        pen.text((panel.left, baseline), text, _INK, font=font, anchor="ls")
-        if pen.textlength(text + detail, font=font) <= panel.size[0]:
-            pen.text((panel.left + pen.textlength(text, font=font), baseline), detail, _FAINT, font=font, anchor="ls")
+        width, x, baseline = panel.size[0], panel.left, panel.top - 8
+        title = fit_line(name if name == letter else f"{letter}   {name}", 15, width) or fit_line(letter, 15, width)
+        detail = fit_line(f"   {panel.original[0]} x {panel.original[1]}", 15, width)
+        if title is None or detail is None:
+            continue
+        title.draw(pen, (x, baseline), _INK)
+        if title.width + detail.width <= width:
+            detail.draw(pen, (x + title.width, baseline), _FAINT)
 
 
 def _draw_legend(canvas: Image.Image, count: int, subtitle: str) -> None:
     """A bar from confidence 0 to 1 at the lower right, and what the picture shows at the lower left."""
     pen = ImageDraw.Draw(canvas)
-    font = _font(13)
+    font = default_font(13)
     width = min(180, canvas.width // 3)
     right, top = canvas.width - _MARGIN, canvas.height - _MARGIN - 26
     bar = np.broadcast_to(confidence_colours(np.linspace(0, 1, width)), (10, width, 3))
@@ -172,16 +172,8 @@ def _draw_legend(canvas: Image.Image, count: int, subtitle: str) -> None:
         pen.text((right - width * (1 - value), top + 13), f"{value:g}", _FAINT, font=font, anchor=anchor)
     label = "confidence"
     pen.text((right - width - 10, top + 5), label, _FAINT, font=font, anchor="rm")
-    text = f"{count} match{'' if count == 1 else 'es'}" + (f", {subtitle}" if subtitle else "")
+    text = f"{count} match{'' if count == 1 else 'es'}"
     room = right - width - 20 - pen.textlength(label, font=font) - _MARGIN
-    while text and pen.textlength(text, font=font) > room:
-        text = text[:-2].rstrip("…") + "…" if len(text) > 4 else ""
-    pen.text((_MARGIN, top + 5), text, _FAINT, font=font, anchor="lm")
-
-
-@functools.lru_cache(maxsize=4)
-def _font(size: int) -> Any:
-    try:
-        return ImageFont.load_default(size)
-    except (ImportError, OSError):  # a Pillow without FreeType has one small bitmap font
-        return ImageFont.load_default()
+    line = fit_line(f"{text}, {subtitle}" if subtitle else text, 13, room) or fit_line(text, 13, room)
+    if line is not None and line.width <= room:
+        line.draw(pen, (_MARGIN, top + 10), _FAINT)

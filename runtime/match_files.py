@@ -144,7 +144,7 @@ def run_pairs(
     """
     report = Report() if report is None else report
     selection = selection or Selection()
-    rows = read_pairs(pairs)
+    rows = read_pairs(pairs, keep_bad=True)
     for folder in folders.written():
         make_folder(folder)
     named = [_pair_outputs(folders, row, number, len(rows)) for number, row in enumerate(rows, start=1)]
@@ -154,16 +154,19 @@ def run_pairs(
         on_rows(len(rows))
     start = time.perf_counter()
     results = matcher.match_many(
-        ((row.a, row.b) for row in rows),
+        ((row.a, row.b) for row in rows if row.problem is None),
         batch_size=batch_size,
         workers=workers,
         streams=streams,
         forward_backward=selection.max_forward_backward is not None,
         return_errors=True,
     )
-    for row, outputs, result in zip(rows, named, results, strict=True):
+    for row, outputs in zip(rows, named, strict=True):
         report.pairs += 1
         try:
+            if row.problem is not None:
+                raise InputError(row.problem)
+            result = next(results)
             if isinstance(result, CatsError):
                 raise result
             document = _finish(matcher, result, row.a, row.b, outputs, row.points_of_a(), selection)

@@ -12,7 +12,6 @@ import signal
 import sys
 import threading
 import traceback
-import unicodedata
 from typing import Annotated, Any
 
 import typer
@@ -31,10 +30,10 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from cats.core.errors import BackendError, CatsError
+from cats.core.text import plain
 
 _PIPE = 240  # columns of a table that no terminal limits
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-_REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _quiet = _verbose = False
 _signal: int | None = None  # that ended the command
 
@@ -45,16 +44,6 @@ for _name in ("stdout", "stderr"):  # closed by the caller, as some services do
 # Without emoji, which rich would put for the ":x:" of a path or a message.
 stderr = Console(stderr=True, highlight=False, emoji=False)
 stdout = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE)
-
-
-def plain(text: str) -> str:
-    r"""Text that only shows: control characters, terminal sequences, marks of writing direction and undecodable bytes
-    of file names appear as ``\x1b``, ``\u202e``, ``\udcff``."""
-    return "".join(ascii(char)[1:-1] if _is_control(char) else char for char in text)
-
-
-def _is_control(char: str) -> bool:
-    return char in _REORDERING or (char != "\n" and unicodedata.category(char) in ("Cc", "Cs"))
 
 
 def note(message: str) -> None:

@@ -27,7 +27,7 @@ def as_points(points: ArrayLike) -> Floats:
     """Return points as float64 (N, 2), refusing other shapes and non-finite values with an :class:`InputError`."""
     try:
         array = np.asarray(points, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"points must be numbers, shape (N, 2): {error}") from error
     if array.size == 0:
         return np.zeros((0, 2))

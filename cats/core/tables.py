@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,14 @@ from typing import Any
 import numpy as np
 
 from cats.core.errors import InputError
+from cats.core.files import read_bytes
 from cats.core.geometry import Floats, as_points
+from cats.core.json_text import read_json
 
-_MAX_BYTES = 256 << 20
+MAX_ROWS = 1_000_000
+"""Most pairs of a table, and points of a file."""
+
+_MAX_BYTES = 128 << 20
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class PairRow:
         cells: column -> text without surrounding blanks, ``""`` where the row has none.
         line: line number in the file, from 1.
         folder: folder of the CSV, to which paths in it are relative.
+        problem: what is wrong with the row, where it cannot be used.
     """
 
     a: Path
@@ -34,6 +39,7 @@ class PairRow:
     cells: Mapping[str, str]
     line: int
     folder: Path
+    problem: str | None = None
 
     def read_points(self, *columns: str) -> Floats | None:
         """What :func:`parse_points` makes of the first of these columns that is filled; None where none is."""
@@ -46,36 +52,45 @@ class PairRow:
         return None if points is None else points[:, :2]
 
 
-def read_pairs(path: str | Path) -> list[PairRow]:
+def read_pairs(path: str | Path, *, keep_bad: bool = False) -> list[PairRow]:
     """Read a pairs CSV: columns ``a``, ``b`` and optionally ``points``; other columns are kept as text.
 
+    Args:
+        keep_bad: keep rows that lack a path or have too many fields, with their ``problem``; else they are an error.
+
     Raises:
-        InputError: unreadable, without those columns or without rows, or a row lacks a path or has too many fields.
+        InputError: unreadable, no CSV file, without those columns or without rows, too long, or a bad row; with its
+            line.
     """
     file = Path(path)
+    reader = csv.DictReader(io.StringIO(_read_text(file), newline=""), skipinitialspace=True, strict=True)
+    rows: list[PairRow] = []
     try:
-        reader = csv.DictReader(io.StringIO(_read_text(file), newline=""), skipinitialspace=True, strict=True)
         columns = [name.strip() for name in reader.fieldnames or []]
         reader.fieldnames = columns
         missing = {"a", "b"} - set(columns)
         if missing:
-            raise InputError(f"{file} has no column {' and '.join(sorted(missing))} (its first line is {columns})")
-        rows = []
+            shown = [name[:40] for name in columns[:10]]
+            raise InputError(f"{file} has no column {' and '.join(sorted(missing))} (its first line is {shown})")
         for row in reader:
-            where = f"{file}, line {reader.line_num}"
-            if None in row:
-                raise InputError(f"{where} has more fields than the header; put points in quotes")
-            cells = {name: (text or "").strip() for name, text in row.items()}
-            if not cells["a"] or not cells["b"]:
-                raise InputError(f"{where}: a row needs both a and b")
-            rows.append(
-                PairRow(file.parent / cells["a"], file.parent / cells["b"], cells, reader.line_num, file.parent)
-            )
+            if len(rows) == MAX_ROWS:
+                raise InputError(f"{file} holds more than {MAX_ROWS:,} pairs: split it")
+            rows.append(_read_row(row, reader.line_num, file.parent))
+            if rows[-1].problem is not None and not keep_bad:
+                raise InputError(f"{file}, line {reader.line_num}: {rows[-1].problem}")
     except csv.Error as error:
-        raise InputError(f"{file} is not a CSV file: {error}") from error
+        raise InputError(f"{file}, line {reader.reader.line_num}: not a CSV file: {error}") from error
     if not rows:
         raise InputError(f"{file} holds no pairs")
     return rows
+
+
+def _read_row(row: dict[Any, Any], line: int, folder: Path) -> PairRow:
+    problem = "more fields than the header; put points in quotes" if None in row else None
+    cells = {name: (text or "").strip() for name, text in row.items() if name is not None}
+    if not cells["a"] or not cells["b"]:
+        problem = problem or "a row needs both a and b"
+    return PairRow(folder / cells["a"], folder / cells["b"], cells, line, folder, problem)
 
 
 def parse_points(text: str, folder: Path) -> Floats:
@@ -95,7 +110,7 @@ def parse_points(text: str, folder: Path) -> Floats:
         return read_points(folder / text)
     try:
         return _points([[float(value) for value in point.split(",")] for point in text.split(";") if point.strip()])
-    except (ValueError, InputError) as error:
+    except (ValueError, OverflowError, InputError) as error:
         raise InputError(f"points {text[:80]!r} are not x,y;x,y;... nor xa,ya,xb,yb;...: {error}") from error
 
 
@@ -111,13 +126,10 @@ def read_points(path: str | Path) -> Floats:
         InputError: unreadable, no points, or not in one of these forms; names the line of a CSV.
     """
     file = Path(path)
-    text = _read_text(file)
     try:
-        points = _points(_json_rows(text) if file.suffix.lower() == ".json" else _csv_rows(text))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} is not JSON: {error}") from error
+        points = _points(_json_rows(file) if file.suffix.lower() == ".json" else _csv_rows(_read_text(file)))
     except InputError as error:
-        raise InputError(f"{file}: {error}") from error
+        raise error if str(file) in str(error) else InputError(f"{file}: {error}") from error
     if not len(points):
         raise InputError(f"{file} holds no points")
     return points
@@ -127,15 +139,15 @@ def _points(rows: Any) -> Floats:
     """(N, 2) or (N, 4) float64, checked as :func:`cats.core.geometry.as_points` does."""
     try:
         array = np.asarray(rows, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError("points must be numbers, two or four in every row") from error
     if array.ndim == 2 and array.shape[1] == 4:
         return np.concatenate([as_points(array[:, :2]), as_points(array[:, 2:])], axis=1)
     return as_points(array)
 
 
-def _json_rows(text: str) -> Any:
-    document = json.loads(text)
+def _json_rows(file: Path) -> Any:
+    document = read_json(file)
     if not isinstance(document, dict):
         return document
     try:
@@ -147,7 +159,8 @@ def _json_rows(text: str) -> Any:
 def _csv_rows(text: str) -> list[list[float]]:
     rows: list[list[float]] = []
     named = False
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
+        line = line.rstrip("\n")
         cells = [cell.strip() for cell in line.split(",")]
         if cells == [""]:
             continue
@@ -160,16 +173,14 @@ def _csv_rows(text: str) -> list[list[float]]:
             raise InputError(f"line {number}: {line[:80]!r} is not x,y") from error
         if len(row) not in (2, 4) or (rows and len(row) != len(rows[0])):
             raise InputError(f"line {number}: {line[:80]!r} is not x,y, nor xa,ya,xb,yb throughout")
+        if len(rows) == MAX_ROWS:
+            raise InputError(f"line {number}: more than {MAX_ROWS:,} points")
         rows.append(row)
     return rows
 
 
 def _read_text(file: Path) -> str:
     try:
-        if file.stat().st_size > _MAX_BYTES:
-            raise InputError(f"{file} is larger than {_MAX_BYTES >> 20} MiB")
-        return file.read_text("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}") from error
+        return read_bytes(file, limit=_MAX_BYTES, what="table").decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not a text file in UTF-8") from error

@@ -13,8 +13,9 @@ from rich.text import Text
 
 from cats import __version__
 from cats.assets import asset
-from cats.core.console import execute, new_app, plain, print_json, stdout
+from cats.core.console import execute, new_app, print_json, stdout
 from cats.core.errors import BackendError, CatsError, require
+from cats.core.text import plain
 from cats.runtime.backends import BACKENDS
 from cats.runtime.backends.ort_providers import (
     PROVIDERS,

@@ -94,7 +94,8 @@ def test_unknown_command(cats: Command) -> None:
 
 
 def test_names_are_text(capsys: pytest.CaptureFixture) -> None:
-    from cats.core.console import note, plain, stdout, table
+    from cats.core.console import note, stdout, table
+    from cats.core.text import plain
 
     assert plain("a\x1b[31mb\x07\u202ec\udcff") == r"a\x1b[31mb\x07\u202ec\udcff"
     assert plain("кот 猫 γάτα 👩‍🚀\n") == "кот 猫 γάτα 👩‍🚀\n"

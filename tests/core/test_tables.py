@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cats.core.errors import InputError
-from cats.core.tables import read_pairs, read_points
+from cats.core.tables import parse_points, read_pairs, read_points
 
 
 @pytest.mark.parametrize(
@@ -33,7 +35,7 @@ def test_points_in_both_forms(tmp_path: Path, name: str, text: str) -> None:
         ("p.json", b"[[1, 2], [3]]", r"p\.json: points must be numbers"),
         ("p.json", b'{"x": 1}', r"p\.json: an object without the matches"),
         ("p.json", b'{"matches": [{"a": [1, 2]}]}', r"p\.json: an object without the matches"),
-        ("p.json", b"[[1, NaN]]", r"p\.json: point 0 is .*finite"),
+        ("p.json", b"[[1, NaN]]", r"p\.json is not JSON: NaN is not a finite number"),
         ("p.json", b"[]", "holds no points"),
         ("p.json", b"[" * 100_000, r"p\.json is not JSON"),
         ("p.csv", b"1,2\n3;4\n", r"p\.csv: line 2: '3;4' is not x,y"),
@@ -94,7 +96,7 @@ def test_pairs_are_relative_to_the_file(tmp_path: Path) -> None:
         ("", "no column a and b"),
         ("a,b\nx.jpg\n", "line 2: a row needs both a and b"),
         ("a,b\nx.jpg,\n", "line 2: a row needs both a and b"),
-        ("a,b,points\nx.jpg,y.jpg,1,2\n", "line 2 has more fields than the header; put points in quotes"),
+        ("a,b,points\nx.jpg,y.jpg,1,2\n", "line 2: more fields than the header; put points in quotes"),
         ('a,b\nx.jpg,"y.jpg\n', "not a CSV file"),
     ],
 )
@@ -110,3 +112,54 @@ def test_points_of_a_are_taken_from_correspondences(tmp_path: Path) -> None:
     np.testing.assert_array_equal(rows[0].points_of_a(), [[1, 2], [3, 4]])
     with pytest.raises(InputError, match=r"'1,2,3,4;5,6' are not .* two or four in every row"):
         rows[1].points_of_a()
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.json"])
+def test_numbers_that_no_float_holds(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(f"[[1{'0' * 400},1]]" if name == "p.json" else f"1{'0' * 400},1\n")
+    with pytest.raises(InputError, match=rf"{name}"):
+        read_points(tmp_path / name)
+    with pytest.raises(InputError, match="points '1000"):
+        parse_points("1" + "0" * 400 + ",1", tmp_path)
+
+
+@pytest.mark.parametrize("read", [read_pairs, read_points])
+def test_files_without_an_end_are_not_read(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    (tmp_path / "p.csv").symlink_to("/dev/zero")
+    (tmp_path / "q.json").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.csv")
+    with open(tmp_path / "sparse.csv", "wb") as handle:
+        handle.truncate(1 << 40)
+    for name, text in (("p.csv", "a device"), ("q.json", "a device"), ("pipe.csv", "a pipe"), ("sparse.csv", "limit")):
+        with pytest.raises(InputError, match=rf"{name}.*{text}"):
+            read(tmp_path / name)
+    for name in ("a\0.csv", "\ud800.csv"):
+        with pytest.raises(InputError, match="no file can have this name"):
+            read(tmp_path / name)
+
+
+def test_a_bad_row_has_its_line_and_can_be_kept(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text('a,b\nx.jpg,\nx.jpg,y.jpg\n"x\n.jpg",y.jpg,1,2\n')
+    with pytest.raises(InputError, match=r"p.csv, line 2: a row needs both"):
+        read_pairs(path)
+    rows = read_pairs(path, keep_bad=True)
+    assert [(row.line, row.problem and row.problem[:15]) for row in rows] == [
+        (2, "a row needs bot"),
+        (3, None),
+        (5, "more fields tha"),
+    ]
+    path.write_text('a,b\nx.jpg,y.jpg\nx.jpg,"y"z\n')
+    with pytest.raises(InputError, match=r"p.csv, line 3: not a CSV file"):
+        read_pairs(path, keep_bad=True)
+
+
+def test_tables_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cats.core.tables.MAX_ROWS", 2)
+    path = tmp_path / "p.csv"
+    path.write_text("a,b\n" + "x.jpg,y.jpg\n" * 3)
+    with pytest.raises(InputError, match="more than 2 pairs"):
+        read_pairs(path)
+    path.write_text("1,2\n" * 3)
+    with pytest.raises(InputError, match="line 3: more than 2 points"):
+        read_points(path)

@@ -9,6 +9,7 @@ from PIL import Image
 from cats.core.errors import InputError
 from cats.runtime import Match
 from cats.runtime.draw import confidence_colours, draw_matches
+from cats.runtime.fonts import fit_line
 from cats.runtime.overlay import overlay
 
 GREY = (128, 128, 128)
@@ -100,3 +101,37 @@ def test_overlay_shows_b_where_it_is_sure() -> None:
     assert np.abs(result[80, 150] - (100, 0, 100)).max() <= 1
     with pytest.raises(InputError, match="size of image a"):
         overlay(match, a, b.resize((10, 10)))
+
+
+def captions(names: tuple[str, str], subtitle: str = "x") -> np.ndarray:
+    point = [[20.0, 20.0]]
+    images = [Image.new("RGB", (400, 300), GREY)] * 2
+    return np.asarray(draw_matches(*images, point, point, [1.0], names=names, subtitle=subtitle))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("cup.jpg", "hat.jpg"), ("кот.jpg", "дом.jpg"), ("γάτα.jpg", "σπίτι.jpg"), ("猫.jpg", "犬.jpg")]
+)
+def test_names_that_differ_look_different_or_are_left_out(one: str, other: str) -> None:
+    drawn = captions((one, "b"))
+    if all(fit_line(name, 15, 400) for name in (one, other)):
+        assert not np.array_equal(drawn, captions((other, "b")))
+    else:
+        np.testing.assert_array_equal(drawn, captions(("a", "b")))
+
+
+def test_a_name_that_no_font_writes_is_left_out() -> None:
+    unknown = "\U000f1234\U0010abcd"  # private use
+    assert fit_line(unknown, 15, 400) is None
+    np.testing.assert_array_equal(captions((unknown, "b")), captions(("a", "b")))
+    np.testing.assert_array_equal(captions(("a", "b"), unknown), captions(("a", "b"), ""))
+
+
+def test_control_characters_are_written_out_and_long_names_cut() -> None:
+    line = fit_line("\x1b[31mred\n.jpg", 15, 400)
+    assert line is not None
+    assert "".join(text for text, _ in line.parts) == r"\x1b[31mred\n.jpg"
+    cut = fit_line("long name " * 20, 15, 200)
+    assert cut is not None
+    assert cut.width <= 200
+    assert cut.parts[-1][0].endswith("…")
