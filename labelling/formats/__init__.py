@@ -114,7 +114,6 @@ def choose_format(path: Path, name: str | None = None, like: Format | None = Non
         chosen = found
     if chosen is FORMATS["yolo"]:
         yolo.check_folder(path)
-        check_destination(path.parent / f".{path.name}.tmp")
     else:
         check_destination(path, chosen.suffixes)
     return chosen

@@ -8,6 +8,7 @@ objects one row with nothing but the photo.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,8 @@ def read(path: Path, root: Path, notes: list[str]) -> Annotations:
         first = next((rows[0] for rows in objects.values()), {})
         with naming(name):
             size = folder.measure(file, _size(first))
+            for (number_, category), of in objects.items():
+                _check_rows(number_ or "1", category, keypoints[category], of)
             annotations = [
                 _annotation(category, tuple(keypoints[category]), of) for (_, category), of in objects.items()
             ]
@@ -127,6 +130,17 @@ def _annotation(category: str, names: tuple[str, ...], rows: list[_Row]) -> Anno
         probability=np.array([sure.get(name, 0.0) for name in names]) if sure else None,
         score=number(score, "score") if score else None,
     )
+
+
+def _check_rows(number_: str, category: str, names: Iterable[str], rows: list[_Row]) -> None:
+    """An object has a row of every keypoint or of none: with other names it is labelled for something else."""
+    listed = {row["keypoint"] for row in rows if row.get("keypoint")}
+    missing = [name for name in names if name not in listed]
+    if listed and missing:
+        raise InputError(
+            f"object {number_} ({category}) has no row of the keypoint {missing[0]}, which others have; "
+            "where it cannot be seen, x and y are empty"
+        )
 
 
 def _box(row: _Row) -> Box | None:

@@ -87,14 +87,27 @@ def write(annotations: Annotations, path: Path, root: Path) -> list[str]:
     return notes
 
 
-def check_folder(path: Path) -> None:
-    """Raise :class:`InputError` where a data set would replace something else than one of our own."""
+def check_folder(path: Path, *, force: bool = True) -> None:
+    """Refuse a folder that a data set cannot be written to.
+
+    Args:
+        force: whether a data set that this module wrote may be replaced.
+
+    Raises:
+        InputError: there is a file, somebody else's folder, or no folder around it.
+    """
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise InputError(f"cannot write the folder {path}: it is a file or link")
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: the folder {path.parent} does not exist")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"cannot write {path}: no permission to write in {path.parent}")
     if path.is_dir() and any(path.iterdir()):
         config = path / "data.yaml"
         if not config.is_file() or not config.read_bytes().startswith(_MARK.encode()):
             raise InputError(f"{path} is a folder that cats label did not make: choose another name, or remove it")
+        if not force:
+            raise InputError(f"{path} exists already: give --force to replace it, or another name")
 
 
 def _fill(folder: Path, annotations: Annotations, names: dict[Path, str]) -> None:

@@ -51,7 +51,9 @@ function drawPoints(svg, points, category, options) {
   }
   if (options.box) {
     const [x, y, w, h] = options.box;
-    draw("rect", { x, y, width: w, height: h, fill: "none", stroke: "#fff", "stroke-width": unit * 0.25, class: "off" }, svg);
+    const place = { x, y, width: w, height: h, fill: "none" };
+    draw("rect", { ...place, stroke: "#0008", "stroke-width": unit * 0.5 }, svg);
+    draw("rect", { ...place, stroke: "#fff", "stroke-width": unit * 0.25 }, svg);
   }
   const seen = (k) => points[k] && points[k].x !== null && points[k].v > 0;
   for (const [from, to] of category?.skeleton ?? []) {
@@ -152,7 +154,7 @@ function refresh(card) {
   if (item.sameKind !== null) parts.push(`same kind ${item.sameKind.toFixed(2)}`);
   card.summary.textContent = parts.join(" · ");
   const chosen = cards[here] === card ? card.chosen : -1;
-  drawPoints(card.svg, card.points, category, { size: item.size, chosen, grips: true, polygons: item.polygons });
+  drawPoints(card.svg, card.points, category, { ...item, chosen, grips: true });
   if (card.reference) drawPoints(card.reference.svg, card.reference.points, category, { ...card.reference, chosen });
   card.list.replaceChildren(
     ...card.points.map((point, k) => {

@@ -1,0 +1,420 @@
+"""``cats label``: what it promises around the labelling itself, whose results a stand-in makes up; once the model."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from bad_images import truncated_jpeg
+from commands import Command, runner
+from labels import DUCK, SIZES, full_annotations, make_photos
+from PIL import Image
+
+from cats.assets import asset
+from cats.core.errors import CatsError
+from cats.core.images import image_size, read_image
+from cats.labelling import cli
+from cats.labelling.annotations import AnnotatedPhoto, Annotation, Annotations, Category
+from cats.labelling.formats import read_annotations, write_annotations
+from cats.labelling.label import LabelledPhoto
+
+NAMES = ["car_1.png", "duck_1.png", "duck_2.png", "other_1.png"]
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """``refs/refs.json`` with its photos, and ``photos/`` with two ducks, a car and something else."""
+    monkeypatch.chdir(tmp_path)
+    make_photos(tmp_path / "refs")
+    write_annotations(full_annotations(tmp_path / "refs"), tmp_path / "refs" / "refs.json")
+    (tmp_path / "photos").mkdir()
+    for seed, name in enumerate(NAMES):
+        noise = np.random.default_rng(seed).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "photos" / name)
+    return tmp_path
+
+
+class StandIn:
+    """Labels by file name: ``duck_1`` is a duck, ``other`` is nothing; stops with an error before the nth photo."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self.stop_before: int | None = None
+        self.settings: dict[str, Any] = {}
+
+    def __call__(
+        self, references: Annotations, photos: Any, matcher: Any, *, on_photo: Callable[[], None], **settings: Any
+    ) -> Iterator[LabelledPhoto]:
+        self.settings = settings
+        for path, category in photos:
+            if self.stop_before is not None and len(self.seen) >= self.stop_before:
+                raise KeyboardInterrupt
+            self.seen.append(path.name)
+            on_photo()
+            try:
+                yield self.label(references, path, category, settings["min_probability"])
+            except CatsError as error:
+                yield LabelledPhoto(path, (0, 0), category, error=str(error))
+
+    @staticmethod
+    def label(references: Annotations, path: Path, category: str | None, least: float) -> LabelledPhoto:
+        read_image(path)
+        category = category or path.stem.partition("_")[0]
+        photo, first = next(references.objects(category if category in ("duck", "car") else None))
+        sure = np.linspace(0.3, 0.95, len(first.points)) + 1 / 3000
+        points = np.random.default_rng(len(path.name)).uniform(1, 50, (len(first.points), 2))
+        return LabelledPhoto(
+            path,
+            image_size(path),
+            first.category,
+            points,
+            sure,
+            np.where(sure >= least, 2, 0),
+            0.1 if category == "other" else 0.9,
+            (1.0, 2.0, 30.0, 20.0 + 1 / 3),
+            reference=photo.path,
+        )
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    made = StandIn()
+    monkeypatch.setattr(cli, "label_photos", made)
+    backend = SimpleNamespace(describe=lambda: "stand-in")
+    monkeypatch.setattr(
+        cli, "open_for_labelling", lambda *_, **__: contextlib.nullcontext(SimpleNamespace(backend=backend))
+    )
+    return made
+
+
+@pytest.fixture
+def label(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Command:
+    return runner(cli.main, "cats label", monkeypatch, capsys)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_coco_in_coco_out(label: Command, work: Path, stand_in: StandIn) -> None:
+    done = label("refs/refs.json", "photos/", "-o", "out.json")
+    assert done.code == 0, done.err
+    assert "3 labelled objects of car, duck; 4 photos" in done.err
+    assert "of 4 from the references that fit best" in done.err
+    found = read_annotations("out.json")
+    assert found.categories == (DUCK, full_annotations(work).categories[1])
+    assert [photo.path.name for photo in found.photos] == NAMES
+    assert [[a.category for a in photo.annotations] for photo in found.photos] == [["car"], ["duck"], ["duck"], []]
+    assert found.photos[1].annotations[0].visibility.tolist() == [0, 2, 2]
+    assert "not this object: 1 photos\n  photos/other_1.png" in done.out
+    assert "points not labelled: 3 photos\n  photos/car_1.png: wheel 0.30" in done.out
+    assert files(work).keys() == {
+        *(f"refs/{name}" for name in (*SIZES, "refs.json")),
+        *(f"photos/{name}" for name in NAMES),
+        "out.json",
+    }
+    assert stand_in.settings == {"looks": 2, "through": 0, "min_probability": 0.5, "streams": None}
+
+
+def test_with_the_model_that_ships(label: Command, tmp_path: Path) -> None:
+    for folder in ("refs", "photos"):
+        (tmp_path / folder).mkdir()
+    shutil.copy(asset("astronaut.jpg"), tmp_path / "refs")
+    for name in ("grace_hopper.jpg", "astronaut.jpg"):
+        shutil.copy(asset(name), tmp_path / "photos")
+    points = np.array(json.loads(asset("astronaut.json").read_text()))
+    category = Category("face", tuple(f"p{k}" for k in range(len(points))))
+    photo = AnnotatedPhoto(
+        tmp_path / "refs/astronaut.jpg", image_size(asset("astronaut.jpg")), (Annotation("face", points),)
+    )
+    write_annotations(Annotations((category,), (photo,)), tmp_path / "refs/refs.json")
+    output = tmp_path / "out.json"
+    done = label(tmp_path / "refs/refs.json", tmp_path / "photos", "-o", output, "--min-probability", 0)
+    assert done.code == 0, done.err
+    itself, other = read_annotations(output).photos
+    assert itself.path.name == "astronaut.jpg"
+    assert other.annotations, "a portrait is the same kind as a portrait"
+    distance = np.linalg.norm(itself.annotations[0].points - points, axis=1)
+    assert np.median(distance) < 0.1 * np.ptp(points, axis=0).max(), "a photo is like itself"
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_an_interrupted_run_goes_on(label: Command, work: Path, stand_in: StandIn, torn: bool) -> None:
+    assert label("refs/refs.json", "photos", "-o", "whole.json").code == 0
+    stand_in.seen, stand_in.stop_before = [], 2
+    stopped = label("refs/refs.json", "photos", "-o", "out.json")
+    assert stopped.code == 130
+    assert not Path("out.json").exists()
+    kept = work / ".out.json.progress"
+    assert len(kept.read_text().splitlines()) == 3
+    if torn:
+        kept.write_bytes(kept.read_bytes()[:-20])
+    stand_in.seen, stand_in.stop_before = [], None
+    done = label("refs/refs.json", "photos", "-o", "out.json")
+    assert stand_in.seen == (NAMES[1:] if torn else NAMES[2:])
+    assert f"{1 if torn else 2} photos were labelled before" in done.err
+    assert Path("out.json").read_bytes() == Path("whole.json").read_bytes()
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize("change", ["option", "references", "photo"])
+def test_results_of_another_run_are_not_used(label: Command, work: Path, stand_in: StandIn, change: str) -> None:
+    stand_in.stop_before = 3
+    label("refs/refs.json", "photos", "-o", "out.json")
+    stand_in.seen, stand_in.stop_before = [], None
+    options: list[object] = []
+    if change == "option":
+        options = ["--min-probability", 0.9]
+    elif change == "references":
+        document = json.loads(Path("refs/refs.json").read_text())
+        document["annotations"][0]["keypoints"][0] += 1
+        Path("refs/refs.json").write_text(json.dumps(document))
+    else:
+        Image.new("RGB", (90, 60), "red").save("photos/duck_1.png")
+    label("refs/refs.json", "photos", "-o", "out.json", *options)
+    assert stand_in.seen == (["duck_1.png", "other_1.png"] if change == "photo" else NAMES)
+
+
+def test_bad_photos_are_named_and_the_others_go_on(label: Command, work: Path, stand_in: StandIn) -> None:
+    (work / "photos" / "a_cut.jpg").write_bytes(truncated_jpeg())
+    (work / "photos" / "notes.txt").write_text("no photo")
+    done = label("refs/refs.json", "photos", "-o", "out.json")
+    assert "1 of 5 photos could not be labelled" in done.error
+    assert "a_cut.jpg" in done.err
+    assert "1 other files skipped" in done.err
+    assert [photo.path.name for photo in read_annotations("out.json").photos] == NAMES
+
+
+def test_categories_from_folders_and_a_table(label: Command, work: Path, stand_in: StandIn) -> None:
+    for name, folder in (("car_1.png", "Car"), ("other_1.png", "mixed/duck/big")):
+        (work / "photos" / folder).mkdir(parents=True)
+        (work / "photos" / name).rename(work / "photos" / folder / name)
+    (work / "kinds.csv").write_text("photo,category\nphotos/duck_1.png,car\n")
+    done = label("refs/refs.json", "photos", "-o", "out.json", "--categories", "kinds.csv", "--json")
+    assert "of 1 photos from the table, of 2 from their folder, of 1 from the references" in done.err
+    summary = {entry["photo"]: entry["category"] for entry in json.loads(done.out)["photos"]}
+    assert summary == {
+        "photos/Car/car_1.png": "car",
+        "photos/duck_1.png": "car",
+        "photos/duck_2.png": "duck",
+        "photos/mixed/duck/big/other_1.png": "duck",
+    }
+
+
+def test_photos_that_are_references_keep_their_labels(label: Command, work: Path, stand_in: StandIn) -> None:
+    shutil.copytree("refs", "all")
+    shutil.copytree("photos", "all/new")
+    done = label("all/refs.json", "all", "-o", "all/out.json")
+    assert done.code == 0, done.err
+    assert "2 of the photos are references" in done.err
+    found = {photo.path.name: photo for photo in read_annotations("all/out.json").photos}
+    assert found["a.png"].annotations[0].points[0].tolist() == [10.5, 20.25]
+    assert set(stand_in.seen) == {*NAMES, "ü.jpg"}
+
+
+def test_photos_elsewhere_need_a_root(label: Command, work: Path, stand_in: StandIn) -> None:
+    (work / "results").mkdir()
+    done = label("refs/refs.json", "photos", "-o", "results/out.json")
+    assert f"file names in it are relative to {work / 'photos'}" in done.err
+    assert read_annotations("results/out.json", root="photos").photos[0].path.name == NAMES[0]
+    again = label("results/out.json", "photos", "-o", "results/more.json", "--root", "photos")
+    assert "3 of the photos are references" in again.err
+
+
+def test_lists_of_photos(label: Command, work: Path, stand_in: StandIn) -> None:
+    (work / "list.txt").write_text("# two of them\nphotos/duck_2.png\n\nphotos/car_1.png\n")
+    assert label("refs/refs.json", "list.txt", "photos/duck_1.png", "-o", "out.json").code == 0
+    assert stand_in.seen == ["duck_2.png", "car_1.png", "duck_1.png"]
+
+
+@pytest.mark.parametrize("output", ["out.csv", "out.xml", "out.tps", "out"])
+def test_the_suffix_says_the_format(label: Command, work: Path, stand_in: StandIn, output: str) -> None:
+    done = label("refs/refs.json", "photos", "-o", output, "--review", "sheet.html")
+    assert done.code == 0, done.err
+    assert len(read_annotations(output).photos) == 4
+    assert "cannot hold" in done.err
+    assert "duck_1.png" in Path("sheet.html").read_text()
+    assert "exists already" in label("refs/refs.json", "photos", "-o", output).error
+    assert label("refs/refs.json", "photos", "-o", output, "--force").code == 0
+
+
+def test_the_format_of_the_references_is_kept(label: Command, work: Path, stand_in: StandIn) -> None:
+    write_annotations(full_annotations(work / "refs"), work / "refs" / "tasks.json", format="label-studio")
+    label("refs/tasks.json", "photos", "-o", "out.json")
+    assert json.loads(Path("out.json").read_text())[0]["data"]["image"].startswith("/data/local-files/?d=")
+    label("refs/tasks.json", "photos", "-o", "out.json", "--format", "coco", "--force")
+    assert "images" in json.loads(Path("out.json").read_text())
+
+
+def change(path: str, edit: Callable[[Any], None]) -> None:
+    document = json.loads(Path(path).read_text())
+    edit(document)
+    Path(path).write_text(json.dumps(document))
+
+
+def set_keypoints(values: list[float]) -> Callable[[Any], None]:
+    return lambda document: document["annotations"][0].update(keypoints=values)
+
+
+BOMB = '<!DOCTYPE a [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]><annotations>&b;</annotations>'
+CSV = "photo,object,category,keypoint,x,y\n"
+NOT_OUTPUT = ["refs/refs.json", "photos", "-o"]
+USUAL = [*NOT_OUTPUT, "out.json"]
+
+
+def _edit(edit: Callable[[Any], None]) -> Callable[[], None]:
+    return lambda: change("refs/refs.json", edit)
+
+
+def _write(path: str, text: str) -> Callable[[], None]:
+    def write() -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(text)
+
+    return write
+
+
+def _huge() -> None:
+    with open("refs/refs.json", "r+b") as handle:
+        handle.truncate(1 << 30)
+
+
+def _no_objects(document: Any) -> None:
+    document["annotations"] = []
+
+
+BAD: dict[str, tuple[Callable[[], None], list[str], str]] = {
+    "no references": (lambda: None, ["none.json", "photos", "-o", "out.json"], "none.json does not exist"),
+    "missing photo": (lambda: Path("refs/a.png").unlink(), USUAL, "refs.json: the photo a.png is not in refs"),
+    "name leads out": (
+        _edit(lambda d: d["images"][0].update(file_name="../photos/duck_1.png")),
+        USUAL,
+        "does not lead into",
+    ),
+    "absolute name": (
+        _edit(lambda d: d["images"][0].update(file_name="/etc/hostname")),
+        USUAL,
+        "does not lead into refs",
+    ),
+    "other size": (
+        _edit(lambda d: d["images"][0].update(width=99)),
+        USUAL,
+        "are for 99x80 pixels, the photo has 100x80",
+    ),
+    "point outside": (
+        _edit(set_keypoints([150, 9, 2] * 3)),
+        USUAL,
+        "a.png, object 1 (duck): keypoint 1 at (150, 9) lies outside",
+    ),
+    "point not finite": (_edit(set_keypoints([1e999, 9, 2] * 3)), USUAL, "refs.json is not JSON: Infinity"),
+    "too few numbers": (
+        _edit(set_keypoints([1, 9, 2])),
+        USUAL,
+        "3 numbers of keypoints, not x, y, v for the 3 of duck",
+    ),
+    "without points": (_edit(set_keypoints([0] * 9)), USUAL, "a.png, object 1 (duck) is a reference without points"),
+    "no labels": (_edit(_no_objects), USUAL, "no photo in it has labels"),
+    "no such category": (_edit(lambda d: d["annotations"][0].update(category_id=7)), USUAL, "there is no category 7"),
+    "category twice": (_edit(lambda d: d["categories"][1].update(name="duck")), USUAL, "two categories are named duck"),
+    "words for numbers": (_edit(set_keypoints(["x"] * 9)), USUAL, "refs.json: annotations[0].keypoints"),
+    "other keypoints": (
+        _write("refs/refs.csv", f"{CSV}a.png,1,duck,beak,1,1\nsub/b c.png,1,duck,nose,2,2\n"),
+        ["refs/refs.csv", "photos", "-o", "out.csv"],
+        "refs.csv: a.png: object 1 (duck) has no row of the keypoint nose",
+    ),
+    "other landmarks": (
+        _write("refs/refs.tps", "LM=1\n1 2\nIMAGE=a.png\nID=0\nLM=2\n1 2\n3 4\nIMAGE=sub/b c.png\nID=1\n"),
+        ["refs/refs.tps", "photos", "-o", "out.tps"],
+        "refs.tps: specimen of line 5: 2 landmarks, the ones before have 1",
+    ),
+    "not JSON": (_write("refs/refs.json", "{"), USUAL, "refs.json is not JSON"),
+    "deep JSON": (_write("refs/refs.json", "[" * 100_000), USUAL, "refs.json is not JSON"),
+    "1 GB JSON": (_huge, USUAL, "refs.json is 1024 MiB large"),
+    "not text": (lambda: shutil.copy("refs/a.png", "refs/refs.json"), USUAL, "refs.json is not a text file"),
+    "XML bomb": (
+        _write("refs/refs.xml", BOMB),
+        ["refs/refs.xml", "photos", "-o", "out.xml"],
+        "refs.xml: it defines entities",
+    ),
+    "not CVAT": (_write("refs/refs.xml", "<a/>"), ["refs/refs.xml", "photos", "-o", "out.xml"], "its root is <a>"),
+    "YAML bomb": (
+        _write("set/data.yaml", "a: &a [x, x]\nnames: [*a, *a]\n"),
+        ["set", "photos", "-o", "out.json"],
+        "data.yaml is not YAML: it has aliases",
+    ),
+    "unknown suffix": (lambda: None, [*NOT_OUTPUT, "out.pickle"], "no format of label files has the suffix .pickle"),
+    "unknown format": (lambda: None, [*USUAL, "--format", "voc"], "unknown format 'voc': there are coco, csv"),
+    "format of another suffix": (lambda: None, [*USUAL, "--format", "cvat"], "its name must end in .xml"),
+    "no photos": (lambda: shutil.rmtree("photos"), USUAL, "photos does not exist"),
+    "empty folder": (lambda: [p.unlink() for p in Path("photos").iterdir()] and None, USUAL, "no photo in photos"),
+    "empty list": (
+        _write("list.txt", "#\n"),
+        ["refs/refs.json", "list.txt", "-o", "out.json"],
+        "list.txt lists no photos",
+    ),
+    "into the references": (
+        lambda: None,
+        [*NOT_OUTPUT, "refs/refs.json"],
+        "cannot write refs/refs.json: it is read",
+    ),
+    "through a link": (
+        lambda: Path("out.json").symlink_to("refs/refs.json"),
+        USUAL,
+        "cannot write out.json: it is read",
+    ),
+    "sheet over labels": (
+        lambda: None,
+        [*NOT_OUTPUT, "out.json", "--review", "out.json"],
+        "its name must end in .html",
+    ),
+    "no such folder": (lambda: None, [*NOT_OUTPUT, "no/out.json"], "the folder no does not exist"),
+    "another's folder": (lambda: None, [*NOT_OUTPUT, "photos", "--format", "yolo"], "did not make"),
+    "table of others": (
+        _write("kinds.csv", "photo,category\nx.png,duck\n"),
+        [*USUAL, "--categories", "kinds.csv"],
+        "x.png is not among",
+    ),
+    "table of no category": (
+        _write("kinds.csv", "photo,category\nphotos/duck_1.png,cow\n"),
+        [*USUAL, "--categories", "kinds.csv"],
+        "kinds.csv, row 2: no reference is of the category 'cow'",
+    ),
+    "table without columns": (
+        _write("kinds.csv", "a,b\n"),
+        [*USUAL, "--categories", "kinds.csv"],
+        "no columns photo and category",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(label: Command, work: Path, stand_in: StandIn, case: str) -> None:
+    prepare, arguments, text = BAD[case]
+    prepare()
+    before = {path: path.stat().st_mtime_ns for path in work.rglob("*")}
+    done = label(*arguments)
+    assert text in done.error
+    assert {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.exists()}.keys() == before.keys()
+    assert not stand_in.seen, "it is refused before the work"
+
+
+def test_nothing_is_written_where_no_photo_could_be_labelled(label: Command, work: Path, stand_in: StandIn) -> None:
+    for path in (work / "photos").iterdir():
+        path.write_bytes(truncated_jpeg())
+    done = label("refs/refs.json", "photos", "-o", "out.json")
+    assert "none of the 4 photos could be labelled" in done.error
+    assert not Path("out.json").exists()
+
+
+def test_help_has_examples(label: Command) -> None:
+    done = label("--help")
+    assert done.code == 0
+    for text in ("--review", "--min-probability", "--categories", "cats label refs/refs.json photos/ -o labels.json"):
+        assert text in done.out
