@@ -91,10 +91,19 @@ def multipart(fields: dict[str, Any]) -> tuple[bytes, str]:
 
 
 @contextmanager
-def serving(*arguments: object, ready: bool = True, **environment: str) -> Iterator[Server]:
-    """Run ``cats serve`` on a free port until the block ends."""
-    command = [sys.executable, "-m", "cats.serving.commands.serve", "--port", "0", *map(str, arguments)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
+def serving(
+    *arguments: object, ready: bool = True, command: list[str] | None = None, cwd: Path = ROOT, **environment: str
+) -> Iterator[Server]:
+    """Run ``cats serve`` with these arguments, or ``command``, on a free port until the block ends."""
+    command = command or [
+        sys.executable,
+        "-m",
+        "cats.serving.commands.serve",
+        "--port",
+        "0",
+        *map(str, arguments),
+    ]
+    process = subprocess.Popen(command, cwd=cwd, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
     server = Server(process, "")
     assert process.stderr is not None
     for line in process.stderr:

@@ -16,7 +16,7 @@ import typer
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from cats.assets import asset
+from cats.assets import find_model
 from cats.core.console import execute, new_app, note
 from cats.core.errors import InputError
 from cats.core.images import quiet_pillow
@@ -48,6 +48,7 @@ NETWORK, LIMITS, ENGINE = "Network", "Limits", "How it runs"
 TOKEN = "CATS_SERVE_TOKEN"
 _HEADER_SECONDS = 10.0
 _CONNECTIONS = 512
+_DRAIN_SECONDS = 0.5  # in which requests that are on their way still arrive
 
 
 def _option(*names: str, help: str, panel: str, default: bool | str = True, **settings: Any) -> Any:
@@ -154,7 +155,7 @@ def main_command(
 ) -> None:
     """Serve the page and the HTTP API: matches, features, and the Open Inference Protocol."""
     quiet_pillow()
-    file = model or asset("cats-tiny.onnx")
+    file = find_model(model or "cats-tiny")
     loopback = host in ("127.0.0.1", "localhost", "::1")
     hosts = tuple(allow_host or ()) + (("127.0.0.1", "localhost", "::1") if loopback or allow_host else ())
     options = ServerOptions(
@@ -247,6 +248,14 @@ class _Server(uvicorn.Server):
                     shown = f"[{address}]" if ":" in address else address
                     LOG.info("listening", extra={"fields": {"url": f"http://{shown}:{bound}/"}})
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no new connections, answer what those that there are still send, and only then close them."""
+        for server in self.servers:
+            server.close()
+        _PatientProtocol.draining = True
+        await asyncio.sleep(_DRAIN_SECONDS)
+        await super().shutdown(sockets)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         # uvicorn raises the signal again at the end, with which a stop that was asked for would look like a crash.
@@ -259,8 +268,10 @@ class _Server(uvicorn.Server):
 
 
 class _PatientProtocol(H11Protocol):
-    """Closes connections whose request's head does not arrive: uvicorn itself waits for ever."""
+    """Closes connections whose request's head does not arrive, for which uvicorn itself would wait for ever; and once
+    the server drains, each connection after its answer."""
 
+    draining = False
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -269,6 +280,8 @@ class _PatientProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        if self.draining and self.cycle is not None:
+            self.cycle.keep_alive = False
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cats.assets import asset
+from cats.assets import find_model
 from cats.core.console import Force, execute, new_app, note
 from cats.core.files import write_text
 from cats.core.images import quiet_pillow
@@ -64,7 +64,7 @@ def main_command(
     quiet_pillow()
     OutputPlan(force=force).reads(a, b, model, points).writes(output, suffixes=(".html", ".htm")).check()
     chosen = read_points(points)[:, :2] if points is not None else None
-    file = model or asset("cats-tiny.onnx")
+    file = find_model(model or "cats-tiny")
     with tempfile.TemporaryDirectory() as folder:
         opened = file
         if find_split(file) is None and file.suffix == ".onnx" and read_onnx_metadata(file).kind == "pair":

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cats.assets import asset
+from cats.assets import find_model
 from cats.core.console import execute, new_app, note, stderr
 from cats.core.images import quiet_pillow
 from cats.serving.web import read_samples, write_site
@@ -55,7 +55,7 @@ def main_command(
     quiet_pillow()
     samples = read_samples(pairs) if pairs is not None else None
     with stderr.status("writing the page"):
-        size = write_site(folder, model or asset("cats-tiny.onnx"), samples=samples, webgpu=webgpu, threads=threads)
+        size = write_site(folder, find_model(model or "cats-tiny"), samples=samples, webgpu=webgpu, threads=threads)
     note(f"wrote {folder}/, {size / 1e6:.0f} MB; to see it: python -m http.server -d {folder}")
 
 

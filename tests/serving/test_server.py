@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from browser import open_page
 from commands import Command, runner
-from http_server import Server, multipart, serving
+from http_server import ROOT, Server, multipart, serving
 from PIL import Image
 from split_onnx import save_split
 
@@ -346,6 +346,28 @@ def test_sigterm_ends_it_after_the_requests_in_flight() -> None:
         for thread in asking:
             thread.join()
         assert answers == [200] * 6
+
+
+def test_the_example_client(server: Server, match: Match) -> None:
+    command = [sys.executable, "examples/http_client.py", server.url, A, B, "203,101;247,103"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    found = [json.loads(line.split(" -> ")[1].split(" confidence")[0]) for line in done.stdout.splitlines()]
+    np.testing.assert_allclose(found, match.transfer(POINTS), atol=2e-3)
+
+
+@pytest.mark.slow
+def test_the_steps_of_the_dockerfile_make_a_server(tmp_path: Path) -> None:
+    """Its RUN steps in a clean virtual environment in the place of the image, then its CMD."""
+    text = (ROOT / "examples" / "Dockerfile").read_text().replace("/opt/cats", str(tmp_path / "cats"))
+    text = text.replace("/src", str(ROOT))
+    steps = [line.removeprefix("RUN ") for line in text.splitlines() if line.startswith("RUN ")]
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "CATS"))}
+    for step in steps:
+        subprocess.run(step, shell=True, check=True, cwd=tmp_path, env=clean)
+    (command,) = [json.loads(line.removeprefix("CMD ")) for line in text.splitlines() if line.startswith("CMD ")]
+    with serving(command=[*command, "--port", "0"], cwd=tmp_path) as server:
+        assert server.form("/v1/match", {**PHOTOS, "points": json.dumps(POINTS)}).status == 200
+        assert server.stop() == 0
 
 
 def test_it_is_ready_only_when_warm() -> None:
