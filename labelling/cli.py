@@ -152,6 +152,8 @@ def main_command(
         _write(results, gathered, given, output, chosen, review, pixels, as_json)
     except BaseException:
         kept.close()
+        if kept.count:
+            note(f"{kept.count} photos are kept in {kept.path}: the same command goes on from there")
         raise
     kept.close(done=True)
     failures = [result for result in results if result.error is not None]

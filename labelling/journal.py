@@ -31,7 +31,7 @@ class Journal:
 
     Attributes:
         path: the file.
-        found: how many results an earlier run left.
+        count: how many results it holds.
     """
 
     def __init__(self, output: Path, run: dict[str, Any]) -> None:
@@ -39,7 +39,7 @@ class Journal:
         text = json.dumps({"format": _FORMAT, **run}, sort_keys=True)
         self._run = hashlib.sha256(text.encode()).hexdigest()
         self._kept = self._read()
-        self.found = len(self._kept)
+        self.count = len(self._kept)
         self._file: IO[str] | None = None
 
     def get(self, photo: Path, category: str | None) -> LabelledPhoto | None:
@@ -60,6 +60,7 @@ class Journal:
                 assert self._file is not None
                 self._file.write(f"{line}\n")
                 self._file.flush()
+                self.count += 1
             except OSError as error:
                 raise InputError(f"cannot write {self.path}: {error.strerror}") from error
 

@@ -60,7 +60,7 @@ def parse(document: Any, root: Path, notes: list[str]) -> Annotations:
             bones = tuple((a, b) for a, b in entry["skeleton"])
             categories.setdefault(entry["name"], Category(entry["name"], tuple(entry["keypoints"]), bones))
         with naming(f"task {task.get('id', number)}"):
-            file = _find(task["data"], folder)
+            file = find_photo(task["data"], folder)
             regions = _regions(task)
             size = folder.measure(file, _said(regions))
             tasks.append((file, size, _objects(regions, size, aside)))
@@ -190,38 +190,38 @@ class _Object:
         )  # fmt: skip
 
 
-def _find(data: dict[str, Any], folder: PhotoFolder) -> Path:
-    """The photo of a task, whose name is a URL of Label Studio's, a name in a bucket, or a plain one."""
+def find_photo(data: dict[str, Any], folder: PhotoFolder) -> Path:
+    """The photo of a task, whose name is a URL of Label Studio's, a name in a bucket, or a plain one.
+
+    Raises:
+        InputError: the task names none, or one that is not in the folder.
+    """
     texts = [value for value in data.values() if isinstance(value, str)]
     with_suffix = [text for text in texts if PurePosixPath(unquote(text)).suffix]
     text = data["image"] if isinstance(data.get("image"), str) else next(iter(with_suffix or texts), "")
-    names = list(_names(text))
-    for name in names[1:]:
+    fault: InputError | None = None
+    for name in _names(text):
         try:
             return folder.find(name)
-        except InputError:
-            continue
-    return folder.find(names[0])
+        except InputError as error:
+            fault = fault or error
+    raise fault or InputError("the task names no photo")
 
 
 def _names(text: str) -> Iterator[str]:
-    """Names that a task's image may have below the root, the one for messages first (and the last to be tried)."""
+    """Names that a task's image may have below the root, the likeliest first."""
     url = urlsplit(text)
     if url.path.endswith("local-files/") and (inside := parse_qs(url.query).get("d")):
         yield inside[0].lstrip("/")
-        return
-    remote = bool(url.scheme and url.netloc) or url.path.startswith("/data/upload/")
-    if not remote:
-        yield unquote(text) if "%" in text else text
+    elif (url.scheme and url.netloc) or url.path.startswith("/data/upload/"):
+        name = PurePosixPath(unquote(url.path)).name
+        yield name
+        yield unquote(url.path).lstrip("/").removeprefix("data/")  # in Label Studio's media folder, or in the bucket
+        if found := _UPLOAD.fullmatch(name):
+            yield found[1]
+    else:
         yield text
-        return
-    name = PurePosixPath(unquote(url.path)).name
-    yield name
-    yield name
-    if url.scheme:
-        yield unquote(url.path).lstrip("/")
-    if found := _UPLOAD.fullmatch(name):
-        yield found[1]
+        yield unquote(text)
 
 
 def _regions(task: dict[str, Any]) -> list[_Region]:

@@ -151,6 +151,7 @@ def test_an_interrupted_run_goes_on(label: Command, work: Path, stand_in: StandI
     stand_in.seen, stand_in.stop_before = [], 2
     stopped = label("refs/refs.json", "photos", "-o", "out.json")
     assert stopped.code == 130
+    assert "2 photos are kept in .out.json.progress: the same command goes on from there" in stopped.err
     assert not Path("out.json").exists()
     kept = work / ".out.json.progress"
     assert len(kept.read_text().splitlines()) == 3
