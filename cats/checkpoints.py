@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cats.architectures import build_model
 from cats.backbones import parse_hyperpixels
 from cats.core.errors import CheckpointError, InputError
 from cats.core.files import atomic_path
@@ -35,7 +36,16 @@ _STATE_KEYS = (
 )  # fmt: skip
 _ARGUMENT_KEYS = ("args", "hyper_parameters", "hparams", "opt", "config", "cfg")
 _WRAPPERS = frozenset({"_orig_mod", "module", "model", "ema_model"})  # that tools put before names of tensors
-_OWN_PARTS = ("feature_extraction.", "proj.", "decoder.", "x_normal", "y_normal")
+_OWN_PARTS = (
+    "feature_extraction.",
+    "proj.",
+    "decoder.",
+    "x_normal",
+    "y_normal",
+    "encoder_layers.",
+    "decoder_layers.",
+    "head.",
+)
 
 
 @dataclass
@@ -271,7 +281,8 @@ def _authors_config(
 
 
 def _depth(state: dict[str, StoredTensor]) -> int:
-    return len({key.split(".")[2] for key in state if key.startswith("decoder.blocks.")})
+    blocks = {key.split(".")[2] for key in state if key.startswith("decoder.blocks.")}
+    return len(blocks or {key.split(".")[1] for key in state if key.startswith("encoder_layers.")})
 
 
 def _listed_ids(value: Any, file: Path) -> tuple[int, ...]:
@@ -295,7 +306,7 @@ def _load(opened: TensorFile, config: CATsConfig, state: dict[str, StoredTensor]
     _check_structure(file, config, state)
     try:
         with torch.device("meta"):
-            outline = CATs(config)
+            outline = build_model(config)
     except InputError as error:
         raise CheckpointError(f"{file}: {error}") from error
     unused = {f"feature_extraction.backbone.{key}" for key in outline.feature_extraction.unused_keys}
@@ -311,17 +322,18 @@ def _load(opened: TensorFile, config: CATsConfig, state: dict[str, StoredTensor]
             f"{file}: {len(wrong)} of {len(values)} tensors hold values that are not finite numbers (NaN or infinity): "
             f"{_listed(wrong)}. The training diverged: take an earlier checkpoint"
         )
-    model = CATs(config)
+    model = build_model(config)
     model.load_state_dict(values, strict=False)
     return model.eval(), sorted(set(state) & unused)
 
 
 def _check_structure(file: Path, config: CATsConfig, state: dict[str, StoredTensor]) -> None:
     """Raise :class:`CheckpointError` where the configuration asks for another aggregator than the tensors are."""
-    half = config.embed_dim // 2
+    half, hidden = config.embed_dim // 2, (int(config.embed_dim * config.mlp_ratio), config.embed_dim)
     expected = {
         "decoder.pos_embed_x": (1, len(config.hyperpixels), 1, config.feature_size, half),
-        "decoder.blocks.0.mlp.fc1.weight": (int(config.embed_dim * config.mlp_ratio), config.embed_dim),
+        "decoder.blocks.0.mlp.fc1.weight": hidden,
+        "encoder_layers.0.fc1.weight": hidden,
     }
     for name, shape in expected.items():
         if name in state and state[name].shape != shape:

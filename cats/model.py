@@ -29,9 +29,13 @@ from cats.core.metadata import Preprocessing
 class CATsConfig:
     """Everything that determines the model's structure; saved in checkpoints and model files.
 
-    The defaults are the published model for SPair-71k. The switches are the paper's ablations (Table 4 and 5):
+    The defaults are the published model for SPair-71k. The switches are the paper's ablations (Table 2, 4 and 5):
     ``correlation=False`` replaces the correlation by zeros, ``appearance=False`` leaves the projected features out of
-    the tokens, ``swapping=False`` aggregates once instead of in both directions.
+    the tokens, ``swapping=False`` aggregates once instead of in both directions, ``residual=False`` leaves out the
+    additions of the correlation to what the aggregator makes of it.
+
+    ``architecture="cotr"`` is :class:`cats.cotr.COTR` instead: one hyperpixel, tokens of ``projection_dim`` channels,
+    ``depth`` layers each of encoder and decoder; the switches and the temperature are not its.
     """
 
     backbone: str = "resnet101"
@@ -46,6 +50,8 @@ class CATsConfig:
     correlation: bool = True
     appearance: bool = True
     swapping: bool = True
+    residual: bool = True
+    architecture: str = "cats"
 
     def __post_init__(self) -> None:
         ids = self.hyperpixels
@@ -66,15 +72,37 @@ class CATsConfig:
                 raise InputError(f"config: {name} must be true or false")
         if not isinstance(self.backbone, str):
             raise InputError("config: backbone must be the name of a network, such as resnet101")
-        if self.embed_dim % self.num_heads or self.embed_dim % 2:
+        if self.architecture not in ("cats", "cotr"):
+            raise InputError(f"config: architecture is {self.architecture!r}, expected cats or cotr")
+        if self.architecture == "cotr":
+            self._check_cotr()
+        elif self.embed_dim % self.num_heads or self.embed_dim % 2:
             raise InputError(
                 f"config: the tokens have {self.embed_dim} channels (feature_size^2 + projection_dim), which "
                 f"num_heads = {self.num_heads} must divide, and 2 too; change projection_dim or num_heads"
             )
 
+    def _check_cotr(self) -> None:
+        if len(self.hyperpixels) != 1:
+            raise InputError(f"config: architecture cotr takes one hyperpixel, not {list(self.hyperpixels)}")
+        if not (self.correlation and self.appearance and self.swapping and self.residual):
+            raise InputError("config: correlation, appearance, swapping and residual are switches of architecture cats")
+        if self.projection_dim % 4 or self.projection_dim % self.num_heads:
+            raise InputError(
+                f"config: architecture cotr needs a projection_dim that 4 and num_heads divide, not "
+                f"{self.projection_dim} with {self.num_heads} heads; published: 256 with 8"
+            )
+
+    @property
+    def projects_appearance(self) -> bool:
+        """Whether features are projected image by image, before two images meet."""
+        return self.appearance and self.architecture == "cats"
+
     @property
     def embed_dim(self) -> int:
-        """D, width of the aggregator's tokens."""
+        """D, width of the tokens."""
+        if self.architecture == "cotr":
+            return self.projection_dim
         return self.feature_size**2 + (self.projection_dim if self.appearance else 0)
 
     @property
@@ -225,8 +253,10 @@ class Aggregator(nn.Module):
         """
         x = corr
         if self.config.swapping:
-            x = self.proj(self.blocks(self.tokens(corr.transpose(-1, -2), target))).transpose(-1, -2) + corr
-        x = self.proj(self.blocks(self.tokens(x, source))) + corr
+            x = self.proj(self.blocks(self.tokens(corr.transpose(-1, -2), target))).transpose(-1, -2)
+            x = x + corr if self.config.residual else x
+        x = self.proj(self.blocks(self.tokens(x, source)))
+        x = x + corr if self.config.residual else x
         return x.mean(dim=1)
 
 
@@ -338,4 +368,8 @@ class CATs(nn.Module):
 
     def match(self, target: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
         """Flow and confidence, see :meth:`soft_argmax`."""
-        return self.soft_argmax(self.match_features(self.features(target), self.features(source)))
+        return self.match_encoded(self.features(target), self.features(source))
+
+    def match_encoded(self, target: list[Tensor], source: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Flow and confidence from the features of two images."""
+        return self.soft_argmax(self.match_features(target, source))

@@ -55,7 +55,7 @@ def build_form(
 def feature_names(model: CATs) -> list[str]:
     """Names of the encoder's outputs."""
     names = [f"features_{level}" for level in range(len(model.config.hyperpixels))]
-    return [*names, "appearance"] if model.config.appearance else names
+    return [*names, "appearance"] if model.config.projects_appearance else names
 
 
 def _pair(model: CATs, opset: int, batch: int | None, options: DeploymentOptions) -> dict[str, onnx.ModelProto]:

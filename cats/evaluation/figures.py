@@ -132,6 +132,7 @@ def attention_maps(model: Any, image_a: Image.Image, image_b: Image.Image, side:
     """
     import torch
 
+    _require_correlation(model)
     captured: list[Any] = []
     attention = model.decoder.blocks[-1].attn
     hook = attention.register_forward_hook(lambda module, inputs, output: captured.append(module.weights(inputs[0])[0]))
@@ -188,6 +189,7 @@ def correlation_maps(
     """
     import torch
 
+    _require_correlation(model)
     with torch.inference_mode():
         a, b = (model.features(image) for image in _inputs(model, image_a, image_b))
         levels, refined = model.cost_volume(a, b)[0], model.match_features(a, b)[0]
@@ -233,6 +235,11 @@ def draw_correlation(
     for axis in flat[len(titles) + 1 :]:
         axis.axis("off")
     save_figure(figure, path)
+
+
+def _require_correlation(model: Any) -> None:
+    if model.config.architecture != "cats":
+        raise InputError(f"a model of architecture {model.config.architecture} computes no correlation to be shown")
 
 
 def _inputs(model: Any, image_a: Image.Image, image_b: Image.Image) -> list[Any]:

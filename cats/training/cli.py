@@ -133,6 +133,10 @@ def _training_data(data: str, config: TrainConfig) -> tuple[Any, Any, int]:
     model = config.model
     drawn = {"size": model.image_size, "grid": model.feature_size, "seed": config.seed}
     if kind == "categories":
+        if model.architecture == "cotr":
+            raise InputError(
+                f"{data}: photos by category train distributions of matches, and cotr has none: use warps:DIR"
+            )
         folder = check_categories(CategoryFolder.open(path))
         _say(
             f"{len(folder)} photos in {len(folder.categories)} categories"
@@ -143,12 +147,12 @@ def _training_data(data: str, config: TrainConfig) -> tuple[Any, Any, int]:
         photos = check_photos(PhotoFolder.open(path))
         _say(f"{len(photos)} photos ({photos.skipped} other files skipped)")
         drawn["seed"] += _TRAINING_SEEDS
-        return WarpPairs(photos, config=config.warp, **drawn), FlowObjective(), config.steps
+        return WarpPairs(photos, config=config.warp, **drawn), FlowObjective(config.cycle), config.steps
     pairs = check_pairs(open_dataset(data, None if kind == "pairs" else "train"))
     _say(pairs.description)
     dataset = SupervisedPairs(pairs, augment=config.augment, crop=config.crop, **drawn)
     update = config.batch_size * config.accumulate
-    return dataset, FlowObjective(), config.epochs * max(1, len(pairs) // update)
+    return dataset, FlowObjective(config.cycle), config.epochs * max(1, len(pairs) // update)
 
 
 def _validation(validation: str | None, data: str, config: TrainConfig) -> Any:

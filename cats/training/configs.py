@@ -19,7 +19,7 @@ from cats.training.starts import STARTS
 
 _NOT_NEGATIVE = (
     "lr_backbone", "weight_decay", "warmup", "clip", "direct", "direct_share", "direct_epe", "composed", "unmatched",
-    "patience", "validation_pairs", "seed",
+    "cycle",    "patience", "validation_pairs", "seed",
 )  # fmt: skip
 
 
@@ -47,6 +47,7 @@ class TrainConfig:
             share of cells of the composed term; ``direct_share``: share of a batch that computes the direct terms too;
             ``direct_epe``: weight of the direct flow's end-point error in cells, which places matches between cells;
             ``sigma``: of the targets in cells.
+        cycle: weight of COTR's cycle error beside the end-point error (keypoints, warps).
         interpolate: the saved weights lie this share of the way from the start's to the trained ones (Wortsman et al.,
             "Robust fine-tuning of zero-shot models", CVPR 2022): training goes further than objects it has not seen
             want. 1 saves the trained ones.
@@ -83,6 +84,7 @@ class TrainConfig:
     unmatched: float = 0.0
     keep: float = 0.6
     sigma: float = 0.7
+    cycle: float = 0.0
     interpolate: float = 1.0
     warp: WarpConfig = field(default_factory=WarpConfig)
     validate_every: int = 500
@@ -115,6 +117,10 @@ class TrainConfig:
                 f"config: interpolate is {self.interpolate}, it must lie in (0, 1], and below 1 it needs start=zero or "
                 "start=consensus: random weights match nothing"
             )
+        if self.model.architecture == "cotr" and self.start in ("zero", "consensus"):
+            raise InputError(f"config: start is {self.start}, but architecture cotr has no correlation: start=random")
+        if self.cycle and self.model.architecture != "cotr":
+            raise InputError("config: cycle is a term of architecture cotr")
         if (self.start == "checkpoint") != bool(self.init):
             raise InputError("config: start=checkpoint and --init CHECKPOINT belong together")
 
@@ -200,6 +206,8 @@ _TINY = CATsConfig(
     temperature=0.15,  # of the start, whose correlation is a sum over neighbours
 )
 
+_COTR = {"projection_dim": 256, "num_heads": 8, "architecture": "cotr"}
+
 _TINY_RUN = TrainConfig(
     model=_TINY,
     start="consensus",
@@ -223,6 +231,7 @@ CONFIGS: dict[str, TrainConfig] = {
     "spair": TrainConfig(),
     "spair-frozen": TrainConfig(freeze="authors"),
     "spair-single-level": TrainConfig(model=CATsConfig(hyperpixels=(26,)), freeze="authors"),
+    "spair-cotr": TrainConfig(model=CATsConfig(hyperpixels=(26,), **_COTR)),
     "spair-deit": TrainConfig(model=CATsConfig(backbone="deit_base_patch16_224", hyperpixels=(4, 6, 8, 9, 10, 11))),
     "spair-dino": TrainConfig(model=CATsConfig(backbone="vit_base_patch16_224.dino", hyperpixels=(4, 6, 8, 9, 10, 11))),
     "spair-dinov2": TrainConfig(
@@ -239,6 +248,12 @@ CONFIGS: dict[str, TrainConfig] = {
         _TINY_RUN, lr=5e-4, warmup=10, batch_size=8, steps=200, interpolate=1.0, validate_every=50
     ),
 }
+
+CONFIGS["tiny-cotr"] = dataclasses.replace(
+    CONFIGS["tiny-warps"],
+    model=CATsConfig("tf_efficientnet_lite0", (15,), **_COTR),
+    start="random", lr=3e-4, steps=300, validate_every=100,
+)  # fmt: skip
 
 
 def fine_tuning(config: TrainConfig, model: CATsConfig, init: str) -> TrainConfig:

@@ -41,18 +41,28 @@ class FlowObjective:
     """End-point error in cells over the cells with ground truth: keypoints (Sec. 3.5) and warps alike.
 
     Batches hold ``image_a``, ``image_b`` uint8 (B, S, S, 3), ``flow`` float32 (B, 2, G, G) and ``visible`` (B, G, G).
+
+    Args:
+        cycle: weight of COTR's cycle error (:meth:`cats.cotr.COTR.cycle_error`), over the same cells.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cycle: float = 0.0) -> None:
+        self.cycle = cycle
         self.parameters = nn.ParameterDict()
 
     def __call__(self, model: CATs, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Mean end-point error in cells."""
         images = normalise(torch.cat([batch["image_a"], batch["image_b"]]), model)
         a, b = _split(model.features(images), 2)
-        flow, _ = model.soft_argmax(model.match_features(a, b).float())
+        flow, _ = model.match_encoded(a, b)
         loss = endpoint_error(flow, batch["flow"], batch["visible"])
-        return loss, {"epe": loss.item()}
+        parts = {"epe": loss.item()}
+        if self.cycle:
+            error = model.cycle_error(a, b, flow)
+            cycle = (error * batch["visible"]).sum() / batch["visible"].sum().clamp_min(1)
+            parts["cycle"] = cycle.item()
+            loss = loss + self.cycle * cycle
+        return loss, parts
 
 
 class WarpConsistencyObjective:

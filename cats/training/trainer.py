@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cats import __version__
+from cats.architectures import build_model
 from cats.core.console import note, progress
 from cats.core.errors import BackendError, CatsError, InputError
 from cats.model import CATs
@@ -374,7 +375,7 @@ def _initial_model(config: TrainConfig, given: CATs | None) -> CATs:
     if given is not None:
         return copy.deepcopy(given)
     weights = None if config.backbone_weights == "none" else config.backbone_weights
-    model = CATs(config.model, backbone_weights=weights, zero_start=config.start == "zero")
+    model = build_model(config.model, backbone_weights=weights, zero_start=config.start == "zero")
     if config.start == "consensus":
         start_as_consensus(model)
     return model

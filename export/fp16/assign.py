@@ -13,7 +13,8 @@ products, residual sums and norms of the aggregator. In float32:
   whose weights cancel, so that rounding does not average out, and all else depends on them. With them in float16 the
   flow of cats-tiny differs by five times as much (99th percentile over 12 pairs of PF-WILLOW 3.4 px, else 0.65 px);
   they are few operations;
-- pre-processing and keypoint transfer, which count in pixels.
+- pre-processing and keypoint transfer, which count in pixels;
+- of COTR, the encoded places, the head that makes a place of a token, and the spread of its attention.
 
 The weights of convolutions are not rounded to the nearest, but so that their errors cancel
 (:mod:`cats.export.fp16.weights`): that alone brings the 99th percentile of a model like cats-tiny from 2 to 0.6 px.
@@ -35,7 +36,10 @@ from cats.export.fp16.correlation import half_correlation
 from cats.export.fp16.weights import TYPICAL, Moments, round_weights
 from cats.export.modules import in_modules, module_of, modules_in
 
-FLOAT_MODULES = ("correlation", "preprocess", "soft_argmax", "transfer")
+FLOAT_MODULES = (
+    "correlation", "preprocess", "soft_argmax", "transfer",
+    "positions", "query_positions", "head", "spread",  # of COTR
+)  # fmt: skip
 """Modules that stay in float32 whatever happens."""
 
 FLOAT_OPERATORS = frozenset(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from cats.export.graph import rewrites
 from cats.export.graph.blocks import make_block
 from cats.export.graph.correlation import Correlation
+from cats.export.graph.cotr import CotrMatcherGraph
 from cats.export.graph.winograd import use_winograd
 from cats.model import CATs, CATsConfig
 
@@ -83,8 +84,9 @@ class EncoderGraph(nn.Module):
         with torch.no_grad():
             maps = self.feature_extraction(example)
         self.resize = nn.ModuleList(_resize(x, config.feature_size, options) for x in maps)
-        self.proj = nn.ModuleList(rewrites.Linear.of(layer) for layer in model.proj)
-        self.fold_position = options.constant_position and config.appearance
+        projections = model.proj if config.projects_appearance else ()
+        self.proj = nn.ModuleList(rewrites.Linear.of(layer) for layer in projections)
+        self.fold_position = options.constant_position and config.projects_appearance
         if self.fold_position:
             position = model.decoder.positional_embedding().detach().float()[0]
             bias = torch.stack([layer.bias.detach().float() for layer in model.proj])[:, None]
@@ -100,7 +102,7 @@ class EncoderGraph(nn.Module):
         maps = self.feature_extraction(image)
         cells = self.config.feature_size**2
         features = [resize(x).reshape(-1, x.shape[1], cells) for resize, x in zip(self.resize, maps, strict=True)]
-        if not self.config.appearance:
+        if not self.config.projects_appearance:
             return features, None
         projected = [layer(x.transpose(1, 2)) for layer, x in zip(self.proj, features, strict=True)]
         appearance = torch.stack(projected, dim=1)
@@ -137,9 +139,11 @@ class Decoder(nn.Module):
         if self.config.swapping:
             tokens = self._run_blocks(self._tokens(corr, appearance_a))
             # The projection works on three dimensions: TensorRT-RTX fails to compile the transposed four-dimensional.
-            x = self.proj(tokens).reshape(-1, *corr.shape[1:]) + corr
+            x = self.proj(tokens).reshape(-1, *corr.shape[1:])
+            x = x + corr if self.config.residual else x
         tokens = self._tokens(x.transpose(-1, -2), appearance_b)
-        return self._refined(tokens).transpose(-1, -2) + corr.mean(dim=1)
+        refined = self._refined(tokens).transpose(-1, -2)
+        return refined + corr.mean(dim=1) if self.config.residual else refined
 
     def _tokens(self, corr: Tensor, appearance: Tensor | None) -> Tensor:
         """(B * L, N, D) tokens of the rows of a cost volume."""
@@ -228,6 +232,11 @@ class MatcherGraph(nn.Module):
         return self.soft_argmax(self.decoder(corr, appearance_a, appearance_b))
 
 
+def matcher_graph(model: CATs, options: DeploymentOptions) -> nn.Module:
+    """What matches encoded images in a model's architecture."""
+    return CotrMatcherGraph(model) if model.config.architecture == "cotr" else MatcherGraph(model, options)
+
+
 class EncodeGraph(nn.Module):
     """:class:`EncoderGraph` with flat results, as a model file of its own: features of each level, then appearance."""
 
@@ -246,7 +255,7 @@ class MatchGraph(nn.Module):
 
     def __init__(self, model: CATs, options: DeploymentOptions | None = None):
         super().__init__()
-        self.matcher = MatcherGraph(model, options or DeploymentOptions())
+        self.matcher = matcher_graph(model, options or DeploymentOptions())
 
     def forward(self, *encoded: Tensor) -> tuple[Tensor, Tensor]:
         """To flow (B, 2, G, G) in cells and confidence (B, G, G)."""
@@ -264,7 +273,7 @@ class PairGraph(nn.Module):
         options = options or DeploymentOptions()
         self.options = options
         self.encoder = EncoderGraph(model, options)
-        self.matcher = MatcherGraph(model, options)
+        self.matcher = matcher_graph(model, options)
 
     @property
     def config(self) -> CATsConfig:
