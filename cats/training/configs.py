@@ -206,7 +206,7 @@ _TINY = CATsConfig(
     temperature=0.15,  # of the start, whose correlation is a sum over neighbours
 )
 
-_COTR = {"projection_dim": 256, "num_heads": 8, "architecture": "cotr"}
+_COTR = CATsConfig(hyperpixels=(26,), projection_dim=256, num_heads=8, architecture="cotr")
 
 _TINY_RUN = TrainConfig(
     model=_TINY,
@@ -231,7 +231,7 @@ CONFIGS: dict[str, TrainConfig] = {
     "spair": TrainConfig(),
     "spair-frozen": TrainConfig(freeze="authors"),
     "spair-single-level": TrainConfig(model=CATsConfig(hyperpixels=(26,)), freeze="authors"),
-    "spair-cotr": TrainConfig(model=CATsConfig(hyperpixels=(26,), **_COTR)),
+    "spair-cotr": TrainConfig(model=_COTR),
     "spair-deit": TrainConfig(model=CATsConfig(backbone="deit_base_patch16_224", hyperpixels=(4, 6, 8, 9, 10, 11))),
     "spair-dino": TrainConfig(model=CATsConfig(backbone="vit_base_patch16_224.dino", hyperpixels=(4, 6, 8, 9, 10, 11))),
     "spair-dinov2": TrainConfig(
@@ -251,7 +251,7 @@ CONFIGS: dict[str, TrainConfig] = {
 
 CONFIGS["tiny-cotr"] = dataclasses.replace(
     CONFIGS["tiny-warps"],
-    model=CATsConfig("tf_efficientnet_lite0", (15,), **_COTR),
+    model=dataclasses.replace(_COTR, backbone="tf_efficientnet_lite0", hyperpixels=(15,)),
     start="random", lr=3e-4, steps=300, validate_every=100,
 )  # fmt: skip
 
