@@ -26,7 +26,7 @@ _ON_GPU = (2, 13)  # DLPack's device types: CUDA, and CUDA managed memory
 class DeviceMatch:
     """Flow and confidence on the GPU, computed in the order of the stream that was given.
 
-    ``torch.from_dlpack``, ``torch.as_tensor`` and ``cupy.asarray`` take the arrays without a copy.
+    ``torch.from_dlpack`` and ``cupy.from_dlpack`` take the arrays without a copy and in the right order.
 
     Attributes:
         flow: float32 (B, 2, G, G) in cells, a -> b.

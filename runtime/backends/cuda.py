@@ -139,8 +139,10 @@ class CudaContext:
 class DeviceArray:
     """A result on the GPU, not waited for: work put into its stream afterwards sees it complete.
 
-    Consumed without a copy by ``torch.as_tensor``, ``cupy.asarray`` and ``from_dlpack`` of either, whose own stream
-    then waits for this one, on the GPU.
+    Consumed without a copy by ``torch.from_dlpack`` and ``cupy.from_dlpack``, whose current stream then waits for this
+    one, on the GPU. ``torch.as_tensor`` does not look at the stream of the CUDA array interface: it may read a result
+    that is not there yet, unless the caller synchronises first. Keep the array, or what was made of it, until the work
+    that reads it in another stream is done: its memory is given to the next run in the order of its own stream.
 
     Attributes:
         shape, dtype: as of a numpy array.
