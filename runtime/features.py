@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cats.core.errors import InputError
-from cats.core.files import write_bytes
+from cats.core.files import open_regular, write_bytes
 from cats.core.geometry import Size
 
 FORMAT = 1
 _HEAD = "cats"
-_MAX_BYTES = 8 << 30
+_MAX_HEAD, _MAX_IMAGE = 64 << 20, 128 << 20  # bytes; of the largest backbones an image takes 20 MB
+_DTYPES = (np.float16, np.float32)
 
 
 @dataclass(frozen=True)
@@ -76,33 +78,58 @@ def save_features(path: str | Path, features: Mapping[str, Features]) -> None:
 
 def load_features(path: str | Path, weights_sha256: str | None = None) -> dict[str, Features]:
     """Read what :func:`save_features` wrote; raises as :meth:`Features.load`."""
-    result: dict[str, Features] = {}
     try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > _MAX_BYTES:
-                raise InputError(f"{path} would take more than {_MAX_BYTES >> 30} GiB: not features of images")
-        with np.load(path, allow_pickle=False) as stored:
-            head = json.loads(bytes(stored[_HEAD]))
-            if head["format"] != FORMAT:
-                raise InputError(f"{path}: features of format {head['format']}; this toolkit reads {FORMAT}")
-            groups: dict[str, list[str]] = {}
-            for entry in stored.files:
-                groups.setdefault(entry.partition("/")[0], []).append(entry)
-            for index, item in enumerate(head["images"]):
-                arrays = {name.partition("/")[2]: stored[name] for name in groups[str(index)]}
-                width, height = item["size"]
-                size = (int(width), int(height))
-                result[item["key"]] = Features(arrays, size, item["weights_sha256"], item["source"])
+        with open_regular(path, "features") as handle, zipfile.ZipFile(handle) as archive:
+            result = _read(archive, path)
     except InputError:
         raise
-    except OSError as error:
-        raise InputError(f"cannot read features {path}: {error.strerror or error}") from error
     except Exception as error:  # broken archives raise almost anything
         raise InputError(f"{path} holds no features of Matcher.encode ({error or type(error).__name__})") from error
     if weights_sha256 is not None:
         for found in result.values():
             check_weights(found, weights_sha256, path)
     return result
+
+
+def _read(archive: zipfile.ZipFile, path: str | Path) -> dict[str, Features]:
+    """Everything is bounded before it is read: an archive of a few bytes may say that it holds gigabytes."""
+    groups: dict[str, dict[str, zipfile.ZipInfo]] = {}
+    for entry in archive.infolist():
+        group, _, name = entry.filename.removesuffix(".npy").partition("/")
+        groups.setdefault(group, {})[name] = entry
+    head = json.loads(_read_array(archive, groups[_HEAD][""], (np.uint8,), _MAX_HEAD).tobytes())
+    if head["format"] != FORMAT:
+        raise InputError(f"{path}: features of format {head['format']!r}; this toolkit reads {FORMAT}")
+    result: dict[str, Features] = {}
+    for index, item in enumerate(head["images"]):
+        entries, size, sha, source = groups[str(index)], item["size"], item["weights_sha256"], item["source"]
+        if not (isinstance(sha, str) and isinstance(item["key"], str) and (source is None or isinstance(source, str))):
+            raise InputError(f"{path}: image {index} has no text as its key, source or weights_sha256")
+        if not (len(size) == 2 and all(type(side) is int and 0 < side < 1 << 20 for side in size)):
+            raise InputError(f"{path}: image {index} has the size {size!r:.80}")
+        if sum(entry.file_size for entry in entries.values()) > _MAX_IMAGE:
+            raise InputError(
+                f"{path}: image {index} would take more than {_MAX_IMAGE >> 20} MiB: no features of a CATs"
+            )
+        arrays = {name: _read_array(archive, entry, _DTYPES, _MAX_IMAGE) for name, entry in entries.items()}
+        result[item["key"]] = Features(arrays, (size[0], size[1]), sha, source)
+    return result
+
+
+def _read_array(
+    archive: zipfile.ZipFile, entry: zipfile.ZipInfo, dtypes: tuple[type[np.generic], ...], limit: int
+) -> NDArray[np.generic]:
+    """One ``.npy`` of an archive, of these types and at most ``limit`` bytes."""
+    with archive.open(entry) as handle:
+        if np.lib.format.read_magic(handle) != (1, 0):
+            raise ValueError(f"{entry.filename} is of a newer .npy format")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(handle)
+        if dtype.type not in dtypes or not dtype.isnative:
+            raise ValueError(f"{entry.filename} holds {dtype}")
+        size = math.prod(shape) * dtype.itemsize
+        if not 0 <= size <= min(limit, entry.file_size):
+            raise ValueError(f"{entry.filename} has the shape {shape}")
+        return np.frombuffer(handle.read(size), dtype).reshape(shape, order="F" if fortran else "C")
 
 
 def check_weights(features: Features, weights_sha256: str, name: str | Path) -> None:

@@ -28,12 +28,14 @@ class Ranking:
         skipped: files that are no images by their name.
         failures: photos that could not be read, with the reason.
         cached: photos whose features came from the cache.
+        left_out: whether the folder holds ``a`` itself, which is not ranked.
     """
 
     ranked: list[tuple[float, Path, Match]] = field(default_factory=list)
     skipped: int = 0
     failures: list[tuple[Path, str]] = field(default_factory=list)
     cached: int = 0
+    left_out: bool = False
 
 
 def rank_gallery(
@@ -44,15 +46,18 @@ def rank_gallery(
     score: str = "confidence",
     cache: Path | None = None,
     batch_size: int | None = None,
+    on_photos: Callable[[int], None] | None = None,
     on_photo: Callable[[], None] | None = None,
 ) -> Ranking:
-    """Match ``a`` to every photo below ``folder`` and rank them.
+    """Match ``a`` to every other photo below ``folder`` and rank them; a photo that cannot be read is one failure.
 
     Args:
         score: ``confidence``, its mean over a; or ``forward-backward``, minus the median distance that a -> b -> a
             moves a point, in the longer side of a, which runs the matcher twice.
         batch_size: see :meth:`cats.runtime.matcher.Matcher.match_gallery`.
         cache: ``.npz`` in which the photos' features are kept; those of changed photos are made again.
+        on_photos: called with the number of photos before the first one.
+        on_photo: called after each.
 
     Raises:
         InputError: no photo there, an unknown score, ``a`` unreadable, or a cache of another model.
@@ -68,8 +73,14 @@ def rank_gallery(
         raise InputError(f"cannot keep features in {cache}: {why}")
     result = Ranking()
     photos, result.skipped = list_photos(folder)
+    others = [photo for photo in photos if not _same(photo, a)]
+    result.left_out = len(others) < len(photos)
+    photos = others
     if not photos:
-        raise InputError(f"no photo below {folder} ({result.skipped} other files)")
+        alone = " but A itself" if result.left_out else ""
+        raise InputError(f"no photo below {folder}{alone} ({result.skipped} other files)")
+    if on_photos is not None:
+        on_photos(len(photos))
     sha = matcher.metadata.weights_sha256
     stored = load_features(cache, sha) if cache is not None and cache.exists() else {}
     kept: dict[str, Features] = {}
@@ -86,8 +97,10 @@ def rank_gallery(
                 key = file_key(photo)
                 if key in stored:
                     result.cached += 1
-                kept[key] = stored[key] if key in stored else matcher.encode(photo)
-                encoded.append((photo, replace(kept[key], source=str(photo))))
+                features = stored[key] if key in stored else matcher.encode(photo)
+                if cache is not None:
+                    kept[key] = features
+                encoded.append((photo, replace(features, source=str(photo))))
             except InputError as error:
                 result.failures.append((photo, str(error)))
         if encoded:
@@ -100,7 +113,7 @@ def rank_gallery(
         for _ in photos[begin : begin + step]:
             if on_photo is not None:
                 on_photo()
-    if cache is not None and len(kept) > 0 and result.cached < len(kept):
+    if cache is not None and result.cached < len(kept):
         save_features(cache, {**stored, **kept})
     result.ranked.sort(key=lambda item: -item[0])
     return result
@@ -112,3 +125,11 @@ def match_score(match: Match, score: str) -> float:
         return float(match.confidence.mean())
     moved = match.forward_backward_error(grid_points(match.size_a, match.grid))
     return -float(np.median(moved)) / max(match.size_a)
+
+
+def _same(photo: Path, a: Path) -> bool:
+    """Whether both are one file; what is not there is no other's double."""
+    try:
+        return photo.samefile(a)
+    except (OSError, ValueError):
+        return False

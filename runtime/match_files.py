@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,11 @@ from cats.runtime.draw import draw_matches
 from cats.runtime.matcher import Matcher
 from cats.runtime.overlay import overlay
 from cats.runtime.result import Match, grid_points
+from cats.runtime.sheet import draw_sheet
+from cats.runtime.spread import spread_points
 from cats.runtime.viewer import match_page
 
+_GRID = 10  # points a side
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -38,6 +41,7 @@ class Outputs:
         overlay: that, laid over a.
         flow: ``.npy`` (2, G, G) float32 in cells, a -> b.
         html: the match to click through, see :func:`cats.runtime.viewer.match_page`.
+        sheet: the warp from all sides, see :func:`cats.runtime.sheet.draw_sheet`.
     """
 
     picture: Path | None = None
@@ -45,16 +49,18 @@ class Outputs:
     overlay: Path | None = None
     flow: Path | None = None
     html: Path | None = None
+    sheet: Path | None = None
 
     def check(self, *reads: Path | None, force: bool = False) -> None:
         """Refuse what cannot be written before any work is done; see :class:`cats.core.outputs.OutputPlan`."""
         plan = OutputPlan(force=force).reads(*reads)
-        plan.writes(self.picture, self.warp, self.overlay, suffixes=PICTURES).writes(self.flow, suffixes=(".npy",))
-        plan.writes(self.html, suffixes=(".html", ".htm")).check()
+        plan.writes(self.picture, self.warp, self.overlay, self.sheet, suffixes=PICTURES)
+        plan.writes(self.flow, suffixes=(".npy",)).writes(self.html, suffixes=(".html", ".htm")).check()
 
     def written(self) -> list[Path]:
         """The files that there are."""
-        return [path for path in (self.picture, self.warp, self.overlay, self.flow, self.html) if path is not None]
+        paths = (self.picture, self.warp, self.overlay, self.flow, self.html, self.sheet)
+        return [path for path in paths if path is not None]
 
 
 @dataclass(frozen=True)
@@ -62,18 +68,39 @@ class Selection:
     """Which matches of a pair are kept.
 
     Attributes:
-        grid: points a side of the even grid that is matched where no points are given.
+        grid: points a side of the even grid that is matched where no points are given; None is 10, of which a picture
+            shows none: it has ``count`` points of its own.
+        count: points of a picture, see :func:`cats.runtime.spread.spread_points`.
         min_confidence: in [0, 1].
         max_forward_backward: largest distance in pixels of a after a -> b -> a; ``None`` does not ask for it.
     """
 
-    grid: int = 10
+    grid: int | None = None
     min_confidence: float = 0.0
     max_forward_backward: float | None = None
+    count: int = 10
 
     def choose(self, match: Match, points: Floats | None) -> Floats:
         """The points of a that stay; all given ones must lie in a."""
-        start = grid_points(match.size_a, self.grid) if points is None else points
+        start = grid_points(match.size_a, self.grid or _GRID) if points is None else points
+        return self._keep(match, start)
+
+    def choose_shown(self, match: Match, points: Floats | None, image: Image.Image) -> Floats:
+        """Points that a picture shows: those where points or a grid are asked for, else sure ones on the object."""
+        if points is not None or self.grid is not None:
+            return self.choose(match, points)
+        return self._keep(match, spread_points(match, image, self.count, min_confidence=self.min_confidence))
+
+    def both_ways(self, points: bool, picture: bool) -> bool:
+        """Whether b -> a is to be matched too: for the limit, and for a picture that chooses its points."""
+        return self.max_forward_backward is not None or (picture and not points and self.grid is None)
+
+    def describe(self) -> str:
+        """The limits, as options."""
+        way = f", --max-forward-backward {self.max_forward_backward:g}" if self.max_forward_backward is not None else ""
+        return f"--min-confidence {self.min_confidence:g}{way}"
+
+    def _keep(self, match: Match, start: Floats) -> Floats:
         keep = match.confidence_at(start) >= self.min_confidence
         if self.max_forward_backward is not None:
             keep &= match.forward_backward_error(start) <= self.max_forward_backward
@@ -104,6 +131,8 @@ def run(
     Args:
         points: (N, 2) in pixels of a; ``None`` takes an even grid.
 
+    A picture without a single point is not written.
+
     Returns:
         The matches document of design.md, see :func:`cats.runtime.document.matches_document`.
 
@@ -112,7 +141,8 @@ def run(
     """
     outputs.check(a, b, force=True)
     selection = selection or Selection()
-    match = matcher.match(a, b, forward_backward=selection.max_forward_backward is not None)
+    both_ways = selection.both_ways(points is not None, outputs.picture is not None)
+    match = matcher.match(a, b, forward_backward=both_ways)
     return _finish(matcher, match, a, b, outputs, points, selection)
 
 
@@ -158,7 +188,7 @@ def run_pairs(
         batch_size=batch_size,
         workers=workers,
         streams=streams,
-        forward_backward=selection.max_forward_backward is not None,
+        forward_backward=selection.both_ways("points" in rows[0].cells, folders.picture is not None),
         return_errors=True,
     )
     for row, outputs in zip(rows, named, strict=True):
@@ -195,8 +225,9 @@ def _finish(
     start = time.perf_counter()
     kept = selection.choose(match, points)
     model = model_document(matcher)
-    document = matches_document(match, kept, a=a, b=b, model=model)
-    pictures = _draw(matcher, match, kept, outputs, (a.name, b.name))
+    asked = match if selection.max_forward_backward is not None else replace(match, backward_flow=None)
+    document = matches_document(asked, kept, a=a, b=b, model=model)
+    pictures = _draw(matcher, match, points, kept, selection, outputs, (a.name, b.name))
     page = match_page(match, points=points, model=model, max_pixels=matcher.max_pixels) if outputs.html else ""
     drawn = time.perf_counter()
     for path, image in pictures.items():
@@ -212,18 +243,31 @@ def _finish(
 
 
 def _draw(
-    matcher: Matcher, match: Match, points: Floats, outputs: Outputs, names: tuple[str, str]
+    matcher: Matcher,
+    match: Match,
+    points: Floats | None,
+    kept: Floats,
+    selection: Selection,
+    outputs: Outputs,
+    names: tuple[str, str],
 ) -> dict[Path, Image.Image]:
     pictures: dict[Path, Image.Image] = {}
     if outputs.picture is not None or outputs.overlay is not None:
         image_a = read_image(_given(match.image_a), max_pixels=matcher.max_pixels)
     if outputs.picture is not None:
         image_b = read_image(_given(match.image_b), max_pixels=matcher.max_pixels)
-        places, confidence = match.transfer(points), match.confidence_at(points)
-        model = f"{matcher.path.name}, {matcher.metadata.precision}"
-        pictures[outputs.picture] = draw_matches(
-            image_a, image_b, points, places, confidence, names=names, subtitle=model
-        )
+        shown = selection.choose_shown(match, points, image_a) if len(kept) else kept
+        if not len(shown):  # none of the sure ones on the object passes the limits: the surest of the grid
+            order = np.argsort(-match.confidence_at(kept), kind="stable")[: selection.count]
+            shown = kept[np.sort(order)]
+        if len(shown):
+            places, confidence = match.transfer(shown), match.confidence_at(shown)
+            model = f"{matcher.path.name}, {matcher.metadata.precision}"
+            pictures[outputs.picture] = draw_matches(
+                image_a, image_b, shown, places, confidence, names=names, subtitle=model
+            )
+    if outputs.sheet is not None:
+        pictures[outputs.sheet] = draw_sheet(match, names=names, max_pixels=matcher.max_pixels)
     if outputs.warp is not None or outputs.overlay is not None:
         warped = match.warp(max_pixels=matcher.max_pixels)
         if outputs.warp is not None:
@@ -259,6 +303,7 @@ def _pair_outputs(folders: Outputs, row: PairRow, number: int, count: int) -> Ou
         overlay=place(folders.overlay, ".overlay.png"),
         flow=place(folders.flow, ".npy"),
         html=place(folders.html, ".html"),
+        sheet=place(folders.sheet, ".sheet.png"),
     )
 
 

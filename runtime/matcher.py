@@ -355,5 +355,11 @@ class Matcher:
         return {name: outputs[name].astype(np.float32, copy=False) for name in known if name in outputs}
 
 
+def find_file(model: str | Path) -> Path:
+    """The file that decides about the backend of what :class:`Matcher` is given: of a split model its encoder."""
+    split = find_split(model)
+    return find_model(model) if split is None else split[0]
+
+
 def _open(model: str, backend: str | None, settings: dict[str, Any]) -> Matcher:
     return Matcher(model, backend, **settings)

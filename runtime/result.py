@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -158,6 +159,18 @@ class Match:
             places = transfer_points(points, self.flow, self.size_a, self.size_b)
             result[top:bottom] = _sample_pixels(source, places).reshape(bottom - top, width, 3)
         return Image.fromarray(result)
+
+    def _repr_png_(self) -> bytes | None:
+        """The picture of ``cats-run`` in a notebook that shows no pages; None where there are no images to show."""
+        from cats.runtime.draw import draw_match  # which imports this module
+
+        try:
+            picture = draw_match(self)
+        except InputError:
+            return None
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        return buffer.getvalue()
 
     def _repr_html_(self) -> str | None:
         """The match to click through in a notebook; None where there are no images to show."""

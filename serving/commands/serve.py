@@ -23,7 +23,7 @@ from cats.core.images import quiet_pillow
 from cats.core.metadata import read_onnx_metadata, trust_warning
 from cats.runtime.backends import BACKENDS, choose_backend
 from cats.runtime.backends.ort_providers import PROVIDERS
-from cats.runtime.commands.run import cpu_streams, open_matcher
+from cats.runtime.commands.options import cpu_streams, open_matcher
 from cats.runtime.hardware import physical_cores, usable_cpus
 from cats.runtime.split import find_split
 from cats.serving.server.app import ServerOptions, check_options, create_app

@@ -163,3 +163,13 @@ def test_tables_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     path.write_text("1,2\n" * 3)
     with pytest.raises(InputError, match="line 3: more than 2 points"):
         read_points(path)
+
+
+def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
+    (tmp_path / "endless.csv").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.json")
+    for name, text in {"endless.csv": "it is a device", "pipe.json": "it is a pipe", "a\0.csv": "no file can"}.items():
+        with pytest.raises(InputError, match=text):
+            read_points(tmp_path / name)
+    with pytest.raises(InputError, match="it is a device"):
+        read_pairs(tmp_path / "endless.csv")

@@ -14,7 +14,8 @@ from commands import Command, runner
 from PIL import Image
 from tiny_onnx import crops
 
-from cats.runtime import Matcher
+from cats.runtime import Matcher, match_files
+from cats.runtime.commands.rank import main as rank_main
 from cats.runtime.commands.run import main
 
 
@@ -165,6 +166,90 @@ def test_orientation_of_photos_is_respected(cats_run: Command, work: Path, model
     turned = json.loads(cats_run(model_file, "turned.png", "b.png", "--json").out)
     assert turned["size_a"] == [320, 192]
     assert turned["matches"] == upright["matches"]
+
+
+def test_limits_that_leave_nothing_are_said(cats_run: Command, work: Path, model_file: Path) -> None:
+    before = files(work)
+    nothing = ("--min-confidence", 1, "--max-forward-backward", 0)
+    done = cats_run(model_file, "a.png", "b.png", *nothing)
+    assert done.code == 1
+    assert "no match is left: --min-confidence 1, --max-forward-backward 0; no picture was written" in done.err
+    assert files(work) == before
+    done = cats_run(model_file, "a.png", "b.png", *nothing, "--json", "--flow", "flow.npy")
+    assert (done.code, json.loads(done.out)["matches"]) == (1, [])
+    assert files(work) == before | {"flow.npy"}
+
+
+def test_the_picture_shows_count_points_and_json_the_grid(
+    cats_run: Command, work: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    draw = match_files.draw_matches
+    monkeypatch.setattr(
+        match_files, "draw_matches", lambda *args, **names: (drawn.append(args[2]), draw(*args, **names))[1]
+    )
+    done = cats_run(model_file, "a.png", "b.png", "-o", "p.png", "--count", 7, "--json", "--sheet", "sheet.jpg")
+    assert done.code == 0, done.err
+    assert (len(drawn[0]), len(json.loads(done.out)["matches"])) == (7, 100)
+    assert "forward_backward" not in json.loads(done.out)["matches"][0]
+    assert Image.open("sheet.jpg").width > 1000
+    assert cats_run(model_file, "a.png", "b.png", "-o", "p.png", "--grid", 4, "--force").code == 0
+    assert len(drawn[1]) == 16
+    (work / "points.csv").write_text("100,60\n")
+    assert cats_run(model_file, "a.png", "b.png", "-o", "p.png", "--points", "points.csv", "--force").code == 0
+    np.testing.assert_array_equal(drawn[2], [[100, 60]])
+
+
+def test_a_shipped_model_goes_by_its_name(cats_run: Command, work: Path) -> None:
+    done = cats_run("cats-tiny", "a.png", "b.png", "--json", "--threads", 1)
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["model"]["file"].endswith("cats-tiny.onnx")
+    (work / "pairs.csv").write_text("a,b\na.png,b.png\n")
+    assert cats_run("cats-tiny", "--pairs", "pairs.csv", "--json").code == 0
+
+
+def test_a_bad_cell_is_one_bad_row(cats_run: Command, work: Path, model_file: Path) -> None:
+    (work / "big.json").write_text("[[1" + "0" * 400 + ",1]]")
+    for cells in ("x\0.png,", "b.png,big.json", "b.png,p\0.csv", "b.png,none.csv", "in,"):
+        (work / "pairs.csv").write_text(f"a,b,points\na.png,{cells}\na.png,b.png,\n")
+        done = cats_run(model_file, "--pairs", "pairs.csv", "--json", "--grid", 2)
+        lines = [json.loads(line) for line in done.out.splitlines()]
+        assert (done.code, [len(line.get("matches", [])) for line in lines]) == (2, [0, 4]), done.err
+        assert "pairs.csv, line 2: " in done.err
+
+
+@pytest.fixture
+def rank(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Command:
+    return runner(rank_main, "cats rank", monkeypatch, capsys)
+
+
+def test_a_folder_is_ranked(rank: Command, work: Path, model_file: Path) -> None:
+    for name in ("a", "b"):
+        (work / f"{name}.png").rename(work / "in" / f"{name}.png")
+    noise = np.random.default_rng(3).integers(0, 255, (192, 320, 3), np.uint8)
+    Image.fromarray(noise).save("in/noise.png")
+    done = rank(model_file, "in/a.png", "in", "--json", "-o", "best.png", "--count", 4)
+    assert done.code == 0, done.err
+    lines = [json.loads(line) for line in done.out.splitlines()]
+    assert [Path(line["b"]).name for line in lines] == ["b.png", "noise.png"]  # not a itself
+    assert lines[0]["score"] > lines[1]["score"]
+    assert "2 photos matched (0 from the cache, A itself left out)" in done.err
+    assert Image.open("best.png").width > 900
+    assert "in/b.png" in rank(model_file, "in/a.png", "in", "--top", 1).out
+    assert "exists" in rank(model_file, "in/a.png", "in", "-o", "best.png").error
+    assert "only a split model has them" in rank(model_file, "in/a.png", "in", "--features", "f.npz").error
+    assert "unknown score 'x'" in rank(model_file, "in/a.png", "in", "--score", "x").error
+    (work / "empty").mkdir()
+    assert "no photo below empty" in rank(model_file, "in/a.png", "empty").error
+    (work / "in" / "bad.jpg").write_text("text")
+    done = rank(model_file, "in/a.png", "in")
+    assert (done.code, "1 photos below in could not be read" in done.err) == (2, True)
+    assert "in/b.png" in done.out
+
+
+def test_the_old_spelling_names_the_new_command(cats_run: Command, work: Path, model_file: Path) -> None:
+    for options in (["--gallery", "in"], ["--gallery", "in", "--top", "3"], ["--features", "f.npz"], ["--score", "x"]):
+        assert f"cats rank {model_file} a.png DIR" in cats_run(model_file, "a.png", *options).error
 
 
 BAD = {

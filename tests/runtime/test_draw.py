@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from cats.core.errors import InputError
 from cats.runtime import Match
-from cats.runtime.draw import confidence_colours, draw_matches
+from cats.runtime.draw import INK, confidence_colours, draw_matches
 from cats.runtime.fonts import fit_line
 from cats.runtime.overlay import overlay
+from cats.runtime.sheet import Ranked, draw_ranking, draw_sheet
+from cats.runtime.spread import spread_points
 
 GREY = (128, 128, 128)
 
@@ -41,7 +46,8 @@ def test_points_stand_where_they_belong() -> None:
         (la + 300.5 / 400 * (ra - la), ta + 75.5 / 300 * (ba - ta)),
         (lb + 50.5 / 200 * (rb - lb), tb + 300.5 / 400 * (bb - tb)),
     ):
-        assert np.abs(np.asarray(picture)[round(y), round(x)].astype(int) - teal).max() < 12
+        # above the number in the middle of the point
+        assert np.abs(np.asarray(picture)[round(y) - 6, round(x)].astype(int) - teal).max() < 12
 
 
 def test_colours_follow_confidence() -> None:
@@ -135,3 +141,89 @@ def test_control_characters_are_written_out_and_long_names_cut() -> None:
     assert cut is not None
     assert cut.width <= 200
     assert cut.parts[-1][0].endswith("…")
+
+
+def test_few_points_are_numbered_and_many_are_not() -> None:
+    def dark(count: int) -> int:
+        """Pixels of ink within the photos."""
+        points = np.linspace(60, 240, count)[:, None].repeat(2, axis=1)
+        picture = draw((300, 300), (300, 300), points, points, [0.9] * count)
+        left, top, right, bottom = panels(draw((300, 300), (300, 300), [], [], []))[0]
+        # a line has no pixel as dark
+        return int((np.asarray(picture, np.int32)[top:bottom, left:right].sum(axis=2) < sum(INK) + 40).sum())
+
+    assert dark(3) > 3
+    assert dark(31) == 0
+
+
+def scene(at: tuple[int, int], size: tuple[int, int] = (320, 240)) -> Image.Image:
+    """A colourful object of 110 x 90 pixels on a plain ground."""
+    image = Image.new("RGB", size, (120, 170, 230))
+    pixels = np.random.default_rng(5).integers(0, 256, (9, 11, 3), np.uint8).repeat(10, axis=0).repeat(10, axis=1)
+    image.paste(Image.fromarray(pixels // 2 + np.uint8([90, 0, 0])), at)
+    return image
+
+
+def known_match(shift: tuple[float, float] = (1.0, 0.0), sure: float = 0.8) -> Match:
+    """All cells move by ``shift`` cells, and back."""
+    flow = np.broadcast_to(np.float32(shift)[:, None, None], (2, 16, 16)).copy()
+    confidence = np.full((16, 16), sure, np.float32)
+    image = scene((105, 75))
+    return Match(flow, confidence, image.size, image.size, -flow, image_a=image, image_b=image)
+
+
+def test_the_points_of_a_picture_are_sure_spread_and_on_the_object() -> None:
+    match = known_match()
+    points = spread_points(match, match.image_a, 8)
+    assert len(points) == 8
+    assert ((points > (100, 70)) & (points < (220, 170))).all()
+    distance = np.linalg.norm((points[:, None] - points[None]) / (320, 240), axis=2) + np.eye(8)
+    assert distance.min() >= 1.5 / 16
+    np.testing.assert_array_equal(points, spread_points(match, match.image_a, 8))
+    unsure = match.confidence.copy()
+    unsure[:, :8] = 0.1
+    assert (spread_points(replace(match, confidence=unsure), match.image_a, 8)[:, 0] > 160).all()
+    lost = match.backward_flow.copy()  # what comes back elsewhere is left out
+    lost[1, :9] += 4
+    assert (spread_points(replace(match, backward_flow=lost), match.image_a, 8)[:, 1] > 9 * 15).all()
+    assert spread_points(match, match.image_a, 8, min_confidence=0.9).shape == (0, 2)
+    assert spread_points(match, match.image_a, 3).shape == (3, 2)
+
+
+def test_a_plain_photo_has_points_too() -> None:
+    plain = Image.new("RGB", (320, 240), (90, 90, 90))
+    assert len(spread_points(replace(known_match(), image_a=plain), plain, 8)) >= 6
+
+
+def test_the_sheet_shows_six_panels() -> None:
+    match = known_match(shift=(0.0, 0.0))
+    sheet = np.asarray(draw_sheet(match, names=("left.jpg", "right.jpg")), np.int32)
+    height, width = sheet.shape[:2]
+    assert 1280 < width < 1400
+    assert 700 < height < 800
+    panel = [sheet[48:363, 20:440], sheet[48:363, 454:874], sheet[48:363, 888:1308], sheet[405:720, 888:1308]]
+    for other in panel[1:]:  # nothing moves: b, the bent b and the checkerboard are a
+        assert np.abs(panel[0] - other).mean() < 3
+    grid = sheet[405:720, 454:874]
+    assert (np.abs(grid - INK).sum(axis=2) < 60).mean() > 0.03
+    with pytest.raises(InputError, match="without images"):
+        draw_sheet(replace(match, image_a=None))
+
+
+def test_a_ranking_shows_the_query_and_all_photos() -> None:
+    query, points = scene((105, 75)), np.array([[150.0, 100.0], [200.0, 140.0]])
+    for count in (1, 3, 5):
+        ranked = [Ranked(scene((40 * k, 75)), f"{k}", points + 5, np.array([0.2, 0.9])) for k in range(count)]
+        picture = np.asarray(draw_ranking(query, "query.jpg", points, ranked))
+        ground = (picture == (120, 170, 230)).all(axis=2)
+        columns = np.flatnonzero(np.diff(np.concatenate([[0], ground.any(axis=0).astype(int), [0]])))
+        assert len(columns) // 2 == 1 + min(count, 3)
+    far = [Ranked(query, "x", np.array([[-500.0, 100.0], [10.0, 9000.0]]), np.array([0.2, 0.9]))]
+    assert draw_ranking(query, "query.jpg", points, far).width < 800  # points outside are clamped to the border
+
+
+def test_a_notebook_gets_a_picture() -> None:
+    data = known_match()._repr_png_()
+    assert data is not None
+    assert Image.open(io.BytesIO(data)).width > 800
+    assert replace(known_match(), image_b=None)._repr_png_() is None

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
+import struct
+import zipfile
+
 import numpy as np
 import onnx
 import pytest
@@ -111,8 +117,79 @@ def test_a_folder_is_ranked_and_its_features_kept(tmp_path, texture, score):
     with Matcher(model) as matcher:
         first = rank_gallery(matcher, photos / "a.png", photos, score=score, cache=cache)
         again = rank_gallery(matcher, photos / "a.png", photos, score=score, cache=cache)
-    assert first.ranked[0][1].stem == "a"
+    assert [photo.stem for _, photo, _ in first.ranked] == ["b", "noise"]  # not a itself
+    assert first.left_out
     assert [photo for _, photo, _ in again.ranked] == [photo for _, photo, _ in first.ranked]
     assert [item[0] for item in again.ranked] == pytest.approx([item[0] for item in first.ranked])
-    assert (first.cached, again.cached, first.skipped, len(first.failures)) == (0, 3, 1, 1)
+    assert (first.cached, again.cached, first.skipped, len(first.failures)) == (0, 2, 1, 1)
     assert first.failures[0][0].name == "bad.jpg"
+
+
+def test_a_photo_that_cannot_be_read_is_one_failure_with_every_model(tmp_path, texture, model_file):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.fromarray(texture).save(photos / "good.png")
+    (photos / "gone.jpg").symlink_to("nowhere.jpg")
+    os.mkfifo(photos / "pipe.jpg")
+    Image.fromarray(texture).save(tmp_path / "a.png")
+    for model in (model_file, split_files(tmp_path)):
+        with Matcher(model, threads=1) as matcher:
+            found = rank_gallery(matcher, tmp_path / "a.png", photos)
+        assert [photo.name for _, photo, _ in found.ranked] == ["good.png"]
+        assert sorted(photo.name for photo, _ in found.failures) == ["gone.jpg", "pipe.jpg"]
+
+
+def _entry(archive, name, header, data):
+    with archive.open(f"{name}.npy", "w") as item:
+        item.write(b"\x93NUMPY\x01\0" + struct.pack("<H", len(header)) + header + data)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "image", "text"),
+    [
+        ({}, {"weights_sha256": None}, "no text as its key, source or weights_sha256"),
+        ({}, {"source": 3}, "no text as its key, source"),
+        ({}, {"size": [0, 10]}, r"has the size \[0, 10\]"),
+        ({}, {"size": [True, 10]}, "has the size"),
+        ({}, {"size": [10]}, "has the size"),
+        ({"0/features_0": np.zeros(3, "U3")}, {}, "holds <U3"),
+        ({"0/features_0": np.zeros(3, "M8[s]")}, {}, "holds datetime64"),
+        ({"0/features_0": np.zeros(3, ">f4")}, {}, "holds >f4"),
+        ({"0/features_0": np.zeros((3, 2, 2), np.float32)}, {}, None),  # of another shape: the matcher refuses it
+    ],
+)
+def test_features_files_are_data(tmp_path, texture, arrays, image, text):
+    with Matcher(split_files(tmp_path), threads=1) as matcher:
+        matcher.encode(texture).save(tmp_path / "f.npz")
+        stored = dict(np.load(tmp_path / "f.npz"))
+        head = json.loads(bytes(stored["cats"]))
+        head["images"][0] |= image
+        np.savez(tmp_path / "f.npz", **{**stored, **arrays, "cats": np.frombuffer(json.dumps(head).encode(), np.uint8)})
+        if text is None:
+            with pytest.raises(InputError, match="not the arrays that the encoder"):
+                matcher.match(Features.load(tmp_path / "f.npz"), texture)
+        else:
+            with pytest.raises(InputError, match=text):
+                Features.load(tmp_path / "f.npz")
+
+
+def test_features_that_say_they_are_huge_are_refused_before_they_are_read(tmp_path, texture):
+    with Matcher(split_files(tmp_path), threads=1) as matcher:
+        matcher.encode(texture).save(tmp_path / "f.npz")
+    head = np.load(tmp_path / "f.npz")["cats"]
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (60000000,), }".ljust(117) + b"\n"
+    with zipfile.ZipFile(tmp_path / "big.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("cats.npy", (lambda b: (np.lib.format.write_array(b, head), b.getvalue())[1])(io.BytesIO()))
+        with archive.open("0/features_0.npy", "w", force_zip64=True) as item:
+            item.write(b"\x93NUMPY\x01\0" + struct.pack("<H", len(header)) + header)
+            for _ in range(240):
+                item.write(bytes(1_000_000))
+    assert (tmp_path / "big.npz").stat().st_size < 2_000_000
+    with pytest.raises(InputError, match="would take more than 128 MiB"):
+        Features.load(tmp_path / "big.npz")
+    short = b"{'descr': '<f4', 'fortran_order': False, 'shape': (900,), }".ljust(117) + b"\n"
+    with zipfile.ZipFile(tmp_path / "lies.npz", "w") as archive:
+        archive.writestr("cats.npy", (lambda b: (np.lib.format.write_array(b, head), b.getvalue())[1])(io.BytesIO()))
+        _entry(archive, "0/features_0", short, bytes(40))
+    with pytest.raises(InputError, match=r"has the shape \(900,\)"):
+        Features.load(tmp_path / "lies.npz")
