@@ -157,7 +157,10 @@ class Service:
             else:
                 self._match(running)
                 self._on_batch(len(running), time.perf_counter() - start)
+            for job in running:
+                job.pair = job.work = None  # the caller may keep the future
             self._seconds += 0.1 * ((time.perf_counter() - start) / len(running) - self._seconds)
+            del jobs, running, job  # while the next one is awaited
 
     def _take(self) -> list[_Job]:
         """The next job, or several pairs for one run; none once the service is closed and all is done."""
@@ -188,7 +191,7 @@ class Service:
             try:
                 images = tuple(read_image(image, max_pixels=self.matcher.max_pixels) for image in job.pair)
             except Exception as error:
-                job.future.set_exception(error)
+                job.future.set_exception(bare(error))
             else:
                 read.append((job, (images[0], images[1]), (time.perf_counter() - start) * 1000))
         if not read:
@@ -197,7 +200,7 @@ class Service:
             matches = self.matcher.match_batch([pair for _, pair, _ in read], forward_backward=jobs[0].forward_backward)
         except Exception as error:
             for job, _, _ in read:
-                job.future.set_exception(error)
+                job.future.set_exception(bare(error))
             return
         for (job, _, read_ms), match in zip(read, matches, strict=True):
             match.times["read"] = read_ms
@@ -209,7 +212,16 @@ def _settle(job: _Job, work: Callable[[], Any]) -> None:
     try:
         job.future.set_result(work())
     except Exception as error:
-        job.future.set_exception(error)
+        job.future.set_exception(bare(error))
+
+
+def bare(error: Exception) -> Exception:
+    """A :class:`CatsError` without the frames that it came through: with its future they make a ring that keeps photos
+    in memory until the next collection. Faults keep theirs, for the log."""
+    if isinstance(error, CatsError):
+        error.__cause__ = error.__context__ = None
+        return error.with_traceback(None)
+    return error
 
 
 def check_batch(matcher: Matcher, max_batch: int) -> None:

@@ -27,7 +27,7 @@ from cats.runtime.gallery import match_score
 from cats.runtime.match_files import Selection
 from cats.serving.server.answers import HttpError, json_response, parse_json
 from cats.serving.server.guards import Bodies
-from cats.serving.service import Service
+from cats.serving.service import Service, bare
 
 ARRAYS = ("flow", "confidence", "backward_flow", "probabilities")
 _PHOTOS = ("a", "b", "image")
@@ -198,7 +198,7 @@ class Matching:
             future = self.service.match(asked.photo("a"), asked.photo("b"), forward_backward=back)
             match = await self.wait(future)
         finally:
-            self.bodies.release(request)
+            self._drop(request, asked)
         names = [plain_name(asked.names.get(side, ""), side) for side in "ab"]
         document = matches_document(match, selection.choose(match, points), a=names[0], b=names[1], model=self.model)
         if arrays:
@@ -249,7 +249,7 @@ class Matching:
             future = self.service.call(lambda: matcher.match_gallery(photo, list(gallery.values())))
             matches = await self.wait(future)
         finally:
-            self.bodies.release(request)
+            self._drop(request, asked)
         ranked = sorted(
             ((match_score(match, "confidence"), name, match) for name, match in zip(gallery, matches, strict=True)),
             key=lambda item: -item[0],
@@ -277,9 +277,14 @@ class Matching:
     async def _read(self, request: Request) -> Asked:
         try:
             return await read_request(request, self.bodies)
-        except BaseException:
+        except Exception as error:
             self.bodies.release(request)
-            raise
+            raise bare(error) from None
+
+    def _drop(self, request: Request, asked: Asked) -> None:
+        """Let go of a request's photos, also where an error keeps the request for a while."""
+        self.bodies.release(request)
+        asked.photos.clear()
 
     async def _encode(self, request: Request) -> Features:
         asked = await self._read(request)
@@ -288,7 +293,7 @@ class Matching:
             matcher, photo = self.service.matcher, asked.photo("image")
             return await self.wait(self.service.call(lambda: matcher.encode(photo)))
         finally:
-            self.bodies.release(request)
+            self._drop(request, asked)
 
     def _check_place(self, name: str) -> None:
         if name not in self.gallery and len(self.gallery) >= self.max_gallery:
