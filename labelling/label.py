@@ -146,7 +146,7 @@ def label_photos(
         if not isinstance(model, Matcher):
             model = stack.enter_context(open_for_labelling(model or asset(MODEL), streams))
         side_by_side = streams or (1 if model.backend.prefers_batches else _cores())
-        labeller = _Labeller(model, references, settings)
+        labeller = Labeller(model, references, settings)
         yield from labeller.label(wanted, side_by_side, on_photo or (lambda: None))
 
 
@@ -167,6 +167,20 @@ def open_for_labelling(
     return Matcher(model, backend, **options)
 
 
+def open_labeller(
+    references: Annotations, matcher: Matcher, *, looks: int = 2, max_references: int = MAX_REFERENCES
+) -> Labeller:
+    """A labeller for photos that come one at a time: it keeps what it knows of the references.
+
+    ``labeller.finish(labeller.find(path, category))`` labels a photo; several threads may do so at once.
+
+    Args:
+        references, looks, max_references: as of :func:`label_photos`.
+        matcher: stays the caller's.
+    """
+    return Labeller(matcher, references, _Settings(looks, 0, 0.0, max_references))
+
+
 @dataclass(frozen=True)
 class _Settings:
     looks: int
@@ -182,8 +196,8 @@ class _Settings:
             )
 
 
-class _Labeller:
-    """Labels photos one at a time or several side by side."""
+class Labeller:
+    """Labels photos one at a time or several side by side; made by :func:`open_labeller`."""
 
     def __init__(self, matcher: Matcher, references: Annotations, settings: _Settings) -> None:
         self.matcher, self.settings, self.store = matcher, settings, LookStore(matcher)

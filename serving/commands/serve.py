@@ -21,6 +21,8 @@ from cats.core.console import execute, new_app, note
 from cats.core.errors import InputError
 from cats.core.images import quiet_pillow
 from cats.core.metadata import read_onnx_metadata, trust_warning
+from cats.labelling.formats import read_annotations
+from cats.labelling.gather import check_references
 from cats.runtime.backends import BACKENDS, choose_backend
 from cats.runtime.backends.ort_providers import PROVIDERS
 from cats.runtime.commands.options import cpu_streams, open_matcher
@@ -108,6 +110,15 @@ def main_command(
             default="the shipped photos",
         ),
     ] = None,
+    references: Annotated[
+        Path | None,
+        _option(
+            help="Labelled photos, in any format of cats label, whose labels /v1/label carries to others.",
+            panel=NETWORK,
+            metavar="FILE",
+            default="none",
+        ),
+    ] = None,
     max_body_mb: Annotated[float, _option(help="Megabytes of one request.", panel=LIMITS, min=0.001)] = 32,
     max_megapixels: Annotated[
         float, _option(help="Refuse larger photos before decoding.", panel=LIMITS, min=0.001)
@@ -169,6 +180,7 @@ def main_command(
     )
     check_options(options)
     samples = read_samples(pairs) if pairs is not None else None
+    labelled = check_references(read_annotations(references), references) if references is not None else None
     metrics = Metrics()
     listening = _listen(host, port)
     with tempfile.TemporaryDirectory() as folder:
@@ -199,7 +211,9 @@ def main_command(
             on_batch=metrics.on_batch,
         )
         try:
-            application = create_app(service, options, name=name or _plain_stem(file), metrics=metrics, samples=samples)
+            application = create_app(
+                service, options, name=name or _plain_stem(file), metrics=metrics, samples=samples, references=labelled
+            )
             warning = trust_warning(matcher.metadata, file)
             if warning:
                 note(warning)

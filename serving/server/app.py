@@ -21,6 +21,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cats.core.errors import InputError
+from cats.labelling.annotations import Annotations
 from cats.runtime.document import model_document
 from cats.serving.server.answers import HttpError, json_response
 from cats.serving.server.guards import LOG, Bodies, Guard, Metrics
@@ -75,6 +76,7 @@ def create_app(
     name: str = "cats",
     metrics: Metrics | None = None,
     samples: Sequence[Sample] | None = None,
+    references: Annotations | None = None,
 ) -> ASGIApp:
     """The application on top of a service.
 
@@ -85,13 +87,21 @@ def create_app(
         name: of the model in ``/v2`` and in answers.
         metrics: see :class:`Metrics`.
         samples: pairs that the page offers; None takes the shipped ones.
+        references: labelled photos, for ``/v1/label``.
     """
     options = options or ServerOptions()
     metrics = metrics or Metrics()
     metrics.waiting.set_function(lambda: service.waiting)
     bodies = Bodies(options.max_body, options.max_body * 8, options.body_timeout_s)
     model = {**model_document(service.matcher), "file": service.matcher.path.name}  # not where it lies on this machine
-    matching = Matching(service, bodies, timeout_s=options.timeout_s, model=model, max_gallery=options.max_gallery)
+    matching = Matching(
+        service,
+        bodies,
+        timeout_s=options.timeout_s,
+        model=model,
+        max_gallery=options.max_gallery,
+        references=references,
+    )
     protocol = Protocol(matching, name)
     page = _page_files(service, shipped_samples() if samples is None else samples, model)
 
@@ -114,6 +124,7 @@ def create_app(
     routes = [
         _route("POST", "/v1/match", matching.match),
         _route("POST", "/v1/encode", matching.encode),
+        _route("POST", "/v1/label", matching.label),
         _route("POST", "/v1/gallery/match", matching.match_gallery),
         _route("GET", "/v1/gallery", matching.list_gallery),
         _route("PUT", "/v1/gallery/{name}", matching.put_gallery),

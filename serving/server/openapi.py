@@ -34,6 +34,7 @@ _OPTIONS: dict[str, Any] = {
     },
 }
 _TEXTS = {"points": {"type": "string", "description": "JSON [[x, y], ...]"}, **_OPTIONS}
+_CATEGORY = {"category": {"type": "string", "description": "of the references; default: the one that fits best"}}
 _MATCHES = {
     "type": "object",
     "description": "as cats-run --json",
@@ -116,6 +117,18 @@ def describe_api(service: Service) -> dict[str, Any]:
                     f"Its features as .npz, which Features.load of the Python package reads.{gallery}",
                     body=_image_body(),
                     answer={_DATA: {"type": "string", "format": "binary"}},
+                )
+            },
+            "/v1/label": {
+                "post": _operation(
+                    "Label a photo",
+                    "The labels of the server's references (cats serve --references), carried to a photo as cats label "
+                    "does it; 404 where it has none.",
+                    body={
+                        "multipart/form-data": _object({"image": _FILE, **_CATEGORY}, ["image"]),
+                        "application/json": _object({"image": _BASE64, **_CATEGORY}, ["image"]),
+                    },
+                    answer={"application/json": {"type": "object"}},
                 )
             },
             "/v1/gallery": {"get": _operation("List the gallery", "Names and sizes.", answer={"application/json": {}})},

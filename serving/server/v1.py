@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import math
 import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,8 @@ from starlette.responses import Response
 
 from cats.core.errors import InputError
 from cats.core.geometry import Floats, as_points
+from cats.labelling.annotations import Annotations, Category
+from cats.labelling.label import LabelledPhoto, Labeller, open_labeller
 from cats.runtime.document import matches_document
 from cats.runtime.features import Features, save_features
 from cats.runtime.gallery import match_score
@@ -180,12 +183,22 @@ class Matching:
         timeout_s: of a request, waiting included.
         model: the ``model`` part of answers.
         max_gallery: photos that the gallery keeps.
+        references: labelled photos, for :meth:`label`.
     """
 
     def __init__(
-        self, service: Service, bodies: Bodies, *, timeout_s: float, model: dict[str, Any], max_gallery: int
+        self,
+        service: Service,
+        bodies: Bodies,
+        *,
+        timeout_s: float,
+        model: dict[str, Any],
+        max_gallery: int,
+        references: Annotations | None = None,
     ) -> None:
         self.service, self.bodies, self.timeout_s, self.model = service, bodies, timeout_s, model
+        self.categories = {category.name: category for category in references.categories} if references else {}
+        self.labeller = open_labeller(references, service.matcher) if references else None
         self.max_gallery = max_gallery
         self.gallery: dict[str, Features] = {}
 
@@ -267,6 +280,22 @@ class Matching:
             }
         )
 
+    async def label(self, request: Request) -> Response:
+        """Carry the labels of the server's references to a photo, as ``cats label`` does."""
+        labeller = self.labeller
+        if labeller is None:
+            raise HttpError(404, "this server has no labelled photos: start it with --references labels.json")
+        asked = await self._read(request)
+        try:
+            category, photo = asked.values.get("category") or None, asked.photo("image")
+            if category is not None and category not in self.categories:
+                raise InputError(f"no reference is of category {str(category)[:80]!r}: {', '.join(self.categories)}")
+            name = plain_name(asked.names.get("image", ""), "image")
+            found = await self.wait(self.service.call(lambda: _label(labeller, photo, category, name)))
+        finally:
+            self._drop(request, asked)
+        return json_response(_labels(found, self.categories))
+
     async def wait(self, future: Future[_T]) -> _T:
         """The result of a queued job, within the time-out; a job that is given up does not run."""
         try:
@@ -305,6 +334,46 @@ class Matching:
 
 
 _NPZ = "application/octet-stream"
+
+
+def _label(labeller: Labeller, photo: bytes, category: str | None, name: str) -> LabelledPhoto:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "photo")
+        path.write_bytes(photo)
+        try:
+            return labeller.finish(labeller.find(path, category))
+        except InputError as error:
+            raise InputError(str(error).replace(str(path), name)) from None
+
+
+def _labels(found: LabelledPhoto, categories: Mapping[str, Category]) -> dict[str, Any]:
+    """What was found, as JSON types; a point that no reference has is null."""
+    assert found.category is not None  # it was found
+    rows = zip(
+        categories[found.category].keypoints,
+        found.points.tolist(),
+        found.probability.tolist(),
+        found.visibility.tolist(),
+        strict=True,
+    )
+    return {
+        "size": list(found.size),
+        "category": found.category,
+        "same_kind": round(found.same_kind, 4),
+        "found": found.found,
+        "keypoints": [
+            {
+                "name": name,
+                "at": [round(value, 3) for value in at] if all(map(math.isfinite, at)) else None,
+                "probability": round(probability, 4) if math.isfinite(probability) else 0.0,
+                "visibility": visibility,
+            }
+            for name, at, probability, visibility in rows
+        ],
+        "box": None if found.box is None else [round(float(value), 3) for value in found.box],
+        "polygons": [np.round(polygon, 3).tolist() for polygon in found.polygons],
+        "reference": None if found.reference is None else found.reference.name,
+    }
 
 
 def _npz(features: Features) -> bytes:

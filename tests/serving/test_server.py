@@ -27,6 +27,8 @@ from cats import cli
 from cats.assets import asset
 from cats.core.images import preprocess, read_image
 from cats.core.metadata import read_onnx_metadata
+from cats.labelling.formats import read_annotations
+from cats.labelling.label import label_photos
 from cats.runtime import Features, Match, Matcher
 
 pytest.importorskip("starlette", reason="needs the extra serve")
@@ -307,11 +309,48 @@ def test_split_models_encode_and_keep_a_gallery(tmp_path: Path) -> None:
         assert server.ask("GET", f"/v2/models/{matcher_name(server)}.encoder").status == 200
 
 
+def test_labels_are_carried_to_a_photo(tmp_path: Path) -> None:
+    points = np.array(json.loads(asset("astronaut.json").read_text())[:5])
+    (tmp_path / "astronaut.jpg").write_bytes(A.read_bytes())
+    document = {
+        "images": [{"id": 1, "file_name": "astronaut.jpg", "width": 512, "height": 512}],
+        "categories": [{"id": 1, "name": "face", "keypoints": list("abcde"), "skeleton": []}],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 1,
+                "category_id": 1,
+                "num_keypoints": 5,
+                "keypoints": [float(value) for x, y in points for value in (x, y, 2)],
+                "bbox": [190, 90, 70, 100],
+                "area": 7000,
+                "iscrowd": 0,
+            }
+        ],
+    }
+    (tmp_path / "labels.json").write_text(json.dumps(document))
+    with serving("cats-tiny.encoder", "--references", tmp_path / "labels.json") as server:
+        answer = server.form("/v1/label", {"image": PHOTOS["b"]})
+        assert answer.status == 200, answer.body
+        found = answer.json
+        assert (found["category"], found["reference"], found["size"]) == ("face", "astronaut.jpg", [512, 600])
+        assert [point["name"] for point in found["keypoints"]] == list("abcde")
+        with Matcher(asset("cats-tiny.encoder.onnx")) as matcher:
+            labels = read_annotations(tmp_path / "labels.json")
+            (expected,) = label_photos(labels, [B], matcher)
+        np.testing.assert_allclose([point["at"] for point in found["keypoints"]], expected.points, atol=0.05)
+        refused = server.form("/v1/label", {"image": PHOTOS["b"], "category": "hat"})
+        assert (refused.status, "face" in refused.json["error"]) == (400, True)
+        broken = server.form("/v1/label", {"image": ("b.jpg", b"none")})
+        assert (broken.status, "/tmp" in broken.json["error"]) == (400, False)
+
+
 def matcher_name(server: Server) -> str:
     return str(server.ask("GET", "/v2/models/nope").json["error"].split("there is ")[1].split(",")[0])
 
 
-def test_pair_models_refuse_to_encode(server: Server) -> None:
+def test_what_this_server_has_not_is_refused(server: Server) -> None:
+    assert server.form("/v1/label", {"image": PHOTOS["a"]}).status == 404
     assert "--split" in server.form("/v1/encode", {"image": PHOTOS["a"]}).json["error"]
 
 
