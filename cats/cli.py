@@ -40,6 +40,7 @@ COMMANDS = {
         "cats.calibration.studies.confidence_cli", "Fit what a confidence says about being right.", "calibrate"
     ),
     "label": Room("cats.labelling.cli", "Carry the labels of a few photos to many others.", "cpu"),
+    "label-studio": Room("cats.labelling.adapters.cli", "Label inside Label Studio, as its backend.", "serve"),
     "build": Room("cats.runtime.commands.build", "Build a TensorRT engine from an ONNX file.", "tensorrt-rtx"),
     "bench": Room("cats.benchmarks.cli", "Measure every backend side by side: speed, memory, accuracy.", "bench"),
     "view": Room("cats.serving.commands.view", "Match two photos into one HTML page to click through.", "cpu"),
