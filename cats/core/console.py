@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import traceback
+from importlib.metadata import PackageNotFoundError
 from typing import Annotated, Any
 
 import typer
@@ -150,6 +151,8 @@ class Command(TyperCommand):
         try:
             return super().invoke(ctx)
         except ModuleNotFoundError as error:
+            if isinstance(error, PackageNotFoundError):  # whose cause is the installation
+                raise
             raise missing(str(ctx.command_path), error, self.extra) from error
 
 

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+import cats
 from cats.core.console import execute, new_app, note
 from cats.core.errors import InputError
 from cats.core.metadata import read_onnx_metadata
@@ -71,13 +72,25 @@ def write_sdk(folder: str | Path, models: tuple[Path, ...] = ()) -> list[Path]:
             draft = Path(temporary, "sdk")
             _fill(draft, chosen)
             if target.exists():  # empty, and perhaps the current folder, which must stay the one it is
-                for child in draft.iterdir():
-                    child.replace(target / child.name)
+                _move_into(draft, target)
             else:
                 draft.replace(target)
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror or error}") from error
     return [target / "model" / model.name for model in chosen if model.suffix != ".md"]
+
+
+def _move_into(draft: Path, target: Path) -> None:
+    """Move all of a folder into an empty one, or nothing."""
+    children = sorted(draft.iterdir())
+    try:
+        for child in children:
+            child.replace(target / child.name)
+    except BaseException:
+        for child in children:
+            moved = target / child.name
+            shutil.rmtree(moved) if moved.is_dir() else moved.unlink(missing_ok=True)
+        raise
 
 
 def _shipped() -> tuple[Path, ...]:
@@ -87,7 +100,10 @@ def _shipped() -> tuple[Path, ...]:
 
 def _licences() -> list[Path]:
     """Licence files of this installation."""
-    files = [file for file in metadata.files("cats-toolkit") or () if file.name in LICENCES]
+    try:
+        files = [file for file in metadata.files("cats-toolkit") or () if file.name in LICENCES]
+    except metadata.PackageNotFoundError:  # a clone
+        return [file for file in (Path(cats.__file__).parents[1] / name for name in LICENCES) if file.is_file()]
     return [Path(str(file.locate())) for file in files]
 
 
