@@ -118,6 +118,11 @@ def formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
+def reason(error: Exception) -> str:
+    """What a decoder says, on one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def _content(image: Image.Image) -> bytes:
     handle: Any = getattr(image, "fp", None)
     if handle is None:  # decoded already
@@ -146,4 +151,4 @@ def _open(handle: Any, head: bytes, name: str) -> Image.Image:
             why = f"is not an image, or of a format that is not read ({', '.join(formats())})"
         raise InputError(f"{name} {why}") from error
     except Exception as error:  # decoders of hostile headers raise almost anything
-        raise InputError(f"image {name} has a broken header: {error or type(error).__name__}") from error
+        raise InputError(f"image {name} has a broken header: {reason(error)}") from error

@@ -20,7 +20,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from cats.core.errors import InputError
 from cats.core.geometry import Size
-from cats.core.image_files import MAX_PIXELS, check_cost, open_header, open_image
+from cats.core.image_files import MAX_PIXELS, check_cost, open_header, open_image, reason
 from cats.core.metadata import Preprocessing
 
 ImageSource = str | Path | bytes | Image.Image | NDArray[np.uint8]
@@ -152,7 +152,7 @@ def _check(work: Any, name: str) -> None:
     except InputError:
         raise
     except Exception as error:  # decoders of broken files raise almost anything
-        raise InputError(f"image {name} cannot be decoded: {error or type(error).__name__}") from error
+        raise InputError(f"image {name} cannot be decoded: {reason(error)}") from error
 
 
 def _finish(image: Image.Image, name: str, at_least: int | None) -> Image.Image:
@@ -169,7 +169,7 @@ def _finish(image: Image.Image, name: str, at_least: int | None) -> Image.Image:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"image {name} cannot be decoded: {error or type(error).__name__}") from error
+        raise InputError(f"image {name} cannot be decoded: {reason(error)}") from error
 
 
 def _orientation(image: Image.Image) -> int:
