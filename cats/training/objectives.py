@@ -22,12 +22,20 @@ Features = list[Tensor]
 
 
 class Objective(Protocol):
-    """Turns a batch into a loss; ``parameters`` are learnt beside the model's and not part of the saved model."""
+    """Turns a batch into a loss; ``parameters`` are learnt beside the model's and not part of the saved model.
+
+    Attributes:
+        images: keys of a batch that are images.
+    """
 
     parameters: nn.ParameterDict
+    images: tuple[str, ...]
 
     def __call__(self, model: CATs, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Loss (a scalar with gradient) and its parts for the log."""
+
+    def of_features(self, model: CATs, features: dict[str, Features], batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """The same from the images' features, which a frozen backbone computes once; images are not read."""
 
 
 def normalise(images: Tensor, model: CATs) -> Tensor:
@@ -46,14 +54,19 @@ class FlowObjective:
         cycle: weight of COTR's cycle error (:meth:`cats.cotr.COTR.cycle_error`), over the same cells.
     """
 
+    images = ("image_a", "image_b")
+
     def __init__(self, cycle: float = 0.0) -> None:
         self.cycle = cycle
         self.parameters = nn.ParameterDict()
 
     def __call__(self, model: CATs, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Mean end-point error in cells."""
-        images = normalise(torch.cat([batch["image_a"], batch["image_b"]]), model)
-        a, b = _split(model.features(images), 2)
+        return self.of_features(model, _features(model, batch, self.images), batch)
+
+    def of_features(self, model: CATs, features: dict[str, Features], batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """See :class:`Objective`."""
+        a, b = features["image_a"], features["image_b"]
         flow, _ = model.match_encoded(a, b)
         loss = endpoint_error(flow, batch["flow"], batch["visible"])
         parts = {"epe": loss.item()}
@@ -75,16 +88,18 @@ class WarpConsistencyObjective:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
+        self.images = ("i", "j", "w", "n") if config.unmatched else ("i", "j", "w")
         self.parameters = nn.ParameterDict()
         if config.unmatched:
             self.parameters["unmatched_score"] = nn.Parameter(torch.tensor(0.5))
 
     def __call__(self, model: CATs, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Weighted sum of the terms."""
+        return self.of_features(model, _features(model, batch, self.images), batch)
+
+    def of_features(self, model: CATs, features: dict[str, Features], batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """See :class:`Objective`."""
         config, flow, visible = self.config, batch["flow"], batch["visible"]
-        names = ["i", "j", "w", *(["n"] if config.unmatched else [])]
-        maps = model.features(normalise(torch.cat([batch[name] for name in names]), model))
-        features = dict(zip(names, _split(maps, len(names)), strict=True))
         passes = [("w", "j"), ("j", "i")]
         counts = [len(flow)] * len(passes)
         direct = bool(config.direct or config.direct_epe)
@@ -126,6 +141,12 @@ class WarpConsistencyObjective:
         if unmatched is not None:
             terms["unmatched"] = config.unmatched * unmatched_loss(unmatched)
         return sum(terms.values()), {name: value.item() for name, value in terms.items()}
+
+
+def _features(model: CATs, batch: Batch, names: tuple[str, ...]) -> dict[str, Features]:
+    """Features of a batch's images, all through the backbone at once."""
+    maps = model.features(normalise(torch.cat([batch[name] for name in names]), model))
+    return dict(zip(names, _split(maps, len(names)), strict=True))
 
 
 def _split(maps: Features, parts: int) -> list[Features]:
