@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from cats.core.errors import InputError
 from cats.core.files import open_regular, write_bytes
 from cats.core.geometry import Size
+from cats.core.json_text import parse_json
 
 FORMAT = 1
 _HEAD = "cats"
@@ -97,7 +98,8 @@ def _read(archive: zipfile.ZipFile, path: str | Path) -> dict[str, Features]:
     for entry in archive.infolist():
         group, _, name = entry.filename.removesuffix(".npy").partition("/")
         groups.setdefault(group, {})[name] = entry
-    head = json.loads(_read_array(archive, groups[_HEAD][""], (np.uint8,), _MAX_HEAD).tobytes())
+    text = _read_array(archive, groups[_HEAD][""], (np.uint8,), _MAX_HEAD).tobytes()
+    head = parse_json(text, f"{path}: its list of images", limit=_MAX_HEAD)
     if head["format"] != FORMAT:
         raise InputError(f"{path}: features of format {head['format']!r}; this toolkit reads {FORMAT}")
     result: dict[str, Features] = {}

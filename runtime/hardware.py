@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cats.core.errors import InputError
+
 # Sets that decide which precision is fast on a CPU.
 _INTERESTING = (
     "avx2",
@@ -28,6 +30,16 @@ _INTERESTING = (
 
 _MMAP_THRESHOLD = -3  # of mallopt
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76  # of CUdevice_attribute
+
+
+MAX_THREADS = 1024
+"""Of one run; as in libcats. Libraries end the process where the system starts no more threads."""
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise :class:`InputError` for a number of threads that no library takes; None is its own choice."""
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise InputError(f"threads must be at least 1 and at most {MAX_THREADS}, not {threads}")
 
 
 @contextlib.contextmanager

@@ -109,3 +109,24 @@ def crops(texture: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]
     a = texture[100:292, 100:420]
     b = texture[64:256, 140:460]
     return np.ascontiguousarray(a), np.ascontiguousarray(b), (-40, 36)
+
+
+_GOOD = tiny_metadata().to_dict()
+
+OUT_OF_BOUNDS: list[dict[str, Any]] = [
+    {"preprocessing": {**_GOOD["preprocessing"], "mean": [10**400, 0, 0]}},
+    {"preprocessing": {**_GOOD["preprocessing"], "mean": [float("nan")] * 3}},
+    {"preprocessing": {**_GOOD["preprocessing"], "std": [1e-300, 1, 1]}},
+    {"preprocessing": {**_GOOD["preprocessing"], "size": [256.5, 256]}},
+    {"calibration": {"confidence": "x"}},
+    {"calibration": {"confidence": {"a": 1}}},
+    {"calibration": {"confidence": {"mapping": {"confidence": [0, 1], "probability": [0.5]}}}},
+    {"calibration": {"confidence": {"mapping": {"confidence": ["a"], "probability": [0.5]}}}},
+    {"calibration": {"confidence": {"mapping": {"confidence": [], "probability": []}}}},
+    {"calibration": {"confidence": {"mapping": {"confidence": [0, 1], "probability": [0.7, 0.5]}}}},
+    {"later": "\ud800"},
+    {"later": "a\0b"},
+    {"format": 2},
+    {"grid": [0, 16]},
+]
+"""Changes of a document that Python and C refuse."""

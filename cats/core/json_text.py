@@ -73,24 +73,28 @@ def _parse_float(text: str) -> float:
 
 
 def _parse_int(text: str) -> int | float:
-    return int(text) if len(text) < 19 else _parse_float(text)
+    return int(text) if len(text) <= _LONGEST_NUMBER else _parse_float(text)
 
 
 def _check(document: Any, *, texts: bool) -> None:
     """Refuse what is too deep and, where ``texts`` may hold escapes, what is no text."""
     level, depth = [document], 0
     while level:
+        if depth == MAX_DEPTH:
+            raise ValueError(f"nested more than {MAX_DEPTH} deep")
         if texts:
             for item in level:
                 if isinstance(item, str) and ("\0" in item or not _is_text(item)):
                     raise ValueError("a text with a lone surrogate or NUL")
                 if isinstance(item, dict) and any("\0" in key or not _is_text(key) for key in item):
                     raise ValueError("a name with a lone surrogate or NUL")
-        containers = [item for item in level if isinstance(item, (dict, list))]
-        depth += bool(containers)
-        if depth > MAX_DEPTH:
-            raise ValueError(f"nested more than {MAX_DEPTH} deep")
-        level = [part for item in containers for part in (item.values() if isinstance(item, dict) else item)]
+        level = [
+            part
+            for item in level
+            if isinstance(item, (dict, list))
+            for part in (item.values() if isinstance(item, dict) else item)
+        ]
+        depth += 1
 
 
 def _is_text(text: str) -> bool:

@@ -91,14 +91,14 @@ def read_onnx_entry(path: str | Path, key: str) -> bytes | None:
         ModelFileError: unreadable, not a protobuf, or with several entries of that name, of which libraries take one
             or another.
     """
-    with _mapped(path) as message:
+    with mapped(path) as message:
         found = list(_entries(message, key))
     return _only(found, path, key)
 
 
 def read_bound_entry(path: str | Path, key: str) -> tuple[bytes | None, str]:
     """An entry as of :func:`read_onnx_entry`, and the :func:`content_digest` of the file, in one pass."""
-    with _mapped(path) as message:
+    with mapped(path) as message:
         found, digest = list(_entries(message, key)), _digest(message)
     return _only(found, path, key), digest
 
@@ -109,7 +109,7 @@ def content_digest(data: bytes) -> str:
     It stays when metadata are written and changes with anything that the file computes. Of each field of ModelProto
     that holds those, in the order of the file: its number (1 byte), its length (8 bytes, little-endian), its bytes.
     """
-    return _digest(_Message(memoryview(data), 0, len(data)))
+    return _digest(Message(memoryview(data), 0, len(data)))
 
 
 def replace_entry(data: bytes, key: str, value: bytes) -> bytes:
@@ -120,23 +120,23 @@ def replace_entry(data: bytes, key: str, value: bytes) -> bytes:
         ValueError: not a protobuf.
     """
     kept, end = [], 0
-    entry = _field(_METADATA_PROPS, _field(1, key.encode()) + _field(2, value))
-    for number, part, start, after in _Message(memoryview(data), 0, len(data)).spans():
-        if number == _METADATA_PROPS and _is_entry(_span(part), key):
+    entry = encode_field(_METADATA_PROPS, encode_field(1, key.encode()) + encode_field(2, value))
+    for number, part, start, after in Message(memoryview(data), 0, len(data)).spans():
+        if number == _METADATA_PROPS and _is_entry(span(part), key):
             kept += [data[end:start], entry]
             end, entry = after, b""
     return b"".join([*kept, data[end:], entry])
 
 
-def _entries(message: _Message, key: str) -> Iterator[bytes]:
+def _entries(message: Message, key: str) -> Iterator[bytes]:
     for number, value in message:
-        if number == _METADATA_PROPS and _is_entry(_span(value), key):
-            parts = {part: _span(text) for part, text in _span(value)}
+        if number == _METADATA_PROPS and _is_entry(span(value), key):
+            parts = {part: span(text) for part, text in span(value)}
             yield parts[2].content() if 2 in parts else b""
 
 
-def _is_entry(entry: _Message, key: str) -> bool:
-    return any(part == 1 and _span(text).content() == key.encode() for part, text in entry)
+def _is_entry(entry: Message, key: str) -> bool:
+    return any(part == 1 and span(text).content() == key.encode() for part, text in entry)
 
 
 def _only(found: list[bytes], path: str | Path, key: str) -> bytes | None:
@@ -148,11 +148,11 @@ def _only(found: list[bytes], path: str | Path, key: str) -> bytes | None:
     return found[0] if found else None
 
 
-def _digest(message: _Message) -> str:
+def _digest(message: Message) -> str:
     digest = hashlib.blake2b(digest_size=32)
     for number, value in message:
         if number in _CONTENT:
-            part = _span(value)
+            part = span(value)
             digest.update(bytes([number]) + (part.end - part.start).to_bytes(8, "little"))
             with memoryview(message.data) as whole, whole[part.start : part.end] as view:
                 digest.update(view)
@@ -165,7 +165,7 @@ def read_onnx_summary(path: str | Path) -> OnnxSummary:
     Raises:
         ModelFileError: unreadable, empty, or not an ONNX file.
     """
-    with _mapped(path) as message:
+    with mapped(path) as message:
         summary = _model(message)
     if not summary.ir_version or not summary.opsets:
         raise ModelFileError(f"{path} is not an ONNX file (no IR version or operator set)")
@@ -187,9 +187,9 @@ def read_onnx_nodes(path: str | Path) -> list[NodeInfo]:
     Raises:
         ModelFileError: unreadable, or not a protobuf.
     """
-    with _mapped(path) as message:
-        graphs = [_span(value) for number, value in message if number == 7]
-        return [_node_info(_span(value)) for graph in graphs for number, value in graph if number == 1]
+    with mapped(path) as message:
+        graphs = [span(value) for number, value in message if number == 7]
+        return [_node_info(span(value)) for graph in graphs for number, value in graph if number == 1]
 
 
 def with_probabilities(path: str | Path, *, flow: str = "flow", cells: int = 256) -> bytes | None:
@@ -224,18 +224,18 @@ def with_probabilities(path: str | Path, *, flow: str = "flow", cells: int = 256
     else:
         return None
     identity = _text(1, node.outputs[0]) + _text(2, PROBABILITIES) + _text(3, PROBABILITIES) + _text(4, "Identity")
-    dimensions = _field(1, _text(2, "batch")) + 2 * _field(1, b"\x08" + _number(cells))
-    tensor = b"\x08\x01" + _field(2, dimensions)  # elem_type 1: float32
-    output = _text(1, PROBABILITIES) + _field(2, _field(1, tensor))
-    return Path(path).read_bytes() + _field(7, _field(1, identity) + _field(12, output))
+    dimensions = encode_field(1, _text(2, "batch")) + 2 * encode_field(1, b"\x08" + _number(cells))
+    tensor = b"\x08\x01" + encode_field(2, dimensions)  # elem_type 1: float32
+    output = _text(1, PROBABILITIES) + encode_field(2, encode_field(1, tensor))
+    return Path(path).read_bytes() + encode_field(7, encode_field(1, identity) + encode_field(12, output))
 
 
 @contextlib.contextmanager
-def _mapped(path: str | Path) -> Iterator[_Message]:
+def mapped(path: str | Path) -> Iterator[Message]:
     """A file as one message; what goes wrong with it becomes a :class:`ModelFileError`."""
     try:
         with open_regular(path, "model") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            yield _Message(data, 0, len(data))
+            yield Message(data, 0, len(data))
     except InputError as error:
         raise ModelFileError(str(error)) from error
     except OSError as error:
@@ -245,19 +245,19 @@ def _mapped(path: str | Path) -> Iterator[_Message]:
 
 
 @dataclass(frozen=True)
-class _Message:
+class Message:
     """A span of the mapped file that holds the fields of one message."""
 
     data: mmap.mmap | memoryview
     start: int
     end: int
 
-    def __iter__(self) -> Iterator[tuple[int, int | _Message]]:
+    def __iter__(self) -> Iterator[tuple[int, int | Message]]:
         """Field numbers with their value: an integer, or the span of a string, message or packed list."""
         for number, value, _, _ in self.spans():
             yield number, value
 
-    def spans(self) -> Iterator[tuple[int, int | _Message, int, int]]:
+    def spans(self) -> Iterator[tuple[int, int | Message, int, int]]:
         """As iteration, with the bytes at which the whole field begins and after which it ends."""
         at = self.start
         while at < self.end:
@@ -272,7 +272,7 @@ class _Message:
                 if length > self.end - at:
                     raise ValueError(f"field {number} at byte {at} ends beyond its message")
                 at += length
-                yield number, _Message(self.data, at - length, at), start, at
+                yield number, Message(self.data, at - length, at), start, at
             elif wire in (1, 5):
                 at += 8 if wire == 1 else 4
                 if at > self.end:
@@ -304,7 +304,7 @@ class _Message:
 
     def strings(self) -> dict[int, str]:
         """The string fields of a message by number."""
-        return {number: value.text() for number, value in self if isinstance(value, _Message)}
+        return {number: value.text() for number, value in self if isinstance(value, Message)}
 
     def numbers(self, limit: int) -> list[int]:
         """A packed list of at most ``limit`` integers."""
@@ -317,74 +317,75 @@ class _Message:
         return values
 
 
-def _span(value: int | _Message) -> _Message:
+def span(value: int | Message) -> Message:
+    """A value that must be a message, string or packed list; raises :class:`ValueError` for a number."""
     if isinstance(value, int):
         raise ValueError("a number where a message belongs")
     return value
 
 
-def _model(message: _Message) -> OnnxSummary:
+def _model(message: Message) -> OnnxSummary:
     summary = OnnxSummary()
     producer = ["", ""]
     for number, value in message:
         if number == 1 and isinstance(value, int):
             summary.ir_version = value
         elif number in (2, 3):
-            producer[number - 2] = _span(value).text()
+            producer[number - 2] = span(value).text()
         elif number == 7:
-            _graph(_span(value), summary)
+            _graph(span(value), summary)
         elif number == 8:
-            parts = dict(_span(value))
+            parts = dict(span(value))
             domain, version = parts.get(1), parts.get(2, 0)
             if isinstance(version, int):
-                name = domain.text() if isinstance(domain, _Message) else ""
+                name = domain.text() if isinstance(domain, Message) else ""
                 summary.opsets[name or "ai.onnx"] = version
         elif number == _METADATA_PROPS:
-            entry = _span(value).strings()
+            entry = span(value).strings()
             if len(summary.metadata) == _MAX_ENTRIES:
                 raise ValueError(f"more than {_MAX_ENTRIES} metadata entries")
             summary.metadata[entry.get(1, "")] = entry.get(2, "")
         elif number == 25:
-            _function(_span(value), summary)
+            _function(span(value), summary)
     summary.producer = " ".join(part for part in producer if part)
     return summary
 
 
-def _graph(message: _Message, summary: OnnxSummary) -> None:
+def _graph(message: Message, summary: OnnxSummary) -> None:
     for number, value in message:
         if number == 1:
-            _node(_span(value), summary)
+            _node(span(value), summary)
         elif number == 5:
-            _initializer(_span(value), summary)
+            _initializer(span(value), summary)
         elif number == 11:
-            summary.inputs.append(_value_info(_span(value)))
+            summary.inputs.append(_value_info(span(value)))
         elif number == 12:
-            summary.outputs.append(_value_info(_span(value)))
+            summary.outputs.append(_value_info(span(value)))
 
 
-def _function(message: _Message, summary: OnnxSummary) -> None:
+def _function(message: Message, summary: OnnxSummary) -> None:
     name = domain = ""
     for number, value in message:
         if number == 1:
-            name = _span(value).text()
+            name = span(value).text()
         elif number == 7:
-            _node(_span(value), summary)
+            _node(span(value), summary)
         elif number == 10:
-            domain = _span(value).text()
+            domain = span(value).text()
     summary.functions.append(f"{domain}::{name}")
 
 
-def _node(message: _Message, summary: OnnxSummary) -> None:
+def _node(message: Message, summary: OnnxSummary) -> None:
     operator = domain = ""
     for number, value in message:
         if number == 4:
-            operator = _span(value).text()
+            operator = span(value).text()
         elif number == 7:
-            domain = _span(value).text()
+            domain = span(value).text()
     summary.operators[f"{domain}::{operator}" if domain and domain != "ai.onnx" else operator] += 1
 
 
-def _initializer(message: _Message, summary: OnnxSummary) -> None:
+def _initializer(message: Message, summary: OnnxSummary) -> None:
     shape: list[int] = []
     kind = 0
     for number, value in message:
@@ -399,41 +400,41 @@ def _initializer(message: _Message, summary: OnnxSummary) -> None:
     summary.weights[name] = (count + 1, min(size + (math.prod(shape) * bits + 7) // 8, _LARGEST))
 
 
-def _value_info(message: _Message) -> TensorInfo:
+def _value_info(message: Message) -> TensorInfo:
     name, dtype, shape = "", "?", []
     for number, value in message:
         if number == 1:
-            name = _span(value).text()
+            name = span(value).text()
         elif number == 2:
-            for kind, tensor in _span(value):
+            for kind, tensor in span(value):
                 if kind != 1:  # sequences, maps and optionals
                     continue
-                for part, content in _span(tensor):
+                for part, content in span(tensor):
                     if part == 1 and isinstance(content, int):
                         dtype = _TYPES.get(content, (f"type {content}", 0))[0]
                     elif part == 2:
-                        shape = [_dimension(_span(dim)) for tag, dim in _span(content) if tag == 1]
+                        shape = [_dimension(span(dim)) for tag, dim in span(content) if tag == 1]
     return TensorInfo(name, dtype, tuple(shape))
 
 
-def _dimension(message: _Message) -> int | str | None:
+def _dimension(message: Message) -> int | str | None:
     for number, value in message:
         if number == 1 and isinstance(value, int):
             return min(value, _LARGEST)
         if number == 2:
-            return _span(value).text()
+            return span(value).text()
     return None
 
 
-def _node_info(message: _Message) -> NodeInfo:
+def _node_info(message: Message) -> NodeInfo:
     inputs: list[str] = []
     outputs: list[str] = []
     operator = ""
     for number, value in message:
         if number in (1, 2):
-            (inputs if number == 1 else outputs).append(_span(value).text())
+            (inputs if number == 1 else outputs).append(span(value).text())
         elif number == 4:
-            operator = _span(value).text()
+            operator = span(value).text()
     return NodeInfo(operator, tuple(inputs), tuple(outputs))
 
 
@@ -446,10 +447,10 @@ def _number(value: int) -> bytes:
     return bytes([*parts, value])
 
 
-def _field(number: int, content: bytes) -> bytes:
+def encode_field(number: int, content: bytes) -> bytes:
     """A field of a message: a string or another message."""
     return _number(number << 3 | 2) + _number(len(content)) + content
 
 
 def _text(number: int, content: str) -> bytes:
-    return _field(number, content.encode())
+    return encode_field(number, content.encode())

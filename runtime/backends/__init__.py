@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from cats.core.errors import BackendError, InputError, ModelFileError
+from cats.core.onnx_file import read_onnx_summary
 from cats.runtime.backends.base import Backend
+
+MAX_BATCH = 1024
+"""Largest batch that a file may fix; as in libcats."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +105,24 @@ def open_backend(path: str | Path, backend: str | None = None, **options: Any) -
     unknown = set(options) - set(inspect.signature(cls).parameters)
     if unknown:
         raise InputError(f"backend {name} has no setting {', '.join(sorted(unknown))} (model {path})")
+    if Path(path).suffix.lower() == ".onnx" and Path(path).is_file():
+        for port in read_onnx_summary(path).inputs:  # before a library makes room for it
+            _check_batch(path, port.shape)
     loaded: Backend = cls(path, **options)
+    try:
+        for spec in loaded.inputs:
+            _check_batch(path, spec.shape)
+    except ModelFileError:
+        loaded.close()
+        raise
     if backend is not None and loaded.name != backend:
         loaded.close()
         raise BackendError(f"{path} was built for {loaded.name}, not for {backend}: leave out --backend {backend}")
     return loaded
+
+
+def _check_batch(path: str | Path, shape: tuple[int | str | None, ...]) -> None:
+    if shape and isinstance(shape[0], int) and not 1 <= shape[0] <= MAX_BATCH:
+        raise ModelFileError(
+            f"{path} takes a fixed batch of {shape[0]}, 1 to {MAX_BATCH} are run: export it with --batch dynamic"
+        )

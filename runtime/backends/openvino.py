@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from cats.core.errors import BackendError, InputError, ModelFileError, require
+from cats.core.external_data import whole_model
 from cats.core.metadata import read_onnx_metadata
 from cats.runtime.backends.base import Array, Backend, TensorSpec
 from cats.runtime.backends.openvino_parts import precision_parts
-from cats.runtime.hardware import compact_memory, physical_cores, usable_cpus
+from cats.runtime.hardware import check_threads, compact_memory, physical_cores, usable_cpus
 
 PRECISIONS = ("fp32", "bf16", "bf16-aggregator")
 _HINTED = {"fp32": "f32", "bf16": "bf16"}
@@ -90,8 +91,7 @@ class OpenVinoBackend(Backend):
             raise InputError(f"openvino has no precision {precision!r}: choose {', '.join(PRECISIONS)}")
         if hint not in HINTS:
             raise InputError(f"openvino has no hint {hint!r}: choose {', '.join(HINTS)}")
-        if threads is not None and threads < 1:
-            raise InputError(f"threads must be at least 1, not {threads}")
+        check_threads(threads)
         if not isinstance(device, str):
             raise InputError(f"a device of openvino is a name such as CPU or GPU, not {device!r}")
         super().__init__(path)
@@ -217,9 +217,12 @@ def _plain_model(path: Path) -> bytes:
     onnx = require("onnx", extra="openvino", purpose="expand functions for OpenVINO")
     inliner = require("onnx.inliner", extra="openvino", purpose="expand functions for OpenVINO")
     try:
-        model = onnx.load(str(path))
+        whole = whole_model(path)
+        model = onnx.load_from_string(whole) if whole else onnx.load(str(path), load_external_data=False)
         if model.functions:
             model = inliner.inline_local_functions(model)
+    except ModelFileError:
+        raise
     except Exception as error:  # protobuf and onnx raise classes of their own
         raise ModelFileError(f"{path}: not a readable ONNX file ({_reason(error)})") from error
     foreign = sorted({f"{node.domain}.{node.op_type}" for node in model.graph.node if node.domain == "com.microsoft"})

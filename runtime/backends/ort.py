@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from cats.core.errors import BackendError, InputError, ModelFileError
+from cats.core.errors import BackendError, ModelFileError
+from cats.core.external_data import whole_model
 from cats.core.metadata import read_onnx_metadata
 from cats.runtime.backends.base import Array, Backend, TensorSpec
 from cats.runtime.backends.ort_providers import (
@@ -29,7 +30,7 @@ from cats.runtime.backends.ort_providers import (
     provider_options,
 )
 from cats.runtime.backends.ort_session import first_line, import_onnxruntime, session_options
-from cats.runtime.hardware import compact_memory, physical_cores, usable_cpus
+from cats.runtime.hardware import check_threads, compact_memory, physical_cores, usable_cpus
 
 _DTYPES = {
     "tensor(float)": np.float32,
@@ -71,8 +72,7 @@ class OnnxRuntimeBackend(Backend):
         threads: int | None = None,
         cache_dir: str | Path | None = None,
     ) -> None:
-        if threads is not None and threads < 1:
-            raise InputError(f"threads must be at least 1, not {threads}")
+        check_threads(threads)
         super().__init__(path)
         self.metadata = read_onnx_metadata(path)
         self._ort = import_onnxruntime()
@@ -128,8 +128,9 @@ class OnnxRuntimeBackend(Backend):
         options.inter_op_num_threads = 1
         if self.provider != CPU and hasattr(ort.InferenceSession, "get_provider_graph_assignment_info"):
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        model = whole_model(path) or str(path)
         try:
-            return create_session(ort, str(path), options, self.provider, settings, self.device)
+            return create_session(ort, model, options, self.provider, settings, self.device)
         except BackendError:
             raise
         except Exception as error:  # ONNX Runtime's exceptions have no base class of their own

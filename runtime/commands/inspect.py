@@ -170,19 +170,28 @@ def main_command(
 
 
 def _add(table: Table, name: str, value: Any) -> None:
-    """Rows for one entry: numbers with units, dictionaries unfolded one level, the rest as JSON."""
-    if name == "bytes":
-        _row(table, "size", _size(value))
-    elif name == "metadata" and value is None:
-        _row(
-            table,
-            "metadata",
-            "none: not a file of this toolkit, or lost; --metadata-from OTHER puts that of another file back",
-        )
-    elif name in ("metadata", "graph"):
+    """Rows for one entry of what was found; the parts of a metadata document as they are, whatever they are called."""
+    if name == "metadata":
+        if value is None:
+            lost = "none: not a file of this toolkit, or lost; --metadata-from OTHER puts that of another file back"
+            _row(table, name, lost)
+        for key, part in (value or {}).items():
+            _add_plain(table, key, part)
+    elif name == "graph":
         for key, part in value.items():
-            _add(table, key, part)
-    elif name in ("inputs", "outputs"):
+            _add_graph(table, key, part)
+    elif name == "bytes":
+        _row(table, "size", _size(value))
+    elif name == "parameters":
+        parts = [f"{part} {count:,}" for part, count in value.items()]
+        _row(table, name, f"{sum(value.values()):,}: " + ", ".join(parts))
+    else:
+        _add_plain(table, name, value)
+
+
+def _add_graph(table: Table, name: str, value: Any) -> None:
+    """Rows for one part of a graph: counts and sizes with their units."""
+    if name in ("inputs", "outputs"):
         for info in value:
             shape = ", ".join("?" if size is None else str(size) for size in info["shape"])
             _row(table, name[:-1], f"{info['name']}: {info['dtype']} ({shape})")
@@ -190,23 +199,27 @@ def _add(table: Table, name: str, value: Any) -> None:
         shown = list(value.items())[:_OPERATORS_SHOWN]
         more = f", {len(value) - len(shown)} more kinds" if len(value) > len(shown) else ""
         _row(table, name, ", ".join(f"{count} {kind}" for kind, count in shown) + more)
-    elif name == "weights" and isinstance(value, dict):  # in metadata it says how they are stored
+    elif name == "weights":
         parts = [f"{part['tensors']} {kind} ({_size(part['bytes'])})" for kind, part in value.items()]
         _row(table, name, ", ".join(parts) or "none")
-    elif name == "parameters":
-        parts = [f"{part} {count:,}" for part, count in value.items()]
-        _row(table, name, f"{sum(value.values()):,}: " + ", ".join(parts))
-    elif value in ("", [], {}):
+    else:
+        _add_plain(table, name, value)
+
+
+def _add_plain(table: Table, name: str, value: Any) -> None:
+    """Rows for JSON: dictionaries unfolded one level, nothing for what is empty."""
+    if value in ("", [], {}):
         return
-    elif isinstance(value, dict):
+    if isinstance(value, dict):
         for index, (key, part) in enumerate(value.items()):
             _row(table, name if index == 0 else "", f"{key}: {_text(part)}")
     else:
         _row(table, name, _text(value))
 
 
-def _row(table: Table, name: str, value: str) -> None:
-    table.add_row(Text(plain(name)), Text(plain(value)))
+def _row(table: Table, name: str, text: str) -> None:
+    """One row; what comes from a file is text, never markup."""
+    table.add_row(Text(plain(name)), Text(plain(text)))
 
 
 def _text(value: Any) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 from cats.core.console import progress
 from cats.core.errors import BackendError, InputError, ModelFileError
+from cats.core.external_data import whole_model
 from cats.core.files import atomic_paths, write_bytes
 from cats.core.metadata import Metadata, read_onnx_metadata
 from cats.core.outputs import OutputPlan
@@ -202,7 +203,7 @@ def _messages(trt: ModuleType) -> Any:
 
 def _parse(trt: ModuleType, network: Any, messages: Any, source: Path) -> None:
     parser = trt.OnnxParser(network, messages)
-    if parser.parse(source.read_bytes()):
+    if parser.parse(whole_model(source) or source.read_bytes()):
         return
     found = []
     for index in range(parser.num_errors):

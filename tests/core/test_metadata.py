@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from hypothesis import given, settings
-from tiny_onnx import save_model, tiny_metadata, tiny_model
+from tiny_onnx import OUT_OF_BOUNDS, save_model, tiny_metadata, tiny_model
 
 from cats.core.errors import CatsError, ModelFileError
 from cats.core.json_text import MAX_DEPTH, parse_json
@@ -90,26 +90,7 @@ def _varint(value):
 GOOD = tiny_metadata().to_dict()
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"preprocessing": {**GOOD["preprocessing"], "mean": [10**400, 0, 0]}},
-        {"preprocessing": {**GOOD["preprocessing"], "mean": [float("nan")] * 3}},
-        {"preprocessing": {**GOOD["preprocessing"], "std": [1e-300, 1, 1]}},
-        {"preprocessing": {**GOOD["preprocessing"], "size": [256.5, 256]}},
-        {"calibration": {"confidence": "x"}},
-        {"calibration": {"confidence": {"a": 1}}},
-        {"calibration": {"confidence": {"mapping": {"confidence": [0, 1], "probability": [0.5]}}}},
-        {"calibration": {"confidence": {"mapping": {"confidence": ["a"], "probability": [0.5]}}}},
-        {"calibration": {"confidence": {"mapping": {"confidence": [], "probability": []}}}},
-        {"calibration": {"confidence": {"mapping": {"confidence": [0, 1], "probability": [0.7, 0.5]}}}},
-        {"later": "\ud800"},
-        {"later": "a\0b"},
-        {"format": 2},
-        {"grid": [0, 16]},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("change", OUT_OF_BOUNDS, ids=lambda change: str(change)[:60])
 def test_documents_out_of_bounds_are_one_line(change, tmp_path):
     text = json.dumps({**GOOD, **change})
     with pytest.raises(ModelFileError) as caught:
@@ -167,8 +148,7 @@ TEXT = st.text(st.characters(min_codepoint=1, exclude_categories=["Cs"]))
 )
 @settings(deadline=None)
 def test_json_within_bounds_is_read_as_it_was_written(value):
-    found = parse_json(json.dumps(value), "x")
-    assert found == value or json.loads(json.dumps(found)) == pytest.approx(value)
+    assert parse_json(json.dumps(value), "x") == value
 
 
 @given(st.binary(max_size=100))

@@ -13,11 +13,12 @@ import numpy as np
 import onnx
 import pytest
 from split_onnx import save_split, tiny_split
-from tiny_onnx import save_model, tiny_metadata, tiny_model
+from tiny_onnx import OUT_OF_BOUNDS, save_model, tiny_metadata, tiny_model
 
 from cats.benchmarks import libcats
 from cats.benchmarks.libcats import CatsStatusError, CMatcher, Library, image
-from cats.core.metadata import Preprocessing
+from cats.core.errors import ModelFileError
+from cats.core.metadata import Metadata, Preprocessing
 from cats.runtime.hardware import physical_cores, usable_cpus
 
 pytestmark = pytest.mark.skipif(not libcats.HAVE_COMPILER, reason="no C compiler")
@@ -306,3 +307,48 @@ def test_contexts_outlive_their_matcher(library: Library, model_file: Path, text
     opened.match(image(texture), image(texture))
     assert np.isfinite(opened.flow()).all()
     library.raw.cats_context_destroy(opened.context)
+
+
+def test_another_weight_takes_the_stamp_off(library: Library, tmp_path: Path) -> None:
+    """Verified means this graph and these weights, in C as in Python."""
+    path = save_model(tmp_path / "m.onnx", tiny_model(), tiny_metadata())
+    opened = library.open(path)
+    assert (opened.info.verified, opened.info.precision) == (1, b"fp32")
+    model = onnx.load(path)
+    cells = next(item for item in model.graph.initializer if item.name == "cells")
+    cells.raw_data = cells.raw_data[:-1] + bytes([cells.raw_data[-1] ^ 1])
+    onnx.save(model, path)
+    opened = library.open(path)
+    assert (opened.info.verified, opened.info.precision) == (0, b"unknown")
+
+
+def test_two_documents_are_refused(library: Library, tmp_path: Path) -> None:
+    model = tiny_model()
+    model.metadata_props.add(key="cats", value=tiny_metadata().to_json())
+    path = save_model(tmp_path / "m.onnx", model, tiny_metadata().to_json())
+    refused(libcats.MODEL, "2 metadata entries 'cats'", library.open, path)
+
+
+def test_weights_in_another_file_need_a_path(library: Library, tmp_path: Path) -> None:
+    path = save_model(tmp_path / "m.onnx", tiny_model(), tiny_metadata())
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="m.data", size_threshold=0)
+    refused(libcats.MODEL, "open it by its path", library.open, path.read_bytes())
+
+
+@pytest.mark.parametrize("change", OUT_OF_BOUNDS, ids=lambda change: str(change)[:60])
+def test_documents_that_python_refuses_are_refused(library: Library, tmp_path: Path, change: dict) -> None:
+    text = json.dumps({**tiny_metadata().to_dict(), **change})
+    with pytest.raises(ModelFileError):
+        Metadata.from_json(text)
+    refused(libcats.MODEL, "CATs metadata|metadata format", library.open,
+            save_model(tmp_path / "m.onnx", tiny_model(), text))  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["[1e999]", "9" * 400, '"\\ud800"', '"\\u0000"', "[" * 64 + "1" + "]" * 64])
+def test_json_that_python_refuses_is_refused(library: Library, tmp_path: Path, text: str) -> None:
+    document = tiny_metadata().to_json()[:-1] + f', "later": {text}' + "}"
+    with pytest.raises(ModelFileError, match="is not JSON"):
+        Metadata.from_json(document)
+    refused(
+        libcats.MODEL, "metadata is not JSON", library.open, save_model(tmp_path / "m.onnx", tiny_model(), document)
+    )

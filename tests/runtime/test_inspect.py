@@ -215,3 +215,31 @@ def test_sizes_of_any_kind_are_read_or_refused(tmp_path: Path) -> None:
         else:
             with pytest.raises(CatsError, match="more than 64"):
                 inspect(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"[/x]": "1"},
+        {"weights": "a", "bytes": "x", "inputs": "x", "operators": 5, "parameters": [1]},
+        {"graph": {"[bold]": []}, "metadata": None},
+    ],
+)
+def test_metadata_of_any_names_are_shown_as_they_are(
+    cats_inspect: Command, make_model: Callable[..., Path], parts: dict
+) -> None:
+    shown = cats_inspect(make_model(document=parts))
+    assert shown.code == 0, shown.err
+    for name in parts:
+        assert name in shown.out
+
+
+def test_names_in_a_graph_are_no_markup(cats_inspect: Command, tmp_path: Path) -> None:
+    port = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("[/x]", ["[/x]"], ["y"])], "g", [port("[/x]", 1, [1])], [port("y", 1, [1])]
+    )
+    onnx.save(helper.make_model(graph), tmp_path / "m.onnx")
+    shown = cats_inspect(tmp_path / "m.onnx")
+    assert shown.code == 0
+    assert "[/x]: float32 (1)" in shown.out

@@ -18,7 +18,7 @@ from tiny_onnx import save_model, tiny_metadata, tiny_model
 
 from cats.core.errors import BackendError, InputError, ModelFileError
 from cats.core.process import child_environment
-from cats.runtime.backends import ort_providers
+from cats.runtime.backends import open_backend, ort_providers
 from cats.runtime.backends.ort import BoundRun, OnnxRuntimeBackend
 from cats.runtime.backends.ort_providers import (
     CPU,
@@ -313,3 +313,11 @@ def test_convolutions_are_searched_where_the_batch_is_fixed(model_file: Path, tm
         value.type.tensor_type.shape.dim[0].dim_value = 2
     onnx.save(model, tmp_path / "fixed.onnx")
     assert ort_providers.convolution_search(tmp_path / "fixed.onnx") == {}
+
+
+@pytest.mark.parametrize("batch", [1025, 2**28])
+def test_a_fixed_batch_of_any_size_is_refused_before_it_is_loaded(tmp_path, batch):
+    path = save_model(tmp_path / "m.onnx", tiny_model(batch), tiny_metadata())
+    for backend in ("onnxruntime", "openvino"):
+        with pytest.raises(ModelFileError, match=f"fixed batch of {batch}"):
+            open_backend(path, backend)

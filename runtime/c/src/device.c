@@ -5,16 +5,41 @@
 
 #include "matcher.h"
 
-/* Waits for a CUDA stream with the driver that the provider has loaded. */
-static cats_status wait_for(void *stream) {
+/* Puts an entry of the driver's library, which the provider has loaded, into a pointer to a function; NULL without. */
+static void find_entry(void *driver, const char *name, void *function) {
+  void *found = dlsym(driver, name);
+  memcpy(function, &found, sizeof found);
+}
+
+/* Waits for a stream of a device. A thread that never used CUDA has no context: it takes the device's own meanwhile. */
+static int synchronize(void *driver, void *stream, int device) {
+  int (*wait)(void *), (*current)(void **), (*retain)(void **, int), (*release)(int), (*push)(void *), (*pop)(void **);
+  find_entry(driver, "cuStreamSynchronize", &wait);
+  find_entry(driver, "cuCtxGetCurrent", &current);
+  find_entry(driver, "cuDevicePrimaryCtxRetain", &retain);
+  find_entry(driver, "cuDevicePrimaryCtxRelease_v2", &release);
+  find_entry(driver, "cuCtxPushCurrent_v2", &push);
+  find_entry(driver, "cuCtxPopCurrent_v2", &pop);
+  void *context = NULL;
+  if (!wait) return -1;
+  if (!current || !retain || !release || !push || !pop || (current(&context) == 0 && context)) return wait(stream);
+  int failure = retain(&context, device);
+  if (failure) return failure;
+  failure = push(context);
+  if (!failure) {
+    failure = wait(stream);
+    pop(&context);
+  }
+  release(device);
+  return failure;
+}
+
+static cats_status wait_for(void *stream, int device) {
   void *driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-  union {
-    void *object;
-    int (*function)(void *);
-  } synchronize = {driver ? dlsym(driver, "cuStreamSynchronize") : NULL};
-  int failure = synchronize.object ? synchronize.function(stream) : -1;
+  int failure = driver ? synchronize(driver, stream, device) : -1;
   if (driver) dlclose(driver);
-  if (failure) return cats_fail(CATS_ERROR_RUNTIME, "waiting for the CUDA stream failed (cuStreamSynchronize: %d)", failure);
+  if (failure)
+    return cats_fail(CATS_ERROR_RUNTIME, "waiting for the CUDA stream failed (cuStreamSynchronize: %d)", failure);
   return CATS_OK;
 }
 
@@ -63,7 +88,7 @@ static cats_status run_bound(cats_context *context, const cats_device_batch *bat
   if (status == CATS_OK) status = bind(context, matcher->flow, 1, batch->batch, batch->flow);
   if (status == CATS_OK) status = bind(context, matcher->confidence, 1, batch->batch, batch->confidence);
   int own_stream = batch->stream && batch->stream == matcher->stream;
-  if (status == CATS_OK && batch->stream && !own_stream) status = wait_for(batch->stream);
+  if (status == CATS_OK && batch->stream && !own_stream) status = wait_for(batch->stream, matcher->device_index);
   if (status != CATS_OK) return status;
   const OrtRunOptions *options = own_stream ? matcher->async_options : matcher->run_options;
   return cats_ort_check(matcher->ort, matcher->ort->RunWithBinding(session->handle, options, context->binding),

@@ -18,6 +18,18 @@ typedef struct {
 
 static int value(reader *in, int depth);
 
+/* A number of at most LONGEST_NUMBER characters; 0 if it is not finite. Independent of the locale. */
+static int convert(const char *begin, const char *end, double *result) {
+  char text[LONGEST_NUMBER + 1];
+  memcpy(text, begin, (size_t)(end - begin));
+  text[end - begin] = 0;
+  locale_t plain = newlocale(LC_ALL_MASK, "C", (locale_t)0); /* strtod would read "0,5" in some locales */
+  if (!plain) return 0;
+  *result = strtod_l(text, NULL, plain);
+  freelocale(plain);
+  return isfinite(*result) != 0;
+}
+
 static void skip_space(reader *in) {
   while (in->at < in->end && (*in->at == ' ' || *in->at == '\t' || *in->at == '\n' || *in->at == '\r')) in->at++;
 }
@@ -92,6 +104,22 @@ static size_t escape(reader *in, char bytes[4]) {
   return code < 0 ? 0 : encode((uint32_t)code, bytes);
 }
 
+/* The character of UTF-8 whose first byte was just read into bytes[0]: its length, 0 if it is none. */
+static size_t character(reader *in, char bytes[4]) {
+  unsigned char first = (unsigned char)bytes[0];
+  size_t length = first >= 0xF0 ? 4 : first >= 0xE0 ? 3 : 2;
+  uint32_t code = first & (0x7Fu >> length);
+  static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
+  if (first < 0xC2 || first > 0xF4 || (size_t)(in->end - in->at) < length - 1) return 0;
+  for (size_t i = 1; i < length; i++) {
+    unsigned char byte = (unsigned char)*in->at++;
+    if ((byte & 0xC0u) != 0x80u) return 0;
+    bytes[i] = (char)byte;
+    code = code << 6 | (byte & 0x3Fu);
+  }
+  return code < least[length] || code > 0x10FFFF || (code >= 0xD800 && code < 0xE000) ? 0 : length;
+}
+
 /* Reads a string and, where `text` is not NULL, decodes it; 0 if it is malformed or does not fit. */
 static int string(reader *in, char *text, size_t size) {
   size_t used = 0;
@@ -107,8 +135,10 @@ static int string(reader *in, char *text, size_t size) {
     if ((unsigned char)c < 0x20) return 0;
     bytes[0] = c;
     if (c == '\\' && (length = escape(in, bytes)) == 0) return 0;
+    if ((unsigned char)c >= 0x80 && (length = character(in, bytes)) == 0) return 0;
+    if (bytes[0] == 0) return 0; /* texts end with it in C */
     if (!text) continue;
-    if (length >= size - used || (length == 1 && bytes[0] == 0)) return 0;
+    if (length >= size - used) return 0;
     memcpy(text + used, bytes, length);
     used += length;
   }
@@ -122,14 +152,20 @@ static int digits(reader *in) {
 }
 
 static int number(reader *in) {
+  const char *start = in->at;
   take(in, '-');
   if (!take(in, '0') && !digits(in)) return 0;
   if (take(in, '.') && !digits(in)) return 0;
+  const char *exponent = NULL;
   if (take(in, 'e') || take(in, 'E')) {
     if (!take(in, '-')) take(in, '+');
-    return digits(in);
+    exponent = in->at;
+    if (!digits(in)) return 0;
   }
-  return 1;
+  if (in->at - start > LONGEST_NUMBER) return 0;
+  if (!exponent || in->at - exponent < 3) return 1; /* far from infinity */
+  double value;
+  return convert(start, in->at, &value);
 }
 
 /* Members of an object or array after its opening bracket. */
@@ -216,17 +252,9 @@ int cats_json_string(cats_json json, char *text, size_t size) {
 }
 
 int cats_json_number(cats_json json, double *result) {
-  char text[LONGEST_NUMBER + 1];
-  size_t length = (size_t)(json.end - json.begin);
   reader in = {json.begin, json.end};
-  if (length == 0 || length > LONGEST_NUMBER || !number(&in) || in.at != in.end) return 0;
-  memcpy(text, json.begin, length);
-  text[length] = 0;
-  locale_t plain = newlocale(LC_ALL_MASK, "C", (locale_t)0); /* strtod would read "0,5" in some locales */
-  if (!plain) return 0;
-  *result = strtod_l(text, NULL, plain);
-  freelocale(plain);
-  return isfinite(*result) != 0;
+  if (json.begin == json.end || !number(&in) || in.at != in.end) return 0;
+  return convert(json.begin, json.end, result);
 }
 
 size_t cats_json_list(cats_json json, double *numbers, size_t limit) {
@@ -246,6 +274,11 @@ size_t cats_json_list(cats_json json, double *numbers, size_t limit) {
 
 int cats_json_numbers(cats_json json, double *numbers, size_t count) {
   return cats_json_list(json, numbers, count) == count;
+}
+
+int cats_json_null(cats_json json) {
+  reader in = {json.begin, json.end};
+  return word(&in, "null");
 }
 
 int cats_json_bool(cats_json json, int *result) {

@@ -29,6 +29,9 @@ int cats_json_numbers(cats_json value, double *numbers, size_t count);
 /* Reads an array of 1 to `limit` numbers; returns how many, 0 if it is none. */
 size_t cats_json_list(cats_json value, double *numbers, size_t limit);
 
+/* Whether a value is null. */
+int cats_json_null(cats_json value);
+
 /* 1 and *result for true and false; 0 for anything else. */
 int cats_json_bool(cats_json value, int *result);
 

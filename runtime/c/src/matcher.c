@@ -9,6 +9,7 @@
 #include "interface.h"
 
 #define PATH_SIZE 4096
+#define MAX_THREADS 1024 /* many more, and ONNX Runtime ends the process where the system starts no more threads */
 
 /* The other file of a split model: X.encoder.onnx and X.matcher.onnx. */
 static int partner_of(const char *path, char *partner, size_t size) {
@@ -23,18 +24,30 @@ static int partner_of(const char *path, char *partner, size_t size) {
   return 1;
 }
 
+static int ort_is_before(const cats_ort *ort, int minor) {
+  int major = 0, found = 0;
+  return sscanf(ort->version, "%d.%d", &major, &found) == 2 && major == 1 && found < minor;
+}
+
 static cats_status append_cuda(const cats_matcher *matcher, OrtSessionOptions *session, const cats_options *options) {
   const cats_ort *ort = matcher->ort;
   OrtCUDAProviderOptionsV2 *cuda = NULL;
   char device[16], stream[24];
-  const char *keys[] = {"device_id", "user_compute_stream"}, *values[] = {device, stream};
+  /* Without TF32, as in Python: float32 in the file is computed in float32. Runtimes before 1.18 lack the key. */
+  const char *keys[] = {"device_id", "use_tf32", "user_compute_stream"}, *values[] = {device, "0", stream};
+  const char *old_keys[] = {"device_id", "user_compute_stream"}, *old_values[] = {device, stream};
+  size_t streams = options->stream ? 1 : 0;
   snprintf(device, sizeof device, "%d", options->device);
   snprintf(stream, sizeof stream, "%zu", (size_t)(uintptr_t)options->stream);
   const char *what = "the CUDA provider did not start (pip install 'cats-toolkit[gpu]' brings a build that has it)";
   cats_status status = cats_ort_check(ort, ort->CreateCUDAProviderOptions(&cuda), CATS_ERROR_RUNTIME, what);
   if (status != CATS_OK) return status;
-  status = cats_ort_check(ort, ort->UpdateCUDAProviderOptions(cuda, keys, values, options->stream ? 2 : 1),
-                          CATS_ERROR_RUNTIME, what);
+  OrtStatus *failure = ort->UpdateCUDAProviderOptions(cuda, keys, values, 2 + streams);
+  if (failure && ort_is_before(ort, 18)) {
+    ort->ReleaseStatus(failure);
+    failure = ort->UpdateCUDAProviderOptions(cuda, old_keys, old_values, 1 + streams);
+  }
+  status = cats_ort_check(ort, failure, CATS_ERROR_RUNTIME, what);
   if (status == CATS_OK)
     status = cats_ort_check(ort, ort->SessionOptionsAppendExecutionProvider_CUDA_V2(session, cuda), CATS_ERROR_RUNTIME,
                             what);
@@ -50,6 +63,7 @@ static cats_status session_options(const cats_matcher *matcher, const cats_optio
   if (!failure) failure = ort->SetSessionExecutionMode(*made, CATS_ORT_SEQUENTIAL);
   if (!failure) failure = ort->SetSessionLogSeverityLevel(*made, CATS_ORT_LOG_FATAL);
   int threads = options->threads ? options->threads : cats_limited_cpus();
+  if (threads > MAX_THREADS) threads = MAX_THREADS;
   if (!failure && threads) failure = ort->SetIntraOpNumThreads(*made, threads);
   cats_status status = cats_ort_check(ort, failure, CATS_ERROR_RUNTIME, what);
   if (status == CATS_OK && strcmp(matcher->provider, "cuda") == 0) status = append_cuda(matcher, *made, options);
@@ -138,8 +152,8 @@ static cats_status check_options(const cats_options *given, cats_options *option
     return cats_fail(CATS_ERROR_ARGUMENT, "provider \"%.64s\" is not known: use \"cpu\" or \"cuda\"", provider);
   if (options->device < 0 || options->device > 1023)
     return cats_fail(CATS_ERROR_ARGUMENT, "device %d is not the index of a GPU", options->device);
-  if (options->threads < 0 || options->threads > 4096)
-    return cats_fail(CATS_ERROR_ARGUMENT, "threads %d: use 0 to 4096", options->threads);
+  if (options->threads < 0 || options->threads > MAX_THREADS)
+    return cats_fail(CATS_ERROR_ARGUMENT, "threads %d: use 0 to %d", options->threads, MAX_THREADS);
   if (options->max_pixels < 0)
     return cats_fail(CATS_ERROR_ARGUMENT, "max_pixels %lld is negative", (long long)options->max_pixels);
   if (options->run_pairs < 0 || options->run_pairs > CATS_MAX_COUNT)
@@ -151,6 +165,7 @@ static cats_status check_options(const cats_options *given, cats_options *option
   matcher->max_pixels = options->max_pixels ? options->max_pixels : CATS_MAX_PIXELS;
   matcher->run_pairs = options->run_pairs ? (size_t)options->run_pairs : CATS_RUN_PAIRS;
   matcher->stream = options->stream;
+  matcher->device_index = options->device;
   return CATS_OK;
 }
 

@@ -27,6 +27,7 @@ struct cats_matcher {
   int64_t max_pixels;
   size_t run_pairs; /* most pairs of one run where `batch` is free */
   void *stream;
+  int device_index; /* of the GPU */
   char provider[8];
   atomic_size_t owners; /* the caller, contexts and features */
 };
@@ -63,6 +64,9 @@ struct cats_context {
 void cats_matcher_keep(cats_matcher *matcher);
 void cats_matcher_drop(cats_matcher *matcher);
 
+/* CATS_ERROR_STATE where a matcher is not of a split model. */
+cats_status cats_need_split(const cats_matcher *matcher);
+
 /* Takes a context for a call; CATS_ERROR_BUSY where another thread has it. */
 cats_status cats_context_take(cats_context *context);
 void cats_context_give(cats_context *context);
@@ -82,8 +86,5 @@ cats_status cats_run_prepare(cats_context *context, int64_t batch);
 
 /* Runs the matcher's session on tensors and copies `wanted` results to the context, from pair `first`. */
 cats_status cats_run_matcher(cats_context *context, const OrtValue *const *inputs, size_t first, size_t wanted);
-
-/* Encodes an image of the context's matcher; the context is taken. */
-cats_status cats_encode_image(cats_context *context, const cats_image *image, cats_features *features);
 
 #endif

@@ -7,6 +7,7 @@
 
 #define FORMAT 1
 #define LARGEST ((size_t)16 << 20)
+#define MOST_VALUES 4000000
 #define LARGEST_SIDE 4096
 #define LARGEST_GRID 1024
 
@@ -57,14 +58,16 @@ static cats_status preprocessing(cats_json part, const char *name, cats_metadata
 /* The mapping of calibration/confidence, where there is one. */
 static cats_status mapping(cats_json part, const char *name, cats_calibration *calibration) {
   const char *problem = "calibration/confidence/mapping is not confidence and probability, rising from 0 to 1";
-  cats_json knots = cats_json_find(cats_json_find(part, "confidence"), "mapping");
-  if (knots.begin == knots.end) return CATS_OK;
+  cats_json fit = cats_json_find(part, "confidence"), knots = cats_json_find(fit, "mapping");
+  if (fit.begin == fit.end || cats_json_null(fit)) return CATS_OK;
+  if (knots.begin == knots.end) return invalid(name, problem);
   double *x = calibration->confidence, *y = calibration->probability;
   size_t count = cats_json_list(cats_json_find(knots, "confidence"), x, CATS_MAX_KNOTS);
   if (count == 0 || cats_json_list(cats_json_find(knots, "probability"), y, CATS_MAX_KNOTS) != count)
     return invalid(name, problem);
   for (size_t i = 0; i < count; i++)
-    if (y[i] < 0 || y[i] > 1 || (i && (x[i] < x[i - 1] || y[i] < y[i - 1]))) return invalid(name, problem);
+    if (x[i] < 0 || x[i] > 1 || y[i] < 0 || y[i] > 1 || (i && (x[i] < x[i - 1] || y[i] < y[i - 1])))
+      return invalid(name, problem);
   calibration->knots = count;
   return CATS_OK;
 }
@@ -84,6 +87,9 @@ cats_status cats_metadata_parse(const char *text, size_t size, const char *name,
   int grid[2];
   memset(metadata, 0, sizeof *metadata);
   if (size > LARGEST) return invalid(name, "it is larger than 16 MiB");
+  size_t values = 0;
+  for (size_t i = 0; i < size; i++) values += text[i] == ',' || text[i] == '[' || text[i] == '{';
+  if (values > MOST_VALUES) return invalid(name, "it holds more than 4,000,000 values");
   cats_json document = cats_json_check(text, size, &where);
   if (document.begin == document.end)
     return cats_fail(CATS_ERROR_MODEL, "%s: CATs metadata is not JSON (byte %zu); export the model again", name, where);
@@ -110,5 +116,15 @@ cats_status cats_metadata_parse(const char *text, size_t size, const char *name,
     return invalid(name, "weights_sha256 is not 64 digits");
   if (!cats_json_bool(cats_json_find(document, "verified"), &metadata->verified))
     return invalid(name, "verified is not true or false");
+  cats_json content = cats_json_find(document, "content");
+  if (content.begin != content.end && !cats_json_null(content) &&
+      (!cats_json_string(content, metadata->content, sizeof metadata->content) || strlen(metadata->content) != 64))
+    return invalid(name, "content is not 64 digits");
   return mapping(cats_json_find(document, "calibration"), name, &metadata->calibration);
+}
+
+void cats_metadata_bind(cats_metadata *metadata, const char *content) {
+  if (strcmp(metadata->content, content) == 0) return;
+  metadata->verified = 0;
+  strcpy(metadata->precision, "unknown");
 }

@@ -126,10 +126,24 @@ static cats_ort *load_given(const char *place, trail *tried) {
   return stat(place, &status) == 0 && S_ISDIR(status.st_mode) ? load_folder(place, tried) : load_file(place, tried);
 }
 
-/* The folder of a file; "." for a bare name. */
+/* Where libcats lies, found while it is loaded: a relative name means something else once the program has changed its
+ * folder. Empty for a program found in PATH that holds libcats itself: no folder is safe to look in then. */
+static char self[PATH_SIZE];
+
+__attribute__((constructor)) static void find_self(void) {
+  Dl_info found;
+  if (!dladdr((const void *)&lock, &found) || !found.dli_fname || !strchr(found.dli_fname, '/')) return;
+  if (*found.dli_fname == '/') { /* as it was named: beside a link lies what belongs to the link */
+    if (strlen(found.dli_fname) < sizeof self) strcpy(self, found.dli_fname);
+    return;
+  }
+  char *real = realpath(found.dli_fname, NULL);
+  if (real && strlen(real) < sizeof self) strcpy(self, real);
+  free(real);
+}
+
 static void folder_of(const char *file, char *folder, size_t size) {
-  const char *slash = strrchr(file, '/');
-  snprintf(folder, size, "%.*s", slash ? (int)(slash - file) : 1, slash ? file : ".");
+  snprintf(folder, size, "%.*s", (int)(strrchr(file, '/') - file), file);
 }
 
 static cats_ort *load_beside(const char *folder, trail *tried) {
@@ -145,12 +159,11 @@ static cats_ort *load_beside(const char *folder, trail *tried) {
 
 /* Beside libcats, and in the Python package onnxruntime of the same site-packages (libcats is in cats/runtime/c). */
 static cats_ort *load_nearby(trail *tried) {
-  Dl_info self;
   char folder[PATH_SIZE], target[PATH_SIZE] = "";
-  if (!dladdr((const void *)&lock, &self) || !self.dli_fname || strlen(self.dli_fname) >= PATH_SIZE) return NULL;
-  folder_of(self.dli_fname, folder, sizeof folder);
+  if (!*self) return NULL;
+  folder_of(self, folder, sizeof folder);
   cats_ort *ort = load_beside(folder, tried);
-  char *real = ort ? NULL : realpath(self.dli_fname, NULL); /* where libcats.so was found through a link */
+  char *real = ort ? NULL : realpath(self, NULL); /* where libcats.so was found through a link */
   if (real && strlen(real) < PATH_SIZE) folder_of(real, target, sizeof target);
   free(real);
   return *target && strcmp(target, folder) != 0 ? load_beside(target, tried) : ort;
@@ -158,7 +171,7 @@ static cats_ort *load_nearby(trail *tried) {
 
 static cats_ort *search(const char *library, trail *tried) {
   if (library) return load_given(library, tried);
-  const char *named = getenv("CATS_ORT_LIBRARY");
+  const char *named = secure_getenv("CATS_ORT_LIBRARY");
   if (named && *named) return load_given(named, tried);
   cats_ort *ort = load_nearby(tried);
   if (!ort) ort = load_file("libonnxruntime.so.1", tried);

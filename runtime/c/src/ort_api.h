@@ -84,10 +84,6 @@ typedef int ONNXTensorElementDataType;
   X(97, void, ReleaseRunOptions, (OrtRunOptions *))                                                                    \
   X(98, void, ReleaseTypeInfo, (OrtTypeInfo *))                                                                        \
   X(100, void, ReleaseSessionOptions, (OrtSessionOptions *))                                                           \
-  X(111, OrtStatus *, SessionGetModelMetadata, (const OrtSession *, OrtModelMetadata **))                              \
-  X(116, OrtStatus *, ModelMetadataLookupCustomMetadataMap,                                                            \
-    (const OrtModelMetadata *, OrtAllocator *, const char *, char **))                                                 \
-  X(118, void, ReleaseModelMetadata, (OrtModelMetadata *))                                                             \
   X(133, OrtStatus *, RunWithBinding, (OrtSession *, const OrtRunOptions *, const OrtIoBinding *))                     \
   X(134, OrtStatus *, CreateIoBinding, (OrtSession *, OrtIoBinding **))                                                \
   X(135, void, ReleaseIoBinding, (OrtIoBinding *))                                                                     \

@@ -1,4 +1,5 @@
 /* See session.h. */
+#define _GNU_SOURCE
 #include "session.h"
 
 #include <errno.h>
@@ -7,27 +8,37 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "onnx_file.h"
+
 #define LARGEST_PORT ((size_t)1 << 28)
 
 static cats_status check(const cats_session *session, OrtStatus *failure) {
   return cats_ort_check(session->ort, failure, CATS_ERROR_MODEL, session->name);
 }
 
-static cats_status read_metadata(cats_session *session, OrtAllocator *allocator) {
-  const cats_ort *ort = session->ort;
-  OrtModelMetadata *all = NULL;
-  char *text = NULL;
-  cats_status status = check(session, ort->SessionGetModelMetadata(session->handle, &all));
+/* Reads what the file says about itself; ONNX Runtime would take one of several documents, and bind none. */
+static cats_status read_metadata(cats_session *session, const cats_source *source) {
+  cats_onnx found;
+  struct stat known;
+  uint64_t size = source->size;
+  if (source->path && stat(source->path, &known) == 0) size = (uint64_t)known.st_size;
+  /* POSIX reads memory as a file too; it is only read from. */
+  FILE *file = source->path ? fopen(source->path, "rb") : fmemopen((void *)(uintptr_t)source->data, source->size, "rb");
+  if (!file) return cats_fail(CATS_ERROR_FILE, "cannot read %s: %s", session->name, strerror(errno));
+  cats_status status = cats_onnx_read(file, size, session->name, &found);
+  fclose(file);
   if (status != CATS_OK) return status;
-  status = check(session, ort->ModelMetadataLookupCustomMetadataMap(all, allocator, "cats", &text));
-  ort->ReleaseModelMetadata(all);
-  if (status != CATS_OK) return status;
-  if (!text)
-    return cats_fail(CATS_ERROR_MODEL, "%s: an ONNX file without CATs metadata; write it with cats-export",
-                     session->name);
-  status = cats_metadata_parse(text, strlen(text), session->name, &session->metadata);
-  OrtStatus *failure = ort->AllocatorFree(allocator, text);
-  if (failure) ort->ReleaseStatus(failure);
+  if (found.external && !source->path)
+    status = cats_fail(CATS_ERROR_MODEL,
+                       "%s keeps its weights in another file, which memory has no place beside: open it by its path",
+                       session->name);
+  else if (!found.text)
+    status = cats_fail(CATS_ERROR_MODEL, "%s: an ONNX file without CATs metadata; write it with cats-export",
+                       session->name);
+  else
+    status = cats_metadata_parse(found.text, found.size, session->name, &session->metadata);
+  free(found.text);
+  if (status == CATS_OK) cats_metadata_bind(&session->metadata, found.content);
   return status;
 }
 
@@ -107,11 +118,12 @@ cats_status cats_session_open(cats_session *session, const cats_ort *ort, const 
     return cats_fail(CATS_ERROR_ARGUMENT, "%s has %zu bytes; an ONNX file has less than 2 GiB", name, source->size);
   cats_status status = source->path ? check_file(source->path) : CATS_OK;
   if (status != CATS_OK) return status;
+  status = read_metadata(session, source);
+  if (status != CATS_OK) return status;
   status = check(session, source->path
                               ? ort->CreateSession(env, source->path, options, &session->handle)
                               : ort->CreateSessionFromArray(env, source->data, source->size, options, &session->handle));
   if (status == CATS_OK) status = check(session, ort->GetAllocatorWithDefaultOptions(&allocator));
-  if (status == CATS_OK) status = read_metadata(session, allocator);
   if (status == CATS_OK) status = read_ports(session, allocator, 0);
   if (status == CATS_OK) status = read_ports(session, allocator, 1);
   return status;
