@@ -109,7 +109,7 @@ def serving(
     for line in process.stderr:
         server.lines.append(line)
         if '"listening"' in line:
-            server.url = json.loads(line)["url"]
+            server.url = json.loads(line)["url"].replace("0.0.0.0", "127.0.0.1")
             break
     else:
         raise AssertionError("".join(server.lines))
