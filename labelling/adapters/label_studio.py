@@ -7,13 +7,13 @@ Photos are read from a folder of this machine (Label Studio's local storage or i
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from cats import __version__
 from cats.core.errors import CatsError, InputError, require
+from cats.core.json_text import parse_json
 from cats.labelling.adapters.single import PhotoLabeller
 from cats.labelling.annotations import Annotations
 from cats.labelling.formats.common import PhotoFolder
@@ -49,7 +49,7 @@ def predict(labeller: PhotoLabeller, tasks: list[dict[str, Any]], label_config: 
             paths[number] = find_photo(data if isinstance(data, dict) else {}, folder)
         except InputError as error:
             _log.warning("task %s: %s", task.get("id"), error)
-    found = dict(zip(paths, labeller.label(list(paths.values())), strict=True))
+    found = {number: labeller.label(path) for number, path in paths.items()}
     return [_prediction(labeller.references, found.get(number), controls) for number in range(len(tasks))]
 
 
@@ -116,10 +116,7 @@ async def _read_body(request: Any) -> dict[str, Any]:
         data += part
         if len(data) > _MAX_BODY:
             raise InputError(f"a request over {_MAX_BODY >> 20} MiB")
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"not JSON: {error}") from error
+    document = parse_json(bytes(data), "the request", limit=_MAX_BODY)
     if not isinstance(document, dict):
         raise InputError("not a JSON object")
     return document

@@ -1,20 +1,21 @@
-"""The labeller as annotation tools ask it: photos or images, one or a few at a time, with a model that stays loaded."""
+"""The labeller as annotation tools ask it: one photo or image at a time, with references that are looked at once."""
 
 from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from cats.assets import asset
-from cats.labelling.annotations import Annotations
+from cats.core.errors import InputError
+from cats.labelling.annotations import NOT_LABELLED, Annotations
 from cats.labelling.formats import read_annotations
 from cats.labelling.gather import check_references
-from cats.labelling.label import MODEL, LabelledPhoto, label_photos, open_for_labelling
+from cats.labelling.label import MODEL, LabelledPhoto, open_for_labelling, open_labeller
 
 
 class PhotoLabeller:
@@ -45,17 +46,24 @@ class PhotoLabeller:
     ) -> None:
         file = Path(references)
         self.references: Annotations = check_references(read_annotations(file, root=root), file)
-        self._settings: dict[str, Any] = {"looks": looks, "min_probability": min_probability}
-        self._matcher = open_for_labelling(model or asset(MODEL))
-        self._lock = threading.Lock()  # tools ask from several threads, and one request has all cores
+        matcher = open_for_labelling(model or asset(MODEL), streams=1)
+        self._labeller = open_labeller(self.references, matcher, looks=looks)
+        self._min_probability = min_probability
+        self._lock = threading.Lock()  # tools ask from several threads, and one photo has all cores
 
-    def label(self, photos: Sequence[str | Path]) -> list[LabelledPhoto]:
-        """Label photos; one that cannot be read gives a result with ``error``."""
-        with self._lock:
-            return list(label_photos(self.references, photos, self._matcher, **self._settings))
+    def label(self, photo: str | Path) -> LabelledPhoto:
+        """Label a photo; one that cannot be read gives a result with ``error``."""
+        path = Path(photo)
+        try:
+            with self._lock:
+                found = self._labeller.finish(self._labeller.find(path, None))
+        except InputError as error:
+            return LabelledPhoto(path, (0, 0), error=str(error))
+        sure = found.probability >= self._min_probability
+        return replace(found, visibility=np.where(sure, found.visibility, NOT_LABELLED))
 
     def label_image(self, image: Image.Image) -> LabelledPhoto:
         """Label an image in memory."""
         with tempfile.NamedTemporaryFile(suffix=".png") as file:
             image.convert("RGB").save(file.name, compress_level=1)
-            return self.label([file.name])[0]
+            return self.label(file.name)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from cats.core import json_text
 from cats.core.errors import InputError
 from cats.core.files import read_bytes
 from cats.core.geometry import Floats, Size
@@ -39,11 +40,8 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The document in a JSON file, without NaN and infinity; raises :class:`InputError` as :func:`read_text`."""
-    try:
-        return json.loads(read_text(path), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
+    """The document in a JSON label file, bounded and finite; raises :class:`InputError` for others."""
+    return json_text.read_json(path, limit=MAX_BYTES)
 
 
 def check_schema(document: Any, name: str) -> None:
@@ -213,10 +211,6 @@ def box_or_extent(annotation: Annotation) -> Box:
 
 def _text(size: Size) -> str:
     return f"{size[0]}x{size[1]}"
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a number")
 
 
 @functools.cache

@@ -8,6 +8,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,23 +32,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """References, and a photo that is not one."""
     made = tmp_path_factory.mktemp("adapters")
     make_photos(made)
-    write_annotations(full_annotations(made), made / "refs.json")
+    annotations = full_annotations(made)
+    first = replace(annotations.photos[0], annotations=annotations.photos[0].annotations[:1])
+    write_annotations(Annotations((DUCK,), (first,)), made / "refs.json")
     return made
 
 
 @pytest.fixture(scope="module")
 def labeller(folder: Path) -> PhotoLabeller:
-    return PhotoLabeller(folder / "refs.json", min_probability=0)
+    return PhotoLabeller(folder / "refs.json", min_probability=0, looks=1)
 
 
 def test_a_file_and_an_image_of_it_are_labelled_alike(labeller: PhotoLabeller, folder: Path) -> None:
     from PIL import Image
 
     with Image.open(folder / "a.png") as image:
-        found, (other, missing) = labeller.label_image(image), labeller.label([folder / "a.png", folder / "none.png"])
+        found, other = labeller.label_image(image), labeller.label(folder / "a.png")
     assert found.category == "duck"
     np.testing.assert_allclose(found.points, other.points, equal_nan=True)
-    assert missing.error is not None
+    assert labeller.label(folder / "none.png").error is not None
 
 
 def test_references_are_checked(folder: Path) -> None:
@@ -183,7 +186,7 @@ def test_predictions_are_annotations_of_label_studio(backend: str, labeller: Pho
     status, answer = ask(f"{backend}/predict", {"tasks": [task("a.png")], "project": "1.1", "label_config": config})
     assert status == 200
     (prediction,) = answer["results"]
-    (found,) = labeller.label([folder / "a.png"])
+    found = labeller.label(folder / "a.png")
     assert prediction["score"] == pytest.approx(found.same_kind)
     assert {region["from_name"] for region in prediction["result"]} <= {"rectangle", "kp", "brush", "polygon"}
     read = parse([{**task("a.png"), "predictions": [prediction]}], folder, [])
@@ -233,7 +236,7 @@ def test_regions_without_a_control_are_left_out(labeller: PhotoLabeller, folder:
         size=SIZES["a.png"],
         annotation=lambda: full_annotations(folder).photos[0].annotations[0],
     )
-    monkeypatch.setattr(labeller, "label", lambda photos: [found for _ in photos])
+    monkeypatch.setattr(labeller, "label", lambda photo: found)
     config = '<View><Image name="photo" value="$image"/><KeyPointLabels name="kp" toName="photo"/></View>'
     (prediction,) = label_studio.predict(labeller, [task("a.png")], config, folder)
     assert [(r["type"], r["from_name"], r["to_name"]) for r in prediction["result"]] == [

@@ -314,7 +314,11 @@ BAD: dict[str, tuple[Callable[[], None], list[str], str]] = {
         USUAL,
         "a.png, object 1 (duck): keypoint 1 at (150, 9) lies outside",
     ),
-    "point not finite": (_edit(set_keypoints([1e999, 9, 2] * 3)), USUAL, "refs.json is not JSON: Infinity"),
+    "point not finite": (
+        _edit(set_keypoints([1e999, 9, 2] * 3)),
+        USUAL,
+        "refs.json is not JSON: Infinity is not a finite number",
+    ),
     "too few numbers": (
         _edit(set_keypoints([1, 9, 2])),
         USUAL,
@@ -338,7 +342,11 @@ BAD: dict[str, tuple[Callable[[], None], list[str], str]] = {
     "not JSON": (_write("refs/refs.json", "{"), USUAL, "refs.json is not JSON"),
     "deep JSON": (_write("refs/refs.json", "[" * 100_000), USUAL, "refs.json is not JSON"),
     "1 GB JSON": (_huge, USUAL, "refs.json is 1024 MiB large"),
-    "not text": (lambda: shutil.copy("refs/a.png", "refs/refs.json"), USUAL, "refs.json is not a text file"),
+    "not text": (
+        lambda: shutil.copy("refs/a.png", "refs/refs.json"),
+        USUAL,
+        "refs.json is not JSON: text that is not UTF-8",
+    ),
     "XML bomb": (
         _write("refs/refs.xml", BOMB),
         ["refs/refs.xml", "photos", "-o", "out.xml"],
