@@ -22,6 +22,7 @@ from cats.calibration.sessions import Session, SessionMatcher, fixed_batch
 from cats.core.errors import InputError
 from cats.core.files import write_text
 from cats.data import open_dataset
+from cats.data.samples import PairDataset
 from cats.evaluation.parity import flow_distance
 from cats.export.fp16.assign import half_tensors, to_fp16
 from cats.export.fp16.emulate import rounded
@@ -80,7 +81,7 @@ class Variants:
         *,
         precision: str = "int8",
         options: dict[str, Any] | None = None,
-        dataset: Any = None,
+        dataset: PairDataset | None = None,
         threads: int | None = None,
         state: Path | None = None,
     ) -> None:
@@ -185,6 +186,7 @@ class Variants:
         from cats.evaluation.evaluate import evaluate
 
         matcher = SessionMatcher(session, self.source.metadata.preprocessing, fixed_batch(self.source.model))
+        assert self.dataset is not None  # callers look
         return evaluate(matcher, self.dataset, ("corrected",), (ALPHA,)).pck(ALPHA)
 
     def _fingerprint(self) -> str:

@@ -6,8 +6,8 @@
     from cats.runtime.ray import evaluate_pairs, match_pairs
 
     pairs = ray.data.read_csv("pairs.csv")  # columns a, b and optionally points
-    match_pairs(pairs, "cats.onnx", concurrency=8, num_cpus=2).write_parquet("matches")
-    evaluate_pairs(annotated, "cats.onnx", concurrency=4, num_gpus=1).pck[0.1]
+    match_pairs(pairs, "cats.onnx", concurrency=(1, 8), num_cpus=2).write_parquet("matches")
+    evaluate_pairs(annotated, "cats.onnx", concurrency=(1, 4), num_gpus=1).pck[0.1]
 
 A thin adapter over ``ray.data.map_batches``: where data comes from and goes to, how it is spread over machines and how
 workers that die are replaced is Ray's. Model, images and the toolkit must be on every node under the same paths.
@@ -23,12 +23,13 @@ from typing import Any
 
 import numpy as np
 
+from cats.assets import find_model
 from cats.core.errors import CatsError, InputError, require
 from cats.core.geometry import Floats, as_points
 from cats.core.pck import DEFAULT_ALPHAS, PairKeypoints, Protocol, preset, score_flow
 from cats.core.tables import parse_points
 from cats.runtime.backends import choose_backend
-from cats.runtime.matcher import Matcher
+from cats.runtime.matcher import Matcher, find_file
 from cats.runtime.result import Match
 
 Dataset = Any
@@ -54,7 +55,7 @@ def match_pairs(
         dataset: rows with image files ``a`` and ``b``, and optionally ``points`` of a in pixels: ``[[x, y], ...]``, or
             text as in a pairs CSV. Other columns are passed on.
         model: ONNX file, or engine with its sidecar.
-        concurrency: actors, or the fewest and the most.
+        concurrency: actors, or the fewest and the most. The fewest must leave a CPU for reading and writing.
         batch_size: pairs of one run of the model.
         num_cpus: CPUs that an actor takes, which are the threads of ONNX Runtime unless ``threads`` is given.
         num_gpus: GPUs that an actor takes. An ONNX file then runs on CUDA, and with 0 on the CPU, unless ``provider``
@@ -228,7 +229,7 @@ class _Columns:
         """A pair that was not."""
         self._results.append(([], []) if self.has_points else self._empty)
         self._sizes.append(([], []))
-        self._errors.append(message)
+        self._errors.append(_text(message))
 
     def arrays(self, pa: Any) -> dict[str, Any]:
         """Name -> Arrow array. Types are given, so that batches without a single result fit the others."""
@@ -275,7 +276,7 @@ class _ScorePairs(_Worker):
             pair = PairKeypoints(points_a, points_b, size_a, size_b, *boxes, name=name)
             score = score_flow(pair, match.flow, self.protocol)
         except InputError as error:
-            return {**result, "points": 0, "correct": [0] * len(self.alphas), "error": f"{name}: {error}"}
+            return {**result, "points": 0, "correct": [0] * len(self.alphas), "error": _text(f"{name}: {error}")}
         correct = [int(score.correct(alpha).sum()) for alpha in self.alphas]
         return {**result, "points": len(score.distances), "correct": correct}
 
@@ -304,6 +305,11 @@ def _summarise(rows: Iterable[dict[str, Any]], protocol: Protocol, alphas: tuple
     return BulkEvaluation(protocol, percent(sum(totals.values())), by_category, pairs, failures, errors)
 
 
+def _text(message: str) -> str:
+    """A message that Arrow takes: a lone surrogate, as names of files may have, would end the whole block."""
+    return message.encode("utf-8", "backslashreplace").decode()
+
+
 def _import(module: str) -> Any:
     return require(module, extra="ray", purpose="match in bulk with cats.runtime.ray")
 
@@ -326,10 +332,24 @@ def _settings(
     """Arguments of a worker, checked here so that a mistake is one error and not one of every actor."""
     if batch_size < 1 or num_cpus < 0 or num_gpus < 0:
         raise InputError(f"batch_size {batch_size}, num_cpus {num_cpus}, num_gpus {num_gpus}: too small")
-    if choose_backend(model, options.get("backend")) == "onnxruntime":
+    if choose_backend(find_file(model), options.get("backend")) == "onnxruntime":
         options = {"provider": "cuda" if num_gpus else "cpu", "threads": max(1, int(num_cpus)), **options}
-    places = {"model": str(Path(model).resolve()), "folder": str(Path(folder).resolve())}
+    places = {"model": str(find_model(model).resolve()), "folder": str(Path(folder).resolve())}
     return {**places, "batch_size": batch_size, "options": options}
+
+
+def _check_room(cluster: dict[str, float], actors: int, num_cpus: float, num_gpus: float) -> None:
+    """Refuse what would wait for ever: more than there is, or all CPUs, of which reading and writing need one."""
+    for kind, each, spare in (("CPU", num_cpus, 1), ("GPU", num_gpus, 0)):
+        there = cluster.get(kind, 0)
+        if each and actors * each + spare > there:
+            fits = int((there - spare) / each)
+            advice = f"concurrency={fits}" if fits > 0 else f"num_{kind.lower()}s={max(there - spare, 0) / 2:g}"
+            wanted = f"{actors} actor{'' if actors == 1 else 's'} with {each:g} {kind}{'' if each == 1 else 's'} each"
+            raise InputError(
+                f"{wanted}{' and one for reading and writing' if spare else ''}: this Ray cluster has {there:g}, and "
+                f"they would wait for ever; give {advice}, or concurrency=(1, {actors}) where the cluster grows by itself"
+            )
 
 
 def _map(
@@ -344,6 +364,7 @@ def _map(
     fewest, most = (concurrency, concurrency) if isinstance(concurrency, int) else concurrency
     if not 1 <= fewest <= most:
         raise InputError(f"concurrency {concurrency}: give the number of actors, or the fewest and the most")
+    _check_room(_import("ray").cluster_resources(), fewest, num_cpus, num_gpus)
     return dataset.map_batches(
         worker,
         fn_constructor_kwargs=settings,

@@ -190,7 +190,9 @@ def main_command(
         show(result)
 
 
-def open_matcher(model: Path, backend: str | None, hyperpixels: str | None, options: dict[str, Any]) -> tuple[Any, str]:
+def open_matcher(
+    model: Path, backend: str | None, hyperpixels: str | None, options: dict[str, Any]
+) -> tuple[ModelMatcher | TorchMatcher, str]:
     """A matcher for a checkpoint, ONNX file or engine, and one line that says what it runs on and why."""
     if not model.is_dir() and model.suffix.lower() not in CHECKPOINT_SUFFIXES:
         from cats.runtime import Matcher

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cats.assets import find_model
 from cats.core.console import Force, execute, new_app, note, print_json
 from cats.core.errors import InputError
 from cats.core.metadata import read_onnx_metadata, trust_warning
@@ -66,7 +67,7 @@ def main_command(
         ),
     ] = None,
     workspace: Annotated[int | None, typer.Option(help="Largest workspace in MiB.", show_default=False, min=1)] = None,
-    optimisation: Annotated[int | None, typer.Option(help="Level, 0 to 5.", show_default=False)] = None,
+    optimization: Annotated[int | None, typer.Option(help="Level, 0 to 5.", show_default=False)] = None,
     tf32: Annotated[bool, typer.Option("--tf32", help="Let float32 products use TensorFloat-32.")] = False,
     version_compatible: Annotated[bool, typer.Option("--version-compatible", help="For newer releases too.")] = False,
     hardware_compatible: Annotated[bool, typer.Option("--hardware-compatible", help="For newer GPUs too.")] = False,
@@ -84,7 +85,7 @@ def main_command(
         sides=_range("--sides", sides),
         points=_range("--points", points),
         workspace_mb=workspace,
-        optimisation=optimisation,
+        optimization=optimization,
         tf32=tf32,
         targets=tuple(name.strip().lower() for text in target or () for name in text.split(",")),
         version_compatible=version_compatible,
@@ -92,7 +93,10 @@ def main_command(
         strip_weights=strip_weights,
         refittable=refittable,
     )
-    plan = build_engine(model, output, flavour=flavour, options=options, timing_cache=timing_cache, force=force)
+    file = find_model(model)
+    if file != model and output is None:
+        output = Path(f"{model}.plan")  # of a shipped model: here, not beside it
+    plan = build_engine(file, output, flavour=flavour, options=options, timing_cache=timing_cache, force=force)
     metadata = read_sidecar(plan)
     engine = metadata.engine or {}
     size = plan.stat().st_size / 1e6

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from cats.assets import find_model
 from cats.core.console import execute, new_app, print_json, stdout
 from cats.core.errors import ModelFileError, require
 from cats.core.files import sha256_file
@@ -39,7 +40,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
     Raises:
         ModelFileError, CheckpointError: missing, unreadable, or of none of these kinds.
     """
-    file = Path(path)
+    file = find_model(path)
     if not file.exists():
         raise ModelFileError(f"{file} does not exist")
     suffix = file.suffix.lower()

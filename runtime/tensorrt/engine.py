@@ -43,7 +43,7 @@ class EngineOptions:
         points: of points, for models that take images of any size; None is :data:`DEFAULT_SIDES`,
             :data:`DEFAULT_POINTS`.
         workspace_mb: memory that TensorRT may use while it runs; None leaves its default.
-        optimisation: 0 (quick build) to 5 (quick engine); None leaves the default.
+        optimization: 0 (quick build) to 5 (quick engine); None leaves the default.
         tf32: let float32 products use TensorFloat-32.
         targets: compute capabilities to build for, such as ``sm89``; TensorRT-RTX only.
         version_compatible: runs with newer releases of TensorRT too.
@@ -55,7 +55,7 @@ class EngineOptions:
     sides: tuple[int, int, int] | None = None
     points: tuple[int, int, int] | None = None
     workspace_mb: int | None = None
-    optimisation: int | None = None
+    optimization: int | None = None
     tf32: bool = False
     targets: tuple[str, ...] = ()
     version_compatible: bool = False
@@ -68,8 +68,8 @@ class EngineOptions:
             low, best, high = values or (1, 1, 1)
             if not 1 <= low <= best <= high:
                 raise InputError(f"{name} {low},{best},{high}: expected 1 <= smallest <= best <= largest")
-        if self.optimisation is not None and not 0 <= self.optimisation <= 5:
-            raise InputError(f"optimisation level {self.optimisation}: 0 to 5")
+        if self.optimization is not None and not 0 <= self.optimization <= 5:
+            raise InputError(f"optimization level {self.optimization}: 0 to 5")
 
 
 def build_engine(
@@ -217,8 +217,8 @@ def _parse(trt: ModuleType, network: Any, messages: Any, source: Path) -> None:
 def _configure(trt: ModuleType, flavour: Flavour, config: Any, options: EngineOptions) -> None:
     if options.workspace_mb is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
-    if options.optimisation is not None:
-        config.builder_optimization_level = options.optimisation
+    if options.optimization is not None:
+        config.builder_optimization_level = options.optimization
     if options.tf32:
         config.set_flag(trt.BuilderFlag.TF32)
     else:
@@ -270,7 +270,7 @@ def _set_targets(trt: ModuleType, flavour: Flavour, config: Any, targets: tuple[
 def _add_profile(
     builder: Any, network: Any, config: Any, options: EngineOptions, metadata: Metadata
 ) -> list[dict[str, Any]]:
-    """One optimisation profile over what the model leaves free; models of fixed shapes need none."""
+    """One optimization profile over what the model leaves free; models of fixed shapes need none."""
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     shapes = {tensor.name: tuple(tensor.shape) for tensor in inputs}
     any_size = metadata.kind == "end-to-end"

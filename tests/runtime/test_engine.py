@@ -119,7 +119,7 @@ def test_an_interrupt_while_writing_leaves_both_files_or_none(at, tmp_path, monk
         (("--hardware-compatible",), "--target"),
         (("--version-compatible",), "no version-compatible engines"),
         (("--flavour", "openvino"), "unknown TensorRT flavour"),
-        (("--optimisation", "9"), "0 to 5"),
+        (("--optimization", "9"), "0 to 5"),
     ],
 )
 def test_impossible_builds_leave_nothing(options, message, model, tmp_path, cats_build):

@@ -187,6 +187,9 @@ def test_refusals(data: Any, folder: Path, model_file: Path, tmp_path: Path) -> 
         ),
         (InputError, "ray.data.Dataset", [{"a": "a.png"}], model_file, {}),
         (InputError, "concurrency", good, model_file, {"concurrency": 0}),
+        (InputError, r"3 actors with 1 CPU each and one .* has 3.*concurrency=2", good, model_file, {"concurrency": 3}),
+        (InputError, r"1 actor with 9 CPUs each.*give num_cpus=1", good, model_file, {"num_cpus": 9}),
+        (InputError, "1 actor with 1 GPU each: this Ray cluster has 0", good, model_file, {"num_gpus": 1}),
         (InputError, "batch_size 0", good, model_file, {"batch_size": 0}),
         (ModelFileError, "does not exist", good, tmp_path / "absent.onnx", {}),
     ]
@@ -216,3 +219,22 @@ def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, mo
     monkeypatch.setitem(sys.modules, "ray.data", None)
     with pytest.raises(BackendError, match=r"ray.*cats-toolkit\[ray\]"):
         match_pairs(None, model_file)
+
+
+def test_a_row_is_one_row_whatever_is_in_it(folder: Path) -> None:
+    """One actor's work, without Ray."""
+    pa = pytest.importorskip("pyarrow")
+    pytest.importorskip("ray.data.extensions")
+    from cats.runtime.ray import _Columns, _MatchPairs
+
+    worker = _MatchPairs("cats-tiny", str(folder), 2, {"threads": 1})
+    bad = ["absent.png", "a\0.png", "", ".", None, "broken.png"]
+    rows = [{"a": "a.png", "b": name, "points": "10,20"} for name in ["b.png", *bad, "b.png"]]
+    rows[-1]["points"] = "1e999,0"
+    rows += [{"a": "a.png", "b": "b.png", "points": text} for text in ("x\0.csv", "9999,0", "b.png", "1,2;3")]
+    found = worker(pa.Table.from_pylist(rows)).to_pylist()
+    assert [row["error"] is None for row in found] == [True] + [False] * (len(rows) - 1)
+    assert np.shape(found[0]["points_b"]) == (1, 2)
+    columns = _Columns(16, has_points=True)
+    columns.fail("cannot read \ud800")
+    assert columns.arrays(pa)["error"].to_pylist() == ["cannot read \\ud800"]
