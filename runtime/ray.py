@@ -348,7 +348,7 @@ def _check_room(cluster: dict[str, float], actors: int, num_cpus: float, num_gpu
             wanted = f"{actors} actor{'' if actors == 1 else 's'} with {each:g} {kind}{'' if each == 1 else 's'} each"
             raise InputError(
                 f"{wanted}{' and one for reading and writing' if spare else ''}: this Ray cluster has {there:g}, and "
-                f"they would wait for ever; give {advice}, or concurrency=(1, {actors}) where the cluster grows by itself"
+                f"they would wait for ever; give {advice}, or concurrency=(1, {actors}) where the cluster grows itself"
             )
 
 
