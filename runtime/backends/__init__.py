@@ -86,6 +86,12 @@ def choose_backend(path: str | Path, backend: str | None = None) -> str:
     return fitting[0]
 
 
+def settings(backend: str) -> set[str]:
+    """Names of the settings that a backend takes."""
+    entry = BACKENDS[backend]
+    return set(inspect.signature(getattr(importlib.import_module(entry.module), entry.cls)).parameters) - {"path"}
+
+
 def open_backend(path: str | Path, backend: str | None = None, **options: Any) -> Backend:
     """Load a model file.
 
@@ -102,9 +108,15 @@ def open_backend(path: str | Path, backend: str | None = None, **options: Any) -
     name = choose_backend(path, backend)
     entry = BACKENDS[name]
     cls = getattr(importlib.import_module(entry.module), entry.cls)
-    unknown = set(options) - set(inspect.signature(cls).parameters)
+    unknown = set(options) - settings(name)
     if unknown:
-        raise InputError(f"backend {name} has no setting {', '.join(sorted(unknown))} (model {path})")
+        others = [
+            other
+            for other in BACKENDS
+            if other != name and Path(path).suffix.lower() in BACKENDS[other].suffixes and unknown <= settings(other)
+        ]
+        fix = f": {others[0]} has, --backend {others[0]}" if others else ""
+        raise InputError(f"backend {name} has no setting {', '.join(sorted(unknown))} (model {path}){fix}")
     if Path(path).suffix.lower() == ".onnx" and Path(path).is_file():
         for port in read_onnx_summary(path).inputs:  # before a library makes room for it
             _check_batch(path, port.shape)
