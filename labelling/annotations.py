@@ -79,6 +79,8 @@ class Mask:
 
     def __post_init__(self) -> None:
         pixels = self.size[0] * self.size[1]
+        if not all(isinstance(count, int) for count in self.counts):
+            raise InputError("a mask whose runs are not whole numbers")
         if any(count < 0 for count in self.counts) or sum(self.counts) != pixels:
             raise InputError(
                 f"a mask whose runs do not add up to the {self.size[0]}x{self.size[1]} pixels of its photo"
@@ -136,7 +138,7 @@ class Annotation:
     score: float | None = None
 
     def __post_init__(self) -> None:
-        points = _floats(self.points, "points").reshape(-1, 2) if np.size(self.points) else np.zeros((0, 2))
+        points = _pairs(self.points, "points")
         known = np.isfinite(points).all(axis=1)
         visibility = np.where(known, VISIBLE, NOT_LABELLED) if self.visibility is None else np.asarray(self.visibility)
         if visibility.shape != (len(points),) or not np.isin(visibility, (NOT_LABELLED, HIDDEN, VISIBLE)).all():
@@ -146,11 +148,11 @@ class Annotation:
             raise InputError(f"its keypoint {lost[0] + 1} is labelled but has no finite place")
         _set(self, points=points, visibility=visibility.astype(np.int64))
         if self.box is not None:
-            x, y, width, height = (float(value) for value in self.box)
-            if not np.isfinite([x, y, width, height]).all() or width < 0 or height < 0:
-                raise InputError(f"its box {[x, y, width, height]} is not x, y, width, height in pixels")
-            _set(self, box=(x, y, width, height))
-        polygons = tuple(_floats(polygon, "polygon").reshape(-1, 2) for polygon in self.polygons)
+            box = _floats(self.box, "box")
+            if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] < 0).any():
+                raise InputError(f"its box {box.tolist()} is not x, y, width, height in pixels")
+            _set(self, box=tuple(box.tolist()))
+        polygons = tuple(_pairs(polygon, "polygon") for polygon in self.polygons)
         if any(len(polygon) < 3 or not np.isfinite(polygon).all() for polygon in polygons):
             raise InputError("it has a polygon of fewer than 3 finite points")
         _set(self, polygons=polygons)
@@ -276,6 +278,14 @@ def _floats(values: ArrayLike, what: str) -> Floats:
         return np.array(values, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"its {what} is not made of numbers") from error
+
+
+def _pairs(values: ArrayLike, what: str) -> Floats:
+    """(N, 2), also out of a list x, y, x, y, ..."""
+    array = _floats(values, what)
+    if array.size % 2 or (array.ndim > 1 and array.shape[-1] != 2):
+        raise InputError(f"its {what} are not pairs x, y")
+    return array.reshape(-1, 2)
 
 
 def _set(target: object, **values: object) -> None:

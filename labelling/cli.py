@@ -106,7 +106,11 @@ def main_command(
     ] = 2,
     through: Annotated[
         int,
-        _number(help="So many photos that were just labelled help to label the others.", panel=LABELS, min=0),
+        _number(
+            help="So many photos that were just labelled help with the others; then a broken run begins anew.",
+            panel=LABELS,
+            min=0,
+        ),
     ] = 0,
     model: Annotated[
         Path | None,

@@ -87,7 +87,8 @@ def gather_photos(given: Sequence[Path], references: Annotations, table: Path | 
         category.name for category in references.categories if any(True for _ in references.objects(category.name))
     }
     said = _read_table(table, names) if table is not None else {}
-    unknown = next((photo for photo in said if photo not in {_real(path) for path in found}), None)
+    places = {_real(path) for path in found}
+    unknown = next((photo for photo in said if photo not in places), None)
     if unknown is not None:
         raise InputError(f"{table}: the photo {unknown} is not among those to be labelled")
     known = {_real(photo.path): photo for photo in references.photos}

@@ -116,20 +116,18 @@ def _annotation(entry: dict[str, Any], category: Category, size: Size) -> Annota
     if len(values) != 3 * len(category.keypoints):
         expected = len(category.keypoints)
         raise InputError(f"{len(values)} numbers of keypoints, not x, y, v for the {expected} of {category.name}")
-    table = np.array(values, np.float64).reshape(-1, 3)
+    try:
+        table = np.array(values, np.float64).reshape(-1, 3)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError("its keypoints are not numbers") from error
     points = np.where(table[:, 2:] > 0, table[:, :2], np.nan)
-    box = entry.get("bbox") or None
-    if box is not None and len(box) != 4:
-        raise InputError(f"its bbox {box} is not x, y, width, height")
     outline = entry.get("segmentation")
-    if isinstance(outline, list) and any(len(polygon) % 2 for polygon in outline):
-        raise InputError("a polygon with an odd number of coordinates")
     return Annotation(
         category.name,
         points,
         table[:, 2],
-        box=None if box is None else (box[0], box[1], box[2], box[3]),
-        polygons=tuple(np.array(polygon).reshape(-1, 2) for polygon in outline) if isinstance(outline, list) else (),
+        box=entry.get("bbox") or None,
+        polygons=tuple(outline) if isinstance(outline, list) else (),
         mask=_mask(outline, size) if isinstance(outline, dict) else None,
         probability=entry.get("keypoint_probabilities"),
         score=entry.get("score"),

@@ -26,13 +26,25 @@ from cats.labelling.annotations import Annotation, Annotations, Box
 MAX_BYTES = 64 << 20
 """Largest label file that is read: COCO's own keypoints of 118,000 photos would be four times that."""
 
+_MAX_VALUES = 2_000_000
+
 UNNAMED = "object"
 """The category where a format has none."""
 
 
-def read_text(path: Path) -> str:
-    """The text of a label file; raises :class:`InputError` where it is missing, not UTF-8 or over :data:`MAX_BYTES`."""
-    data = read_bytes(path, limit=MAX_BYTES, what="label file")
+def read_text(path: Path, *, limit: int = MAX_BYTES, separator: bytes = b"\n") -> str:
+    """The text of a label file.
+
+    Args:
+        limit: bytes that are read at most.
+        separator: what stands between its values: millions of them would take gigabytes of memory.
+
+    Raises:
+        InputError: missing, not UTF-8, or over a limit.
+    """
+    data = read_bytes(path, limit=limit, what="label file")
+    if data.count(separator) > _MAX_VALUES:
+        raise InputError(f"{path} holds more than {_MAX_VALUES:,} values: too many for a label file")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -57,7 +69,7 @@ def check_schema(document: Any, name: str) -> None:
 def read_rows(path: Path) -> list[list[str]]:
     """Rows of a CSV file without blank ones; raises :class:`InputError` as :func:`read_text`."""
     try:
-        reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+        reader = csv.reader(io.StringIO(read_text(path, separator=b","), newline=""), strict=True)
         return [[cell.strip() for cell in row] for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as error:
         raise InputError(f"{path} is not a CSV file: {error}") from error

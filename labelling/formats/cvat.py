@@ -38,7 +38,7 @@ _Parts = dict[str, Any]
 
 def read(path: Path, root: Path, notes: list[str]) -> Annotations:
     """Read a file; see :func:`cats.labelling.formats.read_annotations`."""
-    document = parse_xml(read_text(path))
+    document = parse_xml(read_text(path, separator=b"<"))
     if document.tag != "annotations":
         raise InputError(f"its root is <{document.tag}>, not the <annotations> of CVAT for images 1.1")
     if document.find("track") is not None:

@@ -30,6 +30,7 @@ from cats.labelling.formats.common import (
 )
 
 _MARK = "# written by cats label"
+_MAX_YAML = 1 << 20
 _SPLITS = ("train", "val", "test")
 _SUFFIXES = (".bmp", ".dng", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp", ".pfm", ".heic", ".avif")
 
@@ -161,7 +162,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             return super().compose_node(parent, index)
 
     try:
-        settings = yaml.load(read_text(path), Loader=Plain)
+        settings = yaml.load(read_text(path, limit=_MAX_YAML), Loader=Plain)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict) or "names" not in settings:

@@ -243,6 +243,14 @@ def test_sizes_are_those_of_the_upright_photo(folder: Path, name: str) -> None:
         read_annotations(path)
 
 
+def coco(**values: Any) -> dict[str, str]:
+    """A file with one annotation."""
+    annotation = {"image_id": 1, "category_id": 1, **values}
+    images = [{"id": 1, "file_name": "a.png"}]
+    document = {"images": images, "categories": [{"id": 1, "name": "a"}], "annotations": [annotation]}
+    return {"a.json": json.dumps(document)}
+
+
 def yolo(line: str = "", settings: str = "") -> dict[str, str]:
     return {"set/data.yaml": f"train: images\nnames: [a]\n{settings}", "set/labels/a.txt": line}
 
@@ -255,6 +263,17 @@ BAD: dict[str, tuple[dict[str, str], str]] = {
     "percent of a million": ({"t.json": label_studio(region("keypointlabels", "a", {"x": 1e6, "y": 1}))}, "value.x"),
     "brush cut off": ({"t.json": label_studio(region("brushlabels", "a", {"rle": [0, 0]}))}, "brush mask"),
     "task of words": ({"t.json": '[{"data": "x"}]'}, "[0].data"),
+    "box of words": (coco(bbox=["a", 1, 2, 3]), "its box is not made of numbers"),
+    "box of three": (coco(bbox=[1, 2, 3]), "is not x, y, width, height"),
+    "odd polygon": (coco(segmentation=[[1, 2, 3]]), "polygon are not pairs x, y"),
+    "polygon of words": (coco(segmentation=[["a", "b"]]), "its polygon is not made of numbers"),
+    "polygon of lists": (coco(segmentation=[[1, [2]]]), "its polygon is not made of numbers"),
+    "runs of words": (coco(segmentation={"size": [80, 100], "counts": ["a"]}), "runs are not whole numbers"),
+    "runs of parts": (coco(segmentation={"size": [80, 100], "counts": [8000.0]}), "runs are not whole numbers"),
+    "mask of another size": (coco(segmentation={"size": [8, 8], "counts": [64]}), "mask of 8x8 pixels, but the photo"),
+    "packed runs cut off": (coco(segmentation={"size": [80, 100], "counts": "o"}), "cut off"),
+    "packed runs of other letters": (coco(segmentation={"size": [80, 100], "counts": "~~"}), "compressed runs"),
+    "score of words": (coco(score="high"), "annotations[0].score"),
     "video of CVAT": ({"a.xml": "<annotations><track/></annotations>"}, "CVAT for video"),
     "turned box of CVAT": (
         {"a.xml": cvat('<box label="a" rotation="5" xtl="1" ytl="1" xbr="2" ybr="2"/>')},

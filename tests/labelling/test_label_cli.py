@@ -328,7 +328,7 @@ BAD: dict[str, tuple[Callable[[], None], list[str], str]] = {
     "no labels": (_edit(_no_objects), USUAL, "no photo in it has labels"),
     "no such category": (_edit(lambda d: d["annotations"][0].update(category_id=7)), USUAL, "there is no category 7"),
     "category twice": (_edit(lambda d: d["categories"][1].update(name="duck")), USUAL, "two categories are named duck"),
-    "words for numbers": (_edit(set_keypoints(["x"] * 9)), USUAL, "refs.json: annotations[0].keypoints"),
+    "words for numbers": (_edit(set_keypoints(["x"] * 9)), USUAL, "a.png, annotation 1: its keypoints are not numbers"),
     "other keypoints": (
         _write("refs/refs.csv", f"{CSV}a.png,1,duck,beak,1,1\nsub/b c.png,1,duck,nose,2,2\n"),
         ["refs/refs.csv", "photos", "-o", "out.csv"],
