@@ -13,7 +13,7 @@ from cats.core.geometry import Floats, Size, pixels_to_cells, sample_grid, trans
 from cats.labelling.consensus import Votes, extent, find_consensus
 from cats.labelling.references import Look, LookStore, Reference, References, descriptor, look_at, spanning
 from cats.runtime import Match, Matcher
-from cats.runtime.windows import MARGIN, object_window
+from cats.runtime.windows import object_window
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +94,8 @@ def look_for(
 ) -> Finding:
     """Find the references' object in a photo.
 
-    The first look shows whole photos and only has to find the object. Later ones are cut to it, each closer than the
-    one before, and the votes of all later ones count: they err differently. Only the last one runs both ways, for the
-    forward-backward error.
+    The first look shows the whole photo and only has to find the object, so it runs one way. Each later one is cut to
+    it; the last one runs both ways, for the forward-backward error, and its votes count.
 
     Args:
         whole: look at the whole photo.
@@ -104,25 +103,15 @@ def look_for(
         looks: see :func:`cats.labelling.label.label_photos`.
     """
     keypoints = len(references.category.keypoints)
-    here, margins = whole, look_margins(looks)
-    shown = [store.look(item.path, item.whole) for item in chosen]
-    votes, carried = cast_votes(matcher, chosen, shown, here, both_ways=not margins)
-    places = find_consensus(votes)
-    counted: list[Votes] = []
-    for margin in margins:
-        window = object_window(spanning(places[:keypoints], places[keypoints:]), image.size, margin=margin)
-        here = look_at(matcher, image, window)
-        shown = [store.look(item.path, item.window(margin)) for item in chosen]
-        found, carried = cast_votes(matcher, chosen, shown, here, both_ways=margin == margins[-1])
-        counted.append(found)
-        votes = Votes.join(counted)
+    shown = [store.look(item.path, item.window) for item in chosen]
+    here = whole
+    votes, carried = cast_votes(matcher, chosen, shown, here, both_ways=looks == 1)
+    for number in range(1, looks):
         places = find_consensus(votes)
-    return Finding(path, image.size, references, votes, places, here, carried, descriptor(whole))
-
-
-def look_margins(looks: int) -> list[float]:
-    """Margins of the looks after the first: one look at 0.2, or several from 0.3 down to 0.15."""
-    return [MARGIN] if looks == 2 else [float(value) for value in np.linspace(0.3, 0.15, looks - 1)]
+        here = look_at(matcher, image, object_window(spanning(places[:keypoints], places[keypoints:]), image.size))
+        votes, carried = cast_votes(matcher, chosen, shown, here, both_ways=number == looks - 1)
+    votes = votes.corrected(find_consensus(votes), np.stack([item.expected_miss for item in chosen]))
+    return Finding(path, image.size, references, votes, find_consensus(votes), here, carried, descriptor(whole))
 
 
 def cast_votes(

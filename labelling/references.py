@@ -17,14 +17,13 @@ from cats.core.images import read_image
 from cats.labelling.annotations import Annotation, Annotations, Category
 from cats.runtime import Matcher
 from cats.runtime.features import Features
-from cats.runtime.windows import MARGIN, Window, object_window
+from cats.runtime.windows import Window, object_window
 
 GRID = 5
 """Anchors a side."""
 
 _KEPT = 128  # looks whose features stay in memory, of 0.7 MB each with cats-tiny
 _ENOUGH = 3  # keypoints that span an object
-_SURROUNDINGS = 0.5  # margin around one of several objects in the first look
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,29 +70,30 @@ class Reference:
         points: (K, 2) keypoints in pixels of its photo, NaN where not labelled.
         anchors: (GRID^2, 2) an even grid inside its box or outline, which says where an object without keypoints is,
             and how its box moves; NaN where it has neither.
-        whole: what the first look shows: its photo, or the surroundings of one of several objects.
-        size: (width, height) of its photo.
+        window: what is matched of its photo: the object with some room around it, in the first look at a photo too.
         trust: (K + GRID^2,) factor of its votes' weights: 1 where a person labelled it.
         kind: see :func:`descriptor`.
+        bias: (K + GRID^2, 2) by how much its votes usually miss, see :func:`cats.labelling.trials.try_references`.
     """
 
     path: Path
     annotation: Annotation
     points: Floats
     anchors: Floats
-    whole: Window
-    size: Size
+    window: Window
     trust: Floats
     kind: Floats | None = None
+    bias: Floats | None = None
 
     @property
     def targets(self) -> Floats:
         """(K + GRID^2, 2) everything that is looked for in a photo: points, then anchors."""
         return np.concatenate([self.points, self.anchors])
 
-    def window(self, margin: float = MARGIN) -> Window:
-        """What later looks show: the object with some room around it."""
-        return object_window(spanning(self.points, self.anchors), self.size, margin=margin)
+    @property
+    def expected_miss(self) -> Floats:
+        """:attr:`bias`, 0 where the reference was not tried."""
+        return np.zeros((len(self.points) + len(self.anchors), 2)) if self.bias is None else self.bias
 
 
 class LookStore:
@@ -133,7 +133,7 @@ class References:
     def __init__(self, store: LookStore, category: Category, items: Sequence[Reference]) -> None:
         self.category, self.items = category, list(items)
         for item in self.items:  # finds unreadable photos before any work is done, too
-            item.kind = descriptor(store.look(item.path, item.window()))
+            item.kind = descriptor(store.look(item.path, item.window))
 
     def likeness(self, kind: Floats) -> float:
         """Cosine of a photo's kind and that of the nearest reference."""
@@ -156,7 +156,7 @@ def collect_references(store: LookStore, annotations: Annotations) -> dict[str, 
     result: dict[str, References] = {}
     for category in annotations.categories:
         items = [
-            make_reference(photo.path, photo.size, annotation, alone=len(photo.annotations) == 1)
+            make_reference(photo.path, photo.size, annotation)
             for photo, annotation in annotations.objects(category.name)
             if annotation.labelled.any() or annotation.extent() is not None
         ]
@@ -167,14 +167,12 @@ def collect_references(store: LookStore, annotations: Annotations) -> dict[str, 
     return result
 
 
-def make_reference(path: Path, size: Size, annotation: Annotation, *, alone: bool) -> Reference:
+def make_reference(path: Path, size: Size, annotation: Annotation) -> Reference:
     """A reference of an object that has at least one keypoint, a box or an outline."""
     points = np.where(annotation.labelled[:, None], annotation.points, np.nan)
     anchors = _anchors(annotation)
-    whole = Window(0, 0, *size)
-    if not alone:
-        whole = object_window(np.concatenate([points, anchors]), size, margin=_SURROUNDINGS)
-    return Reference(path, annotation, points, anchors, whole, size, np.ones(len(points) + len(anchors)))
+    window = object_window(spanning(points, anchors), size)
+    return Reference(path, annotation, points, anchors, window, np.ones(len(points) + len(anchors)))
 
 
 def spanning(points: Floats, anchors: Floats) -> Floats:

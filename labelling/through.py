@@ -15,9 +15,9 @@ from cats.labelling.annotations import Annotation
 from cats.labelling.consensus import Votes, find_consensus
 from cats.labelling.passes import Finding, cast_votes
 from cats.labelling.probability import point_probability, same_kind_probability
-from cats.labelling.references import LookStore, Reference
+from cats.labelling.references import LookStore, Reference, spanning
 from cats.runtime import Matcher
-from cats.runtime.windows import Window
+from cats.runtime.windows import object_window
 
 TRUST = 0.5
 LEAST_PROBABILITY = 0.3
@@ -38,9 +38,10 @@ class Through:
         self._items: dict[str, list[tuple[Reference, float]]] = {}
         for found in findings:
             sure = same_kind_probability(found)
-            if sure >= 0.5:
+            reference = as_reference(found)
+            if sure >= 0.5 and np.isfinite(reference.targets).all(axis=1).sum() >= 3:
                 name = found.references.category.name
-                self._items.setdefault(name, []).append((as_reference(found), sure))
+                self._items.setdefault(name, []).append((reference, sure))
 
     def improve(self, found: Finding) -> Finding:
         """The finding with the votes of the neighbouring photos added; raises :class:`InputError` as a look does."""
@@ -48,7 +49,7 @@ class Through:
         if not chosen:
             return found
         here = self._store.look(found.path, found.look.window)
-        shown = [self._store.look(item.path, item.window()) for item in chosen]
+        shown = [self._store.look(item.path, item.window) for item in chosen]
         votes, _ = cast_votes(self._matcher, chosen, shown, here, both_ways=True)
         joined = Votes.join([votes, found.votes])  # the last look's stay last
         return replace(found, votes=joined, places=find_consensus(joined))
@@ -70,7 +71,7 @@ class Through:
 
 
 def as_reference(found: Finding) -> Reference:
-    """A labelled photo as a reference: its improbable points are left out."""
+    """A labelled photo as a reference: its improbable points are left out, and say nothing of the window either."""
     count = found.keypoints
     probability = point_probability(found)
     places = np.where((probability >= LEAST_PROBABILITY)[:, None], found.places, np.nan)
@@ -79,8 +80,7 @@ def as_reference(found: Finding) -> Reference:
         Annotation(found.references.category.name, places[:count]),
         places[:count],
         places[count:],
-        Window(0, 0, *found.size),
-        found.size,
+        object_window(spanning(found.places[:count], found.places[count:]), found.size),
         TRUST * probability,
         found.kind,
     )
