@@ -27,15 +27,15 @@ def try_references(matcher: Matcher, store: LookStore, references: References, s
 
     def measure(item: Reference) -> None:
         others = [other for other in references.nearest(item.kind, TRIALS + 1) if other is not item][:TRIALS]
-        misses = [_miss(matcher, store, item, other) for other in others]
+        misses = [trial_miss(matcher, store, item, other) for other in others]
         if misses:
-            item.bias = _shrunk_median(np.stack(misses))
+            item.bias = shrunk_median(np.stack(misses))
 
     for _ in map_ahead(measure, items if len(items) > 1 else [], streams):
         pass
 
 
-def _miss(matcher: Matcher, store: LookStore, item: Reference, other: Reference) -> np.ndarray:
+def trial_miss(matcher: Matcher, store: LookStore, item: Reference, other: Reference) -> np.ndarray:
     """Vote of one reference for another minus the truth, (K + A, 2) in extents; NaN where a point is unknown."""
     shown, here = store.look(item.path, item.window), store.look(other.path, other.window)
     votes, _ = cast_votes(matcher, [item], [shown], here, both_ways=False)
@@ -44,7 +44,7 @@ def _miss(matcher: Matcher, store: LookStore, item: Reference, other: Reference)
     )
 
 
-def _shrunk_median(misses: np.ndarray) -> np.ndarray:
+def shrunk_median(misses: np.ndarray) -> np.ndarray:
     known = np.isfinite(misses).all(axis=2)
     count = known.sum(axis=0)
     tried = count > 0

@@ -1,0 +1,344 @@
+"""Labels of a few photos to many: PCK against the number of labelled photos, each step on and off, and the probabilities.
+
+Every PF-WILLOW photo in turn is the one without labels, K others of its category, drawn anew in each draw, are the
+references; PCK@0.1, protocol ``corrected``. With ``--fit`` the probabilities' coefficients are fitted too and written
+beside the code (labelling/probability.json): points on PF-WILLOW, cross-validated by category; same kind or not on
+Caltech-101, cross-validated by category, which PF-WILLOW takes no part in.
+
+Usage: python -m cats.benchmarks.studies.labelling [--model M] [--backend openvino --precision bf16] [--fit] [OUT.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cats.assets import asset
+from cats.benchmarks.record import SHARED, describe_run, write_record
+from cats.benchmarks.studies.logistic import Logistic, auc, calibration_error, fit_logistic
+from cats.core.files import write_text
+from cats.core.geometry import Floats
+from cats.core.images import image_size, read_image
+from cats.core.photos import list_photos
+from cats.data.proposal_flow import PFWillow
+from cats.labelling.annotations import Annotation, Category
+from cats.labelling.consensus import Votes, extent, find_consensus
+from cats.labelling.label import MODEL, open_for_labelling
+from cats.labelling.passes import Finding, cast_votes, look_for
+from cats.labelling.probability import FILE, KIND_MEASURES, POINT_MEASURES, kind_measures, point_measures
+from cats.labelling.references import Look, LookStore, Reference, References, look_at, make_reference
+from cats.labelling.through import Through
+from cats.labelling.trials import shrunk_median, trial_miss
+from cats.runtime import Match, Matcher
+
+COUNTS = (1, 2, 3, 5, 9)
+DRAWS = 5
+ALPHA = 0.1
+KIND_REFERENCES = 3
+
+
+class Remembering:
+    """A matcher that matches a pair of pinned features once: draws share references."""
+
+    def __init__(self, matcher: Matcher) -> None:
+        self._matcher = matcher
+        self._pinned: dict[int, Any] = {}
+        self._known: dict[tuple[int, int], Match] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._matcher, name)
+
+    def pin(self, look: Look) -> Look:
+        """Remember matches of this look."""
+        self._pinned[id(look.source)] = look.source
+        return look
+
+    def match_batch(self, pairs: Sequence[Any], **options: Any) -> list[Match]:
+        """See :meth:`cats.runtime.Matcher.match_batch`."""
+        results = []
+        for a, b in pairs:
+            key = (id(a), id(b))
+            match = self._known.get(key) or self._matcher.match_batch([(a, b)], **options)[0]
+            if id(a) in self._pinned and id(b) in self._pinned:
+                self._known[key] = match
+            results.append(match)
+        return results
+
+
+@dataclass(eq=False)
+class Photo:
+    """A PF-WILLOW photo: its file, category, points, look at all of it, and itself as a reference."""
+
+    path: Path
+    category: str
+    points: Floats
+    whole: Look
+    reference: Reference
+
+
+class Willow:
+    """PF-WILLOW's photos by category, encoded once."""
+
+    def __init__(self, matcher: Any) -> None:
+        self.matcher, self.store = matcher, LookStore(matcher)
+        names = tuple(str(index) for index in range(10))
+        data = PFWillow(SHARED / "data" / "PF-WILLOW")
+        self.photos: dict[str, list[Photo]] = defaultdict(list)
+        seen = set()
+        for sample in (data[index] for index in range(len(data))):
+            path = Path(str(sample.image_a))
+            if path in seen:
+                continue
+            seen.add(path)
+            category = path.parent.name
+            reference = make_reference(path, sample.size_a, Annotation(category, sample.points_a))
+            matcher.pin(self.store.look(path, reference.window))
+            whole = matcher.pin(look_at(matcher, read_image(path)))
+            self.photos[category].append(Photo(path, category, sample.points_a, whole, reference))
+        self.categories = {name: Category(name, names) for name in self.photos}
+        self._misses: dict[tuple[Path, Path], Floats] = {}
+
+    def references(self, chosen: Sequence[Photo]) -> References:
+        """These photos as references, tried on one another."""
+        items = []
+        for photo in chosen:
+            misses = [self._miss(photo, other) for other in chosen if other is not photo]
+            items.append(replace(photo.reference, bias=shrunk_median(np.stack(misses)) if misses else None))
+        return References(self.store, self.categories[chosen[0].category], items)
+
+    def look(self, photo: Photo, references: References, looks: int = 2) -> Finding:
+        """As ``label_photos`` does."""
+        image, items = read_image(photo.path), references.items
+        return look_for(self.matcher, self.store, photo.path, image, photo.whole, references, items, looks)
+
+    def draws(self, count: int) -> Iterator[tuple[int, Photo, list[Photo]]]:
+        """Draw number, photo without labels, and its references."""
+        for draw in range(DRAWS):
+            rng = random.Random(f"{count} {draw}")
+            for photos in self.photos.values():
+                for photo in photos:
+                    yield draw, photo, rng.sample([other for other in photos if other is not photo], count)
+
+    def _miss(self, photo: Photo, other: Photo) -> Floats:
+        key = (photo.path, other.path)
+        if key not in self._misses:
+            self._misses[key] = trial_miss(self.matcher, self.store, photo.reference, other.reference)
+        return self._misses[key]
+
+
+def correct(places: Floats, photo: Photo) -> np.ndarray:
+    """Which of K points are right."""
+    return np.linalg.norm(places[: len(photo.points)] - photo.points, axis=1) <= ALPHA * extent(photo.points)
+
+
+class Table:
+    """PCK by step, number of references, category and draw."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, int], list[tuple[int, str, float]]] = defaultdict(list)
+
+    def add(self, step: str, count: int, draw: int, photo: Photo, places: Floats) -> None:
+        """Score one photo."""
+        self._found[step, count].append((draw, photo.category, 100 * float(correct(places, photo).mean())))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Means over draws, with their spread."""
+        rows = []
+        for (step, count), entries in self._found.items():
+            draws = [np.mean([v for d, _, v in entries if d == draw]) for draw in sorted({d for d, _, _ in entries})]
+            names = sorted({category for _, category, _ in entries})
+            rows.append(
+                {
+                    "step": step,
+                    "references": count,
+                    "pck": round(float(np.mean(draws)), 1),
+                    "draws": [round(float(value), 1) for value in draws],
+                    "by_category": {n: round(float(np.mean([v for _, c, v in entries if c == n])), 1) for n in names},
+                }
+            )
+        return rows
+
+
+def measure_steps(
+    willow: Willow, counts: Sequence[int], table: Table, points: list[tuple[str, int, Floats, Any]]
+) -> None:
+    """Each step on and off for every draw; the points' measures for the fit go to ``points``."""
+    for count in counts:
+        start = time.perf_counter()
+        for draw, photo, chosen in willow.draws(count):
+            references = willow.references(chosen)
+            found = willow.look(photo, references)
+            shown = [willow.store.look(item.path, item.window) for item in references.items]
+            first, _ = cast_votes(willow.matcher, references.items, shown, photo.whole, both_ways=True)
+            raw = found.votes.corrected(found.places, -np.stack([item.expected_miss for item in references.items]))
+            table.add("one look", count, draw, photo, find_consensus(first))
+            table.add("two looks, mean of the votes", count, draw, photo, raw.points.mean(axis=0))
+            equal = Votes(raw.points, np.zeros_like(raw.error), np.ones_like(raw.confidence), raw.trust)
+            table.add("two looks, mode", count, draw, photo, find_consensus(equal))
+            table.add("two looks, mode, weights", count, draw, photo, find_consensus(raw))
+            table.add("all: two looks, mode, weights, trials", count, draw, photo, found.places)
+            points.append(
+                (photo.category, count, point_measures(found)[: len(photo.points)], correct(found.places, photo))
+            )
+        print(f"K = {count}: {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def measure_through(
+    willow: Willow,
+    counts: Sequence[int],
+    throughs: Sequence[int],
+    table: Table,
+    points: list[tuple[str, int, Floats, Any]],
+) -> None:
+    """K references drawn for a whole category, the other photos labelled, alone and through one another."""
+    for count in counts:
+        for draw in range(DRAWS):
+            rng = random.Random(f"through {count} {draw}")
+            for photos in willow.photos.values():
+                chosen = rng.sample(photos, count)
+                references = willow.references(chosen)
+                rest = [photo for photo in photos if photo not in chosen]
+                findings = [willow.look(photo, references) for photo in rest]
+                for through in throughs:
+                    further = Through(willow.matcher, willow.store, findings, through)
+                    for photo, found in zip(rest, findings, strict=True):
+                        better = further.improve(found) if through else found
+                        table.add(f"through {through}", count, draw, photo, better.places)
+                        if through:
+                            measures = point_measures(better)[: len(photo.points)]
+                            points.append((photo.category, count, measures, correct(better.places, photo)))
+
+
+def fit_points(points: list[tuple[str, int, Floats, Any]]) -> tuple[Logistic, dict[str, Any]]:
+    """Fit on all of PF-WILLOW; reliability on each category from a fit on the others."""
+    measures = np.concatenate([entry[2] for entry in points])
+    right = np.concatenate([entry[3] for entry in points])
+    category = np.concatenate([[entry[0]] * len(entry[3]) for entry in points])
+    count = np.concatenate([[entry[1]] * len(entry[3]) for entry in points])
+    held_out = np.zeros(len(right))
+    for name in np.unique(category):
+        held_out[category == name] = fit_logistic(measures[category != name], right[category != name])(
+            measures[category == name]
+        )
+    kept = held_out >= 0.8
+    record = {
+        "points": len(right),
+        "right": round(float(right.mean()), 4),
+        **calibration_error(held_out, right),
+        "by_references": {
+            int(k): calibration_error(held_out[count == k], right[count == k])["ece"] for k in np.unique(count)
+        },
+        "by_category": {
+            str(c): calibration_error(held_out[category == c], right[category == c])["ece"] for c in np.unique(category)
+        },
+        "auc": round(auc(held_out, right), 4),
+        "at_0.8": {"kept": round(float(kept.mean()), 4), "right": round(float(right[kept].mean()), 4)},
+    }
+    return fit_logistic(measures, right), record
+
+
+def measure_kinds(matcher: Any) -> tuple[Floats, np.ndarray, np.ndarray]:
+    """Photos of Caltech-101 against references of their own and of another category.
+
+    Returns:
+        measures (N, 4), whether the kind is the same (N,), and the references' category (N,).
+    """
+    folders = sorted({photo.parent for photo in list_photos(SHARED / "data" / "Caltech-101")[0]})
+    photos = {folder.name: list_photos(folder)[0] for folder in folders}
+    rng, store = random.Random(0), LookStore(matcher)
+    measures, same, names = [], [], []
+    for name, files in photos.items():
+        drawn = rng.sample(files, KIND_REFERENCES + 2)
+        items = []
+        for path in drawn[:KIND_REFERENCES]:
+            width, height = image_size(path)
+            items.append(make_reference(path, (width, height), Annotation(name, box=(0, 0, width, height))))
+        references = References(store, Category(name), items)
+        others = [rng.choice(photos[other]) for other in rng.sample([n for n in photos if n != name], 2)]
+        for path, is_same in [*((path, True) for path in drawn[KIND_REFERENCES:]), *((path, False) for path in others)]:
+            image = read_image(path)
+            found = look_for(matcher, store, path, image, look_at(matcher, image), references, items, 2)
+            measures.append(kind_measures(found))
+            same.append(is_same)
+            names.append(name)
+    return np.array(measures), np.array(same), np.array(names)
+
+
+def fit_kinds(measures: Floats, same: np.ndarray, names: np.ndarray) -> tuple[dict[str, Logistic], dict[str, Any]]:
+    """With and without the likeness of features; figures on five folds of categories, each from a fit on the others."""
+    categories = np.unique(names)
+    models, record = {}, {"photos": len(same), "categories": len(categories)}
+    record["auc of the mean log confidence alone"] = round(auc(measures[:, 1], same), 4)
+    record["auc of the likeness alone"] = round(auc(measures[:, 3], same), 4)
+    for title, used in (("same_kind", measures), ("same_kind_without_likeness", measures[:, :-1])):
+        held_out = np.zeros(len(same))
+        for fold in range(5):
+            inside = np.isin(names, categories[fold::5])
+            held_out[inside] = fit_logistic(used[~inside], same[~inside])(used[inside])
+        models[title] = fit_logistic(used, same)
+        record[title] = {"auc": round(auc(held_out, same), 4), **calibration_error(held_out, same)}
+    return models, record
+
+
+def main() -> None:
+    """Measure, and with ``--fit`` write the coefficients."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", nargs="?", help="JSON record")
+    parser.add_argument("--model", default=str(asset(MODEL)))
+    parser.add_argument("--backend")
+    parser.add_argument("--precision")
+    parser.add_argument("--fit", action="store_true", help="write labelling/probability.json")
+    parser.add_argument("--counts", default=",".join(map(str, COUNTS)))
+    parser.add_argument("--through", default="0,2,4")
+    given = parser.parse_args()
+    options = {"precision": given.precision} if given.precision else {}
+    table, points = Table(), []  # type: tuple[Table, list[tuple[str, int, Floats, Any]]]
+    with open_for_labelling(given.model, None, given.backend, **options) as opened:
+        matcher = Remembering(opened)
+        willow = Willow(matcher)
+        counts = [int(text) for text in given.counts.split(",")]
+        measure_steps(willow, counts, table, points)
+        measure_through(
+            willow, [k for k in counts if k <= 3], [int(t) for t in given.through.split(",")], table, points
+        )
+        kinds = measure_kinds(matcher)
+        backend = opened.backend.describe()
+    point_model, point_record = fit_points(points)
+    kind_models, kind_record = fit_kinds(*kinds)
+    result = {
+        **describe_run("labelling", ["onnxruntime", "openvino"]),
+        "model": Path(given.model).name,
+        "backend": backend,
+        "protocol": "PF-WILLOW car and duck, corrected, PCK@0.1, mean over photos and draws",
+        "pck": table.rows(),
+        "probability": point_record,
+        "same_kind": kind_record,
+    }
+    for row in result["pck"]:
+        print(f"{row['step']:40s} K = {row['references']}: {row['pck']:5.1f}  {row['by_category']}")
+    print(json.dumps({key: result[key] for key in ("probability", "same_kind")}, indent=1))
+    if given.fit:
+        document = {
+            "fitted_by": "benchmarks/studies/labelling.py --fit",
+            "points_on": f"PF-WILLOW car and duck, {point_record['points']} points",
+            "same_kind_on": f"Caltech-101, {kind_record['photos']} photos of {kind_record['categories']} categories",
+            "measures": {"point": POINT_MEASURES, "same_kind": KIND_MEASURES},
+            "point": point_model.to_dict(),
+            **{title: model.to_dict() for title, model in kind_models.items()},
+        }
+        write_text(FILE, json.dumps(document, indent=1) + "\n")
+    if given.out:
+        write_record(given.out, result)
+
+
+if __name__ == "__main__":
+    main()
