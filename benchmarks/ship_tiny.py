@@ -133,9 +133,9 @@ def main(trained: Path) -> None:
     checkpoint = load_checkpoint(trained)
     half, onnx = ASSETS / "cats-tiny.pt", ASSETS / "cats-tiny.onnx"
     save_checkpoint(half, checkpoint.model, metrics=checkpoint.metrics, training=checkpoint.training, half=True)
-    subprocess.run(
-        [COMMANDS / "cats-export", "--ckpt", half, "--weights", "fp16-storage", "-o", onnx, "--force"], check=True
-    )
+    export = [COMMANDS / "cats-export", "--ckpt", half, "--weights", "fp16-storage", "-o", onnx, "--force"]
+    for form in ([], ["--split"]):  # labelling takes the split files: each photo is encoded once
+        subprocess.run([*export, *form], check=True)
     photos = [
         str(ASSETS / "astronaut.jpg"),
         str(ASSETS / "grace_hopper.jpg"),

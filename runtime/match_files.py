@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 
+from cats.core.ahead import map_ahead
 from cats.core.errors import CatsError, InputError
 from cats.core.files import atomic_path, write_bytes, write_text
 from cats.core.geometry import Floats
@@ -125,11 +127,15 @@ def run(
     *,
     points: Floats | None = None,
     selection: Selection | None = None,
+    looks: int = 1,
+    region: ArrayLike | None = None,
 ) -> dict[str, Any]:
     """Match image a to image b and write what is asked for.
 
     Args:
         points: (N, 2) in pixels of a; ``None`` takes an even grid.
+        looks: 2 matches again, with both photos cut to the object, see :meth:`cats.runtime.matcher.Matcher.match`.
+        region: of the object in a; None takes what the points span, or the confident cells where there are none.
 
     A picture without a single point is not written.
 
@@ -142,7 +148,7 @@ def run(
     outputs.check(a, b, force=True)
     selection = selection or Selection()
     both_ways = selection.both_ways(points is not None, outputs.picture is not None)
-    match = matcher.match(a, b, forward_backward=both_ways)
+    match = _match(matcher, a, b, points, both_ways, looks, region)
     return _finish(matcher, match, a, b, outputs, points, selection)
 
 
@@ -155,6 +161,7 @@ def run_pairs(
     batch_size: int = 1,
     workers: int = 2,
     streams: int = 1,
+    looks: int = 1,
     force: bool = False,
     report: Report | None = None,
     on_rows: Callable[[int], None] | None = None,
@@ -165,6 +172,7 @@ def run_pairs(
         pairs: columns ``a,b`` and optionally ``points``, see :func:`cats.core.tables.read_pairs`.
         folders: here the folders that receive the files of each pair; made if missing.
         batch_size, workers, streams: see :meth:`cats.runtime.matcher.Matcher.match_many`.
+        looks: see :func:`run`; with 2 the batch size and the workers have no meaning.
         force: replace files of an earlier run.
         report: filled while the pairs go by.
         on_rows: called with the number of pairs before the first one.
@@ -183,14 +191,20 @@ def run_pairs(
     if on_rows is not None:
         on_rows(len(rows))
     start = time.perf_counter()
-    results = matcher.match_many(
-        ((row.a, row.b) for row in rows if row.problem is None),
-        batch_size=batch_size,
-        workers=workers,
-        streams=streams,
-        forward_backward=selection.both_ways("points" in rows[0].cells, folders.picture is not None),
-        return_errors=True,
-    )
+    good = [row for row in rows if row.problem is None]
+    both_ways = selection.both_ways("points" in rows[0].cells, folders.picture is not None)
+    results: Iterator[Match | CatsError]
+    if looks == 1:
+        results = matcher.match_many(
+            ((row.a, row.b) for row in good),
+            batch_size=batch_size,
+            workers=workers,
+            streams=streams,
+            forward_backward=both_ways,
+            return_errors=True,
+        )
+    else:
+        results = map_ahead(lambda row: _look_twice(matcher, row, both_ways), good, streams)
     for row, outputs in zip(rows, named, strict=True):
         report.pairs += 1
         try:
@@ -216,6 +230,27 @@ def save_picture(image: Image.Image, path: Path) -> None:
             image.save(temporary, **options)
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _match(
+    matcher: Matcher,
+    a: Path,
+    b: Path,
+    points: Floats | None,
+    both_ways: bool,
+    looks: int,
+    region: ArrayLike | None = None,
+) -> Match:
+    if looks > 1 and region is None and points is not None and len(points) > 2 and np.ptp(points, axis=0).min() > 0:
+        region = np.concatenate([points.min(axis=0), points.max(axis=0)])
+    return matcher.match(a, b, looks=looks, region_a=region, forward_backward=both_ways)
+
+
+def _look_twice(matcher: Matcher, row: PairRow, both_ways: bool) -> Match | InputError:
+    try:
+        return _match(matcher, row.a, row.b, row.points_of_a(), both_ways, 2)
+    except InputError as error:
+        return error
 
 
 def _finish(

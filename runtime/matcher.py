@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from cats.assets import find_model
 from cats.core.ahead import map_ahead
@@ -25,6 +25,7 @@ from cats.runtime.features import Features, check_weights
 from cats.runtime.interface import CONFIDENCE, FLOW, IMAGES, POINTS, check_pair_model
 from cats.runtime.prepared import Prepared, RecentImages, milliseconds_since, prepare_image
 from cats.runtime.result import Match, confidence_mapping
+from cats.runtime.second_look import look_again
 from cats.runtime.split import encode_tensors, find_split, matcher_feeds, open_split
 
 _RECENT_IMAGES = 32  # of 0.8 MB each
@@ -97,7 +98,15 @@ class Matcher:
         self.load_ms = milliseconds_since(start)
 
     def match(
-        self, a: Source, b: Source, *, forward_backward: bool = False, order: str = "rgb", stream: Any = None
+        self,
+        a: Source,
+        b: Source,
+        *,
+        looks: int = 1,
+        region_a: ArrayLike | None = None,
+        forward_backward: bool = False,
+        order: str = "rgb",
+        stream: Any = None,
     ) -> Match:
         """Match one pair of images.
 
@@ -105,15 +114,26 @@ class Matcher:
             a, b: paths, Pillow images or uint8 arrays of any size, see :func:`cats.core.images.read_image`, or, with
                 a split model, :class:`Features`. Or model
                 inputs on the GPU: then the result is a :class:`cats.runtime.device.DeviceMatch`, still being computed.
+            looks: 2 matches again, with both photos cut to the object: finer and more often right, at twice the cost.
+            region_a: of the object in a, for the second look: x_min, y_min, x_max, y_max in pixels. None takes the
+                confident cells of the first look.
             forward_backward: also match b -> a, for :meth:`Match.forward_backward_error`; costs a second run.
             order: of the channels of arrays: ``rgb``, or ``bgr`` for those of OpenCV.
             stream: for inputs on the GPU, the caller's stream.
 
         Raises:
-            InputError: an image cannot be read.
+            InputError: an image cannot be read; for a second look also if it is given as model input or as features
+                without a file, or if the region is none of a.
             BackendError: the device failed.
         """
-        return self.match_batch([(a, b)], forward_backward=forward_backward, order=order, stream=stream)[0]
+        if looks not in (1, 2) or (region_a is not None and looks == 1):
+            raise InputError(f"looks {looks}: 1, or 2 to look again at the object, for which region_a may be given")
+        first = self.match_batch([(a, b)], forward_backward=forward_backward, order=order, stream=stream)[0]
+        if looks == 1:
+            return first
+        if not isinstance(first, Match):
+            raise InputError("a second look cuts the photos: give images, not model inputs on the GPU")
+        return look_again(self, first, region_a)
 
     def match_batch(
         self, pairs: Sequence[Pair], *, forward_backward: bool = False, order: str = "rgb", stream: Any = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,6 +22,9 @@ from cats.core.geometry import (
     transfer_points,
 )
 from cats.core.images import MAX_PIXELS, ImageSource, read_image
+
+if TYPE_CHECKING:
+    from cats.runtime.second_look import SecondLook
 
 _PIXELS_AT_ONCE = 1 << 19
 
@@ -41,6 +44,7 @@ class Match:
         raw_confidence: what the model gave, where ``confidence`` is calibrated (``Matcher(..., calibrated=True)``).
         probabilities: (G * G, G * G) float32, row by row the distribution of a cell of a over the cells of b, where the
             model file has this further output (:func:`cats.core.onnx_file.with_probabilities`).
+        second_look: of a match with ``looks=2``: points that it covers are transferred by it, at its finer scale.
     """
 
     flow: NDArray[np.float32]
@@ -54,6 +58,7 @@ class Match:
     calibration: dict[str, Any] | None = field(default=None, repr=False)
     raw_confidence: NDArray[np.float32] | None = field(default=None, repr=False)
     probabilities: NDArray[np.float32] | None = field(default=None, repr=False)
+    second_look: SecondLook | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         (wa, ha), (wb, hb) = self.size_a, self.size_b
@@ -78,7 +83,7 @@ class Match:
         Raises:
             InputError: not (N, 2) finite numbers, or a point lies outside a.
         """
-        return transfer_points(self._inside(points), self.flow, self.size_a, self.size_b)
+        return self._moved(self._inside(points))
 
     @property
     def calibrated_confidence(self) -> NDArray[np.float32]:
@@ -105,7 +110,12 @@ class Match:
 
     def confidence_at(self, points: ArrayLike) -> Floats:
         """Confidence (N,) in [0, 1] at points of a (pixels), bilinear between cells; raises as :meth:`transfer`."""
-        return sample_grid(self.confidence[None], pixels_to_cells(self._inside(points), self.size_a, self.grid))[:, 0]
+        array = self._inside(points)
+        values = sample_grid(self.confidence[None], pixels_to_cells(array, self.size_a, self.grid))[:, 0]
+        if self.second_look is not None:
+            covered = self.second_look.covers(array)
+            values[covered] = self.second_look.confidence_at(array[covered])
+        return values
 
     def forward_backward_error(self, points: ArrayLike) -> Floats:
         """How far a -> b -> a leads away from points of a: (N,) in pixels of a; small where the match is consistent.
@@ -118,7 +128,11 @@ class Match:
         start = self._inside(points)
         there = transfer_points(start, self.flow, self.size_a, self.size_b)
         back = transfer_points(there, self.backward_flow, self.size_b, self.size_a)
-        return np.linalg.norm(back - start, axis=1)
+        errors: Floats = np.linalg.norm(back - start, axis=1)
+        if self.second_look is not None:
+            covered = self.second_look.covers(start)
+            errors[covered] = self.second_look.forward_backward_error(start[covered])
+        return errors
 
     def dense_flow(self, size_a: Size | None = None, size_b: Size | None = None) -> NDArray[np.float32]:
         """Displacement of every pixel of a, in pixels.
@@ -156,7 +170,7 @@ class Match:
             bottom = min(top + rows, height)
             y, x = np.mgrid[top:bottom, 0:width]
             points = np.stack([x.ravel(), y.ravel()], axis=1)
-            places = transfer_points(points, self.flow, self.size_a, self.size_b)
+            places = self._moved(points.astype(np.float64))
             result[top:bottom] = _sample_pixels(source, places).reshape(bottom - top, width, 3)
         return Image.fromarray(result)
 
@@ -180,6 +194,14 @@ class Match:
             return notebook_html(self)
         except InputError:
             return None
+
+    def _moved(self, points: Floats) -> Floats:
+        """Points (N, 2) of a in b, by the second look where it covers them."""
+        places = transfer_points(points, self.flow, self.size_a, self.size_b)
+        if self.second_look is not None:
+            covered = self.second_look.covers(points)
+            places[covered] = self.second_look.transfer(points[covered])
+        return places
 
     def _inside(self, points: ArrayLike) -> Floats:
         """Points as (N, 2), refused where one lies outside image a, which spans [-0.5, W - 0.5] x [-0.5, H - 0.5]."""

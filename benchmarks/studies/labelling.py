@@ -1,4 +1,4 @@
-"""Labels of a few photos to many: PCK against the number of labelled photos, each step on and off, and the probabilities.
+"""Labels of a few photos to many: PCK by number of labelled photos, each step on and off, and the probabilities.
 
 Every PF-WILLOW photo in turn is the one without labels, K others of its category, drawn anew in each draw, are the
 references; PCK@0.1, protocol ``corrected``. With ``--fit`` the probabilities' coefficients are fitted too and written

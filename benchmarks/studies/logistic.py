@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cats.core.geometry import Floats
 
 RIDGE = 1e-2
-"""Weight of the squared coefficients of measures scaled to variance 1, a row's loss being 1 / N: few data, few sizes."""
+"""Weight of the squared coefficients, of measures scaled to variance 1, beside the mean loss of a row."""
 
 BINS = 10
 

@@ -112,6 +112,25 @@ def main_command(
     ] = None,
     count: Count = 10,
     min_confidence: MinConfidence = 0.0,
+    looks: Annotated[
+        int,
+        number_option(
+            help="2 matches again, both photos cut to the object: finer, at twice the time.",
+            panel=SELECTION,
+            min=1,
+            max=2,
+        ),
+    ] = 1,
+    region: Annotated[
+        str | None,
+        typer.Option(
+            help="With --looks 2: the object in A as x_min,y_min,x_max,y_max in pixels. Default: what --points span "
+            "(three or more), else where the first look is confident.",
+            rich_help_panel=SELECTION,
+            metavar="BOX",
+            show_default=False,
+        ),
+    ] = None,
     calibrated: Calibrated = False,
     max_forward_backward: Annotated[
         float | None,
@@ -164,6 +183,9 @@ def main_command(
         raise InputError("--streams matches pairs of a table side by side: give --pairs pairs.csv")
     if pairs is not None and (a is not None or points is not None):
         raise InputError("--pairs takes images and points from the CSV: leave out A, B and --points")
+    if region is not None and (looks == 1 or pairs is not None):
+        raise InputError("--region says where the object is in the one image A, for --looks 2")
+    box = _box(region) if region is not None else None
     selection = Selection(grid, min_confidence, max_forward_backward, count)
     outputs = Outputs(output, warp, overlay, flow, html, sheet)
     if not as_json and not outputs.written():
@@ -194,14 +216,25 @@ def main_command(
     with matcher:
         note_model(matcher, model)
         if pairs is not None:
-            _run_table(matcher, pairs, outputs, selection, batch, workers, streams or 1, as_json, time, force)
+            _run_table(matcher, pairs, outputs, selection, batch, workers, streams or 1, looks, as_json, time, force)
         else:
             assert a is not None  # checked above
             assert b is not None
             if time:
                 matcher.match(a, b)
-            document = run(matcher, a, b, outputs, points=chosen, selection=selection)
+            document = run(matcher, a, b, outputs, points=chosen, selection=selection, looks=looks, region=box)
             _report_pair(document, outputs, selection, as_json, {"load": matcher.load_ms} if time else None)
+
+
+def _box(text: str) -> list[float]:
+    """Four numbers of ``--region``."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != 4:
+        raise InputError(f"--region {text}: give x_min,y_min,x_max,y_max in pixels of A")
+    return values
 
 
 def _run_table(
@@ -212,6 +245,7 @@ def _run_table(
     batch: int,
     workers: int,
     streams: int,
+    looks: int,
     as_json: bool,
     show_times: bool,
     force: bool,
@@ -227,6 +261,7 @@ def _run_table(
             batch_size=batch,
             workers=workers,
             streams=streams,
+            looks=looks,
             force=force,
             report=report,
             on_rows=lambda count: bar.update(task, total=count),
