@@ -133,7 +133,16 @@ def main(trained: Path) -> None:
     checkpoint = load_checkpoint(trained)
     half, onnx = ASSETS / "cats-tiny.pt", ASSETS / "cats-tiny.onnx"
     save_checkpoint(half, checkpoint.model, metrics=checkpoint.metrics, training=checkpoint.training, half=True)
-    export = [COMMANDS / "cats-export", "--ckpt", half, "--weights", "fp16-storage", "-o", onnx, "--force"]
+    export: list[str | Path] = [
+        COMMANDS / "cats-export",
+        "--ckpt",
+        half,
+        "--weights",
+        "fp16-storage",
+        "-o",
+        onnx,
+        "--force",
+    ]
     for form in ([], ["--split"]):  # labelling takes the split files: each photo is encoded once
         subprocess.run([*export, *form], check=True)
     photos = [

@@ -12,7 +12,7 @@ PF-WILLOW by ``benchmarks/studies/labelling.py`` (docs/labelling.md shows the fi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,15 +48,6 @@ class Votes:
     def join(parts: list[Votes]) -> Votes:
         """The votes of all of them."""
         return Votes(*(np.concatenate([getattr(part, name) for part in parts]) for name in Votes.__annotations__))
-
-    def corrected(self, places: Floats, bias: Floats) -> Votes:
-        """The votes less what each usually misses by.
-
-        Args:
-            places: (K, 2) their consensus.
-            bias: (R, K, 2) in the object's extent, see :func:`cats.labelling.trials.try_references`.
-        """
-        return replace(self, points=self.points - bias * extent(places))
 
     def weights(self) -> Floats:
         """(R, K) weight of each vote, 0 where there is none."""

@@ -27,7 +27,6 @@ from cats.labelling.passes import Finding, look_for
 from cats.labelling.probability import point_probability, same_kind_probability
 from cats.labelling.references import LookStore, collect_references, descriptor, look_at
 from cats.labelling.through import Through
-from cats.labelling.trials import try_references
 from cats.runtime import Matcher
 from cats.runtime.backends import choose_backend
 from cats.runtime.hardware import physical_cores, usable_cpus
@@ -147,7 +146,7 @@ def label_photos(
         if not isinstance(model, Matcher):
             model = stack.enter_context(open_for_labelling(model or asset(MODEL), streams))
         side_by_side = streams or (1 if model.backend.prefers_batches else _cores())
-        labeller = Labeller(model, references, settings, side_by_side)
+        labeller = Labeller(model, references, settings)
         yield from labeller.label(wanted, side_by_side, on_photo or (lambda: None))
 
 
@@ -179,7 +178,7 @@ def open_labeller(
         references, looks, max_references: as of :func:`label_photos`.
         matcher: stays the caller's.
     """
-    return Labeller(matcher, references, _Settings(looks, 0, 0.0, max_references), _cores())
+    return Labeller(matcher, references, _Settings(looks, 0, 0.0, max_references))
 
 
 @dataclass(frozen=True)
@@ -200,11 +199,9 @@ class _Settings:
 class Labeller:
     """Labels photos one at a time or several side by side; made by :func:`open_labeller`."""
 
-    def __init__(self, matcher: Matcher, references: Annotations, settings: _Settings, streams: int) -> None:
+    def __init__(self, matcher: Matcher, references: Annotations, settings: _Settings) -> None:
         self.matcher, self.settings, self.store = matcher, settings, LookStore(matcher)
         self.references = collect_references(self.store, references)
-        for found in self.references.values():
-            try_references(matcher, self.store, found, streams)
 
     def label(
         self, wanted: Sequence[tuple[Path, str | None]], streams: int, on_photo: Callable[[], None]

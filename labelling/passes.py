@@ -110,7 +110,6 @@ def look_for(
         places = find_consensus(votes)
         here = look_at(matcher, image, object_window(spanning(places[:keypoints], places[keypoints:]), image.size))
         votes, carried = cast_votes(matcher, chosen, shown, here, both_ways=number == looks - 1)
-    votes = votes.corrected(find_consensus(votes), np.stack([item.expected_miss for item in chosen]))
     return Finding(path, image.size, references, votes, find_consensus(votes), here, carried, descriptor(whole))
 
 

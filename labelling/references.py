@@ -23,7 +23,6 @@ GRID = 5
 """Anchors a side."""
 
 _KEPT = 128  # looks whose features stay in memory, of 0.7 MB each with cats-tiny
-_ENOUGH = 3  # keypoints that span an object
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +72,6 @@ class Reference:
         window: what is matched of its photo: the object with some room around it, in the first look at a photo too.
         trust: (K + GRID^2,) factor of its votes' weights: 1 where a person labelled it.
         kind: see :func:`descriptor`.
-        bias: (K + GRID^2, 2) by how much its votes usually miss, see :func:`cats.labelling.trials.try_references`.
     """
 
     path: Path
@@ -83,17 +81,11 @@ class Reference:
     window: Window
     trust: Floats
     kind: Floats | None = None
-    bias: Floats | None = None
 
     @property
     def targets(self) -> Floats:
         """(K + GRID^2, 2) everything that is looked for in a photo: points, then anchors."""
         return np.concatenate([self.points, self.anchors])
-
-    @property
-    def expected_miss(self) -> Floats:
-        """:attr:`bias`, 0 where the reference was not tried."""
-        return np.zeros((len(self.points) + len(self.anchors), 2)) if self.bias is None else self.bias
 
 
 class LookStore:
@@ -176,9 +168,10 @@ def make_reference(path: Path, size: Size, annotation: Annotation) -> Reference:
 
 
 def spanning(points: Floats, anchors: Floats) -> Floats:
-    """Of keypoints and anchors those that say where the object is: the keypoints, unless there are too few."""
-    known = np.isfinite(points).all(axis=1)
-    return points[known] if known.sum() >= _ENOUGH else np.concatenate([points[known], anchors])
+    """Points that say where an object lies: its keypoints, and the middle 90 % of its anchors where it has them."""
+    known = points[np.isfinite(points).all(axis=1)]
+    inside = anchors[np.isfinite(anchors).all(axis=1)]
+    return np.concatenate([known, np.percentile(inside, (5, 95), axis=0)]) if len(inside) else known
 
 
 def _anchors(annotation: Annotation) -> Floats:

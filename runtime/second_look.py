@@ -42,7 +42,8 @@ class SecondLook:
         """Which of (N, 2) pixels of a it shows: (N,) bool."""
         inside = self.window_a.to_window(points)
         limit = np.asarray(self.window_a.size) - 0.5
-        return np.logical_and(inside >= -0.5, inside <= limit).all(axis=1)
+        result: NDArray[np.bool_] = np.all((inside >= -0.5) & (inside <= limit), axis=1)
+        return result
 
     def transfer(self, points: Floats) -> Floats:
         """Pixels of a that it covers to pixels of b."""

@@ -16,7 +16,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,12 @@ from cats.labelling.passes import Finding, cast_votes, look_for
 from cats.labelling.probability import FILE, KIND_MEASURES, POINT_MEASURES, kind_measures, point_measures
 from cats.labelling.references import Look, LookStore, Reference, References, look_at, make_reference
 from cats.labelling.through import Through
-from cats.labelling.trials import shrunk_median, trial_miss
 from cats.runtime import Match, Matcher
 
 COUNTS = (1, 2, 3, 5, 9)
 DRAWS = 5
 ALPHA = 0.1
-KIND_REFERENCES = 3
+KIND_REFERENCES, KIND_PHOTOS = 3, 1
 
 
 class Remembering:
@@ -88,8 +87,8 @@ class Photo:
 class Willow:
     """PF-WILLOW's photos by category, encoded once."""
 
-    def __init__(self, matcher: Any) -> None:
-        self.matcher, self.store = matcher, LookStore(matcher)
+    def __init__(self, matcher: Any, draws: int) -> None:
+        self.matcher, self.store, self.number = matcher, LookStore(matcher), draws
         names = tuple(str(index) for index in range(10))
         data = PFWillow(SHARED / "data" / "PF-WILLOW")
         self.photos: dict[str, list[Photo]] = defaultdict(list)
@@ -105,15 +104,10 @@ class Willow:
             whole = matcher.pin(look_at(matcher, read_image(path)))
             self.photos[category].append(Photo(path, category, sample.points_a, whole, reference))
         self.categories = {name: Category(name, names) for name in self.photos}
-        self._misses: dict[tuple[Path, Path], Floats] = {}
 
     def references(self, chosen: Sequence[Photo]) -> References:
-        """These photos as references, tried on one another."""
-        items = []
-        for photo in chosen:
-            misses = [self._miss(photo, other) for other in chosen if other is not photo]
-            items.append(replace(photo.reference, bias=shrunk_median(np.stack(misses)) if misses else None))
-        return References(self.store, self.categories[chosen[0].category], items)
+        """These photos as references."""
+        return References(self.store, self.categories[chosen[0].category], [photo.reference for photo in chosen])
 
     def look(self, photo: Photo, references: References, looks: int = 2) -> Finding:
         """As ``label_photos`` does."""
@@ -122,17 +116,11 @@ class Willow:
 
     def draws(self, count: int) -> Iterator[tuple[int, Photo, list[Photo]]]:
         """Draw number, photo without labels, and its references."""
-        for draw in range(DRAWS):
+        for draw in range(self.number):
             rng = random.Random(f"{count} {draw}")
             for photos in self.photos.values():
                 for photo in photos:
                     yield draw, photo, rng.sample([other for other in photos if other is not photo], count)
-
-    def _miss(self, photo: Photo, other: Photo) -> Floats:
-        key = (photo.path, other.path)
-        if key not in self._misses:
-            self._misses[key] = trial_miss(self.matcher, self.store, photo.reference, other.reference)
-        return self._misses[key]
 
 
 def correct(places: Floats, photo: Photo) -> np.ndarray:
@@ -179,13 +167,12 @@ def measure_steps(
             found = willow.look(photo, references)
             shown = [willow.store.look(item.path, item.window) for item in references.items]
             first, _ = cast_votes(willow.matcher, references.items, shown, photo.whole, both_ways=True)
-            raw = found.votes.corrected(found.places, -np.stack([item.expected_miss for item in references.items]))
+            raw = found.votes
             table.add("one look", count, draw, photo, find_consensus(first))
             table.add("two looks, mean of the votes", count, draw, photo, raw.points.mean(axis=0))
             equal = Votes(raw.points, np.zeros_like(raw.error), np.ones_like(raw.confidence), raw.trust)
             table.add("two looks, mode", count, draw, photo, find_consensus(equal))
-            table.add("two looks, mode, weights", count, draw, photo, find_consensus(raw))
-            table.add("all: two looks, mode, weights, trials", count, draw, photo, found.places)
+            table.add("two looks, mode, weights", count, draw, photo, found.places)
             points.append(
                 (photo.category, count, point_measures(found)[: len(photo.points)], correct(found.places, photo))
             )
@@ -201,7 +188,7 @@ def measure_through(
 ) -> None:
     """K references drawn for a whole category, the other photos labelled, alone and through one another."""
     for count in counts:
-        for draw in range(DRAWS):
+        for draw in range(willow.number):
             rng = random.Random(f"through {count} {draw}")
             for photos in willow.photos.values():
                 chosen = rng.sample(photos, count)
@@ -257,13 +244,13 @@ def measure_kinds(matcher: Any) -> tuple[Floats, np.ndarray, np.ndarray]:
     rng, store = random.Random(0), LookStore(matcher)
     measures, same, names = [], [], []
     for name, files in photos.items():
-        drawn = rng.sample(files, KIND_REFERENCES + 2)
+        drawn = rng.sample(files, KIND_REFERENCES + KIND_PHOTOS)
         items = []
         for path in drawn[:KIND_REFERENCES]:
             width, height = image_size(path)
             items.append(make_reference(path, (width, height), Annotation(name, box=(0, 0, width, height))))
         references = References(store, Category(name), items)
-        others = [rng.choice(photos[other]) for other in rng.sample([n for n in photos if n != name], 2)]
+        others = [rng.choice(photos[other]) for other in rng.sample([n for n in photos if n != name], KIND_PHOTOS)]
         for path, is_same in [*((path, True) for path in drawn[KIND_REFERENCES:]), *((path, False) for path in others)]:
             image = read_image(path)
             found = look_for(matcher, store, path, image, look_at(matcher, image), references, items, 2)
@@ -276,7 +263,8 @@ def measure_kinds(matcher: Any) -> tuple[Floats, np.ndarray, np.ndarray]:
 def fit_kinds(measures: Floats, same: np.ndarray, names: np.ndarray) -> tuple[dict[str, Logistic], dict[str, Any]]:
     """With and without the likeness of features; figures on five folds of categories, each from a fit on the others."""
     categories = np.unique(names)
-    models, record = {}, {"photos": len(same), "categories": len(categories)}
+    models: dict[str, Logistic] = {}
+    record: dict[str, Any] = {"photos": len(same), "categories": len(categories)}
     record["auc of the mean log confidence alone"] = round(auc(measures[:, 1], same), 4)
     record["auc of the likeness alone"] = round(auc(measures[:, 3], same), 4)
     for title, used in (("same_kind", measures), ("same_kind_without_likeness", measures[:, :-1])):
@@ -297,21 +285,36 @@ def main() -> None:
     parser.add_argument("--backend")
     parser.add_argument("--precision")
     parser.add_argument("--fit", action="store_true", help="write labelling/probability.json")
+    parser.add_argument("--draws", type=int, default=DRAWS)
     parser.add_argument("--counts", default=",".join(map(str, COUNTS)))
     parser.add_argument("--through", default="0,2,4")
+    parser.add_argument("--only", choices=("steps", "through", "kinds"), help="a part of it, printed and not written")
     given = parser.parse_args()
     options = {"precision": given.precision} if given.precision else {}
     table, points = Table(), []  # type: tuple[Table, list[tuple[str, int, Floats, Any]]]
     with open_for_labelling(given.model, None, given.backend, **options) as opened:
         matcher = Remembering(opened)
-        willow = Willow(matcher)
+        willow = Willow(matcher, given.draws)
         counts = [int(text) for text in given.counts.split(",")]
-        measure_steps(willow, counts, table, points)
-        measure_through(
-            willow, [k for k in counts if k <= 3], [int(t) for t in given.through.split(",")], table, points
-        )
-        kinds = measure_kinds(matcher)
+        if given.only in (None, "steps"):
+            measure_steps(willow, counts, table, points)
+        if given.only in (None, "through"):
+            few = [count for count in counts if count <= 3]
+            measure_through(willow, few, [int(text) for text in given.through.split(",")], table, points)
+        if given.only in (None, "kinds"):
+            kinds = measure_kinds(matcher)
         backend = opened.backend.describe()
+    for row in table.rows():
+        print(f"{row['step']:32s} K = {row['references']}: {row['pck']:5.1f}  {row['by_category']}")
+    if given.only == "kinds":
+        models, kind_record = fit_kinds(*kinds)
+        print(
+            json.dumps(
+                {**kind_record, **{f"{title} fit": model.to_dict() for title, model in models.items()}}, indent=1
+            )
+        )
+    if given.only is not None:
+        return
     point_model, point_record = fit_points(points)
     kind_models, kind_record = fit_kinds(*kinds)
     result = {
@@ -323,8 +326,6 @@ def main() -> None:
         "probability": point_record,
         "same_kind": kind_record,
     }
-    for row in result["pck"]:
-        print(f"{row['step']:40s} K = {row['references']}: {row['pck']:5.1f}  {row['by_category']}")
     print(json.dumps({key: result[key] for key in ("probability", "same_kind")}, indent=1))
     if given.fit:
         document = {
