@@ -23,6 +23,7 @@ from cats.core.metadata import Metadata, read_onnx_metadata, write_model
 from cats.evaluation.parity import TOLERANCE, Parity, measure_parity, pck_drift
 from cats.export.fp16.assign import is_quantized
 from cats.export.modules import in_modules
+from cats.runtime.backends import CHECKPOINT_SUFFIXES, ENGINE_SUFFIXES
 
 HELD_OUT = 16
 BALANCE_PAIRS = 8
@@ -66,6 +67,10 @@ def load_pair(path: str | Path, advice: str) -> tuple[onnx.ModelProto, Metadata]
     Raises:
         ModelFileError: not an ONNX file with CATs metadata, or of another kind, with ``advice`` what to give instead.
     """
+    if Path(path).suffix.lower() in CHECKPOINT_SUFFIXES:
+        raise ModelFileError(f"{path} is a checkpoint: export it first, cats-export --ckpt {path}")
+    if Path(path).suffix.lower() in ENGINE_SUFFIXES:
+        raise ModelFileError(f"{path} is an engine: give the .onnx file that it was built from")
     metadata = read_onnx_metadata(path)
     if metadata.kind != "pair":
         raise ModelFileError(f"{path} is of kind {metadata.kind}: {advice}")

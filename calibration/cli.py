@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+from cats.assets import find_model
 from cats.calibration.options import (
     HOW,
     OUTPUTS,
@@ -138,6 +139,7 @@ def main_command(
     from cats.evaluation.parity import TOLERANCE, print_figures
 
     quiet_pillow()
+    model = find_model(model)
     kind = precision
     if precision == "mixed":
         precision = "int8"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from cats import __version__
 from cats.core.console import execute, missing, new_app
-from cats.core.errors import BackendError
+from cats.core.errors import BackendError, InputError
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,10 @@ class LazyGroup(TyperGroup):
         """The command that is called, imported now."""
         if args and args[0] in COMMANDS:
             return args[0], load(args[0]), args[1:]
+        if args and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0].removeprefix("cats-"), COMMANDS, n=2, cutoff=0.5)
+            meant = f"did you mean cats {' or cats '.join(near)}?" if near else "cats --help lists all"
+            raise InputError(f"there is no command cats {args[0]}: {meant}")
         return super().resolve_command(ctx, args)
 
 

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cats.assets import find_model
 from cats.core.console import Force, execute, new_app, note, print_json
 from cats.core.errors import BackendError, InputError, VerificationError
 from cats.core.outputs import OutputPlan
+from cats.runtime.backends import ENGINE_SUFFIXES
 
 if TYPE_CHECKING:
     from cats.model import CATs
@@ -41,7 +43,8 @@ Exit status: 0 done; 1 the file is written, but differs from PyTorch by more tha
 @app.command(epilog=EXAMPLES)
 def main_command(
     ckpt: Annotated[
-        Path | None, typer.Option(help="best.pt, or the authors' folder or model_best.pth.", show_default=False)
+        Path | None,
+        typer.Option(help="best.pt, cats-tiny, the authors' folder or model_best.pth.", show_default=False),
     ] = None,
     backbone: Annotated[
         str | None,
@@ -141,6 +144,13 @@ def main_command(
     if target not in ("any", "cpu", "tensorrt"):
         raise InputError(f"--for {target!r}: give any, cpu or tensorrt")
     source = pairs_from_csv(pairs) if pairs else pairs_from_folder(images) if images else None
+    if ckpt is not None:
+        ckpt = find_model(ckpt, ".pt")
+        if ckpt.suffix.lower() in (".onnx", *ENGINE_SUFFIXES):
+            raise InputError(
+                f"{ckpt} is exported already: cats-calibrate {ckpt} quantizes it, cats-build {ckpt} makes an engine of "
+                "it; --ckpt takes a checkpoint, best.pt"
+            )
     if verify is not None and (split or end_to_end or fp16 or inline or float32 or weights != "fp32"):
         raise InputError("--verify takes a file as it is: leave out the options of an export")
     form = "split" if split else "end-to-end" if end_to_end else "pair"

@@ -226,6 +226,11 @@ def _be_a_command(command: str, arguments: list[str], limit: int | None) -> None
         os._exit(code)
 
 
+def _final(folder: Path, pattern: str) -> list[Path]:
+    """Files under their final names."""
+    return [path for path in folder.glob(pattern) if not path.name.startswith(".")]
+
+
 def _temporary(folder: Path) -> Iterator[Path]:
     with contextlib.suppress(OSError):
         yield from folder.rglob(".*")
@@ -234,9 +239,9 @@ def _temporary(folder: Path) -> Iterator[Path]:
 def _check_pictures(folder: Path) -> None:
     import numpy as np
 
-    for path in folder.glob("*.png"):
+    for path in _final(folder, "*.png"):
         read_image(path)
-    for path in folder.glob("*.npy"):
+    for path in _final(folder, "*.npy"):
         np.load(path, allow_pickle=False)
 
 
@@ -249,10 +254,10 @@ def _check_models(folder: Path) -> None:
             from cats.calibration.ranges import Ranges
             from cats.runtime import Matcher
 
-            for path in folder.glob("r.json"):
+            for path in _final(folder, "r.json"):
                 Ranges.load(path)
             # A half of a split model, or two halves of different weights, is refused.
-            for path in folder.glob("*.onnx"):
+            for path in _final(folder, "*.onnx"):
                 Matcher(path, threads=1).close()
             code = 0
         finally:
@@ -263,14 +268,14 @@ def _check_models(folder: Path) -> None:
 def _check_engines(folder: Path) -> None:
     from cats.runtime.tensorrt.sidecar import read_sidecar
 
-    for path in {*folder.glob("*.plan"), *(sidecar.with_suffix("") for sidecar in folder.glob("*.plan.json"))}:
+    for path in {*_final(folder, "*.plan"), *(found.with_suffix("") for found in _final(folder, "*.plan.json"))}:
         read_sidecar(path)
 
 
 def _check_run(folder: Path) -> None:
     from cats.checkpoints import load_checkpoint
 
-    for path in (folder / "run").glob("*.pt"):
+    for path in _final(folder / "run", "*.pt"):
         if path.name == "resume.pt":
             import torch
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cats.assets import find_model
 from cats.calibration.options import AsJson, Limit, Model, Threads
 from cats.core.console import Force, execute, new_app, note, print_json, stdout, table
 from cats.core.images import quiet_pillow
@@ -48,6 +49,7 @@ def fit_and_write(
     from cats.calibration.studies.known_pairs import known_pairs
 
     quiet_pillow()
+    model = find_model(model)
     destination = output or Path(f"{model.name.removesuffix('.onnx')}.confidence.onnx")
     outputs = OutputPlan(force=force).reads(model).reads_data(data)
     outputs.writes(destination, suffixes=(".onnx",)).writes(plot).check()

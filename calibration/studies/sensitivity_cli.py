@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+from cats.assets import find_model
 from cats.calibration.options import (
     HOW,
     OUTPUTS,
@@ -72,6 +73,7 @@ def sensitivity(
     from cats.calibration.variants import open_variants
 
     quiet_pillow()
+    model = find_model(model)
     outputs = OutputPlan(force=force).reads(model, images, pairs, *(from_ranges or ())).reads_data(data, check)
     outputs.writes(plot).writes(state, updates=True).check()
     variants = open_variants(

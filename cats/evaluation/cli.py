@@ -204,7 +204,7 @@ def open_matcher(
         return opened, opened.backend.describe()
     if backend is not None:
         raise InputError(f"{model} is a checkpoint, which runs in PyTorch; leave out --backend {backend}")
-    torch = require("torch", extra="train", purpose=f"evaluate the checkpoint {model}; an exported model does without")
+    torch = require("torch", extra="train", purpose=f"evaluate the checkpoint {model} (exported models do without)")
     from cats.backbones import parse_hyperpixels
     from cats.evaluation.torch_matcher import TorchMatcher
 

@@ -7,14 +7,16 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cats.core.console import execute, new_app, note, progress
 from cats.core.errors import BackendError, InputError
 from cats.data import open_dataset, parse_data
-from cats.training.configs import CONFIGS, TrainConfig, find_config, fine_tuning
+
+if TYPE_CHECKING:
+    from cats.training.configs import TrainConfig
 
 app = new_app(extra="train")
 
@@ -23,6 +25,12 @@ _TRAINING_SEEDS = 1 << 32  # warps of smaller seeds are for validation, here and
 KINDS = (*SUPERVISED, "warps", "categories")
 TINY = "cats-tiny"
 FINE_TUNE = "fine-tune"
+CONFIG_NAMES = (
+    *("spair", "spair-frozen", "spair-single-level", "spair-cotr", "spair-deit", "spair-dino", "spair-dinov2"),
+    *("spair-dinov3", "pfpascal", "pfpascal-frozen", "tiny", FINE_TUNE, "tiny-warps", "tiny-cotr"),
+)
+"""Of :data:`cats.training.configs.CONFIGS`, whose import needs torch; ``--help`` does not."""
+
 
 EXAMPLES = """
 Examples:
@@ -227,7 +235,7 @@ def main_command(
     config: Annotated[
         str | None,
         typer.Option(
-            help=f"Named configuration: {', '.join(CONFIGS)}. Default: spair, with --init {FINE_TUNE}.",
+            help=f"Named configuration: {', '.join(CONFIG_NAMES)}. Default: spair, with --init {FINE_TUNE}.",
             show_default=False,
         ),
     ] = None,
@@ -266,6 +274,8 @@ def main_command(
     Writes best.pt, resume.pt, log.csv, config.json and TensorBoard events into the folder of the run. Ctrl-C saves the
     state and the weights (last.pt).
     """
+    from cats.training.configs import find_config, fine_tuning
+
     name = config or (FINE_TUNE if init else "spair")
     settings = find_config(name).override(assignments or [])
     model = None

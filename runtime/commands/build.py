@@ -80,6 +80,7 @@ def main_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the sidecar as JSON.")] = False,
 ) -> None:
     """Build a TensorRT engine; TensorRT-RTX does so without a GPU too."""
+    model = find_model(model)
     options = EngineOptions(
         batch=_range("--batch", batch),
         sides=_range("--sides", sides),

@@ -11,6 +11,7 @@ import pytest
 from commands import Command, runner
 
 from cats import __version__, cli
+from cats.assets import asset
 
 
 @pytest.fixture
@@ -185,3 +186,26 @@ def test_a_command_that_lacks_a_package_names_the_extra() -> None:
     assert done.returncode == 2
     assert done.stderr.endswith("needs no_such_package, which is not installed: pip install 'cats-toolkit[train]'\n")
     assert subprocess.run([sys.executable, "-c", script, "--help"], capture_output=True, check=False).returncode == 0
+
+
+def test_a_mistyped_command_is_answered_with_the_one_that_was_meant(cats: Command) -> None:
+    assert "there is no command cats rnu: did you mean cats run" in cats("rnu").error
+    assert "did you mean cats export" in cats("cats-export").error
+    assert "cats --help lists all" in cats("zzzzzz").error
+
+
+def test_the_named_configurations_are_those_that_help_lists() -> None:
+    from cats.training.cli import CONFIG_NAMES
+    from cats.training.configs import CONFIGS
+
+    assert set(CONFIG_NAMES) == set(CONFIGS)
+
+
+def test_the_wrong_kind_of_file_is_answered_with_what_to_type(cats: Command, tmp_path: Path) -> None:
+    (tmp_path / "best.pt").write_bytes(b"x")
+    (tmp_path / "best.onnx").write_bytes(b"x")
+    photos = ("--images", asset("astronaut.jpg").parent)
+    assert "export it first, cats-export --ckpt" in cats("calibrate", tmp_path / "best.pt", *photos).error
+    assert "is exported already: cats-calibrate" in cats("export", "--ckpt", tmp_path / "best.onnx").error
+    error = cats("run", asset("cats-tiny.onnx"), *(asset("astronaut.jpg"),) * 2, "--json", "--precision", "bf16").error
+    assert "openvino has, --backend openvino" in error
