@@ -77,6 +77,14 @@ def progress() -> Progress:
     )
 
 
+def describe_duration(seconds: float) -> str:
+    """A duration as people say it: ``45 s``, ``12 min``, ``2 h 5 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
 def print_json(document: Any) -> None:
     """Print one JSON document on one line of stdout."""
     sys.stdout.write(json.dumps(document, allow_nan=False) + "\n")

@@ -92,18 +92,20 @@ def explain_dead_loaders() -> Iterator[None]:
     into a :class:`BackendError` that says how to go on."""
     try:
         yield
-    except (RuntimeError, OSError) as error:
-        if not any(words in str(error) for words in _LOADER_DIED):
+    except (RuntimeError, OSError, EOFError) as error:
+        hung_up = isinstance(error, (ConnectionError, EOFError))  # while a batch was handed over
+        if not hung_up and not any(words in str(error) for words in _LOADER_DIED):
             raise
         raise BackendError(
             f"a process that loads photos was ended by the system ({_last_line(error)}), as happens where memory or "
-            "/dev/shm is short: go on with --resume --workers 0, which loads photos in the main process"
+            "/dev/shm is short: go on with --resume --workers 0 (if nothing was saved yet, begin with it), which loads "
+            "photos in the main process"
         ) from error
 
 
 def _last_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()[-1].rstrip(". ")
-    return text.rpartition("Error: ")[2][:120]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1].rstrip(". ").rpartition("Error: ")[2][:120]
 
 
 class _Share:

@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cats import __version__
 from cats.architectures import build_model
-from cats.core.console import note, progress
+from cats.core.console import describe_duration, note, progress
 from cats.core.errors import BackendError, CatsError, InputError
 from cats.model import CATs
 from cats.training.configs import TrainConfig, differences
@@ -125,6 +125,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
         self.state = RunState()
         self._interrupts = Interrupts()
+        self._updating = False  # while it is, weights and state do not belong together
         if self.world > 1:
             self.compute_loss = DistributedDataParallel(self.compute_loss, find_unused_parameters=True)
 
@@ -149,7 +150,9 @@ class Trainer:
             # Under torchrun every process gets the Ctrl-C, and one that ends its update would wait for the others.
             with explain_dead_loaders(), self._interrupts if self.world == 1 else contextlib.nullcontext():
                 self._train()
-        except (KeyboardInterrupt, InputError, BackendError):  # a full disk and an unreadable photo are InputErrors
+        except (KeyboardInterrupt, InputError, BackendError) as error:  # a full disk is an InputError
+            if isinstance(error, BackendError) and self.state.step and not self._updating and self.world == 1:
+                self._save_stopped()
             if self.state.step:
                 self._say(f"stopped after step {self.state.step}; {self._kept()}")
             raise
@@ -185,8 +188,10 @@ class Trainer:
                 rank=self.rank, world=self.world, workers=self.workers, device=self.device,
             )  # fmt: skip
             for accumulated in batches:
+                self._updating = True
                 logs = self._update(accumulated)
                 state.step += 1
+                self._updating = False
                 if self.rank == 0:
                     self.folder.log(state.step, logs)
                 bar.update(task, advance=1, description=f"training, loss {logs['loss']:.3f}")
@@ -202,7 +207,7 @@ class Trainer:
                     self._save_stopped()
                     raise KeyboardInterrupt
             if state.step > first:
-                self._say(f"{state.step - first} updates in {duration(time.monotonic() - begun)}")
+                self._say(f"{state.step - first} updates in {describe_duration(time.monotonic() - begun)}")
 
     def _update(self, batches: list[Batch]) -> dict[str, float]:
         config = self.config
@@ -355,19 +360,13 @@ class Trainer:
     def _say_duration(self, seconds: float, left: int) -> None:
         """Announce how long the rest takes, where that is more than a minute."""
         if seconds * left > 60:
-            self._say(f"an update takes {seconds:.2g} s: about {duration(seconds * left)} more, without validations")
+            self._say(
+                f"an update takes {seconds:.2g} s: about {describe_duration(seconds * left)} more, without validations"
+            )
 
     def _say(self, text: str) -> None:
         if self.rank == 0:
             note(text)
-
-
-def duration(seconds: float) -> str:
-    """A duration as people say it: ``45 s``, ``12 min``, ``2 h 5 min``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def _initial_model(config: TrainConfig, given: CATs | None) -> CATs:

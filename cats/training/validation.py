@@ -14,6 +14,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
+from cats.core.console import progress
 from cats.core.errors import InputError
 from cats.core.images import resize
 from cats.core.pck import DEFAULT_ALPHAS, Protocol, pck_table, preset, score_flow
@@ -80,7 +81,9 @@ class WarpValidation:
     """
 
     def __init__(self, pairs: WarpPairs, count: int = 64, amp: str = "off"):
-        self.items = [pairs[index] for index in range(count)]
+        bar = progress()
+        with bar:
+            self.items = [pairs[index] for index in bar.track(range(count), description="drawing warps to validate on")]
         self.amp = amp
 
     def __call__(self, model: CATs, bar: Progress | None = None) -> dict[str, float]:
