@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from cats.calibration.inputs import pair_feeds
-from cats.core.errors import ModelFileError, require
+from cats.core.errors import ModelFileError
 from cats.core.images import ImageSource
 from cats.core.metadata import Preprocessing
 from cats.core.protocols import OneByOne, PairFlow
+from cats.runtime.backends.ort_session import OrtSession
 
 
-class Session:
+class Session(OrtSession):
     """A loaded model.
 
     Args:
@@ -31,27 +29,15 @@ class Session:
     def __init__(
         self, model: onnx.ModelProto, *, outputs: Sequence[str] | None = None, threads: int | None = None
     ) -> None:
-        ort = require("onnxruntime", extra="calibrate", purpose="run the model while it is calibrated")
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        if threads is not None:
-            options.intra_op_num_threads = threads
         if outputs is not None:
             model = _with_outputs(model, outputs)
-        try:
-            self._session = ort.InferenceSession(
-                model.SerializeToString(),
-                options,
-                providers=["CPUExecutionProvider"],
-                disabled_optimizers=_disabled(model),
-            )
-        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
-            raise ModelFileError(f"onnxruntime cannot load the model: {str(error).splitlines()[0]}") from error
-        self.outputs = [output.name for output in self._session.get_outputs()]
-
-    def __call__(self, feeds: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
-        """Run once."""
-        return dict(zip(self.outputs, self._session.run(None, dict(feeds)), strict=True))
+        super().__init__(
+            model.SerializeToString(),
+            threads=threads,
+            disabled_optimizers=_disabled(model),
+            extra="calibrate",
+            purpose="run the model while it is calibrated",
+        )
 
 
 def _disabled(model: onnx.ModelProto) -> list[str]:

@@ -223,7 +223,8 @@ def main_command(
             if time:
                 matcher.match(a, b)
             document = run(matcher, a, b, outputs, points=chosen, selection=selection, looks=looks, region=box)
-            _report_pair(document, outputs, selection, as_json, {"load": matcher.load_ms} if time else None)
+            loading = {"load": matcher.load_ms} if time else None
+            _report_pair(document, outputs, selection, as_json, loading, points=chosen is not None)
 
 
 def _box(text: str) -> list[float]:
@@ -250,7 +251,7 @@ def _run_table(
     show_times: bool,
     force: bool,
 ) -> None:
-    report = Report()
+    report, empty = Report(), 0
     with progress() as bar:
         task = bar.add_task("matching", total=None)
         for document in run_pairs(
@@ -266,6 +267,7 @@ def _run_table(
             report=report,
             on_rows=lambda count: bar.update(task, total=count),
         ):
+            empty += "error" not in document and not document["matches"]
             if "error" in document:
                 note(f"{pairs}, line {document['line']}: {document['error']}")
             if as_json:
@@ -274,6 +276,8 @@ def _run_table(
     for folder in folders.written():
         note(f"wrote {folder}{'' if str(folder).endswith('/') else '/'}")
     note(f"{report.pairs - len(report.failures)} of {report.pairs} pairs matched in {report.seconds:.1f} s")
+    if empty:
+        note(f"{empty} of them without a match that is left ({selection.describe()}), and without a picture")
     if show_times and report.times:
         stages = list(report.times[0])
         rows = [
@@ -296,6 +300,8 @@ def _report_pair(
     selection: Selection,
     as_json: bool,
     loading: dict[str, float] | None,
+    *,
+    points: bool,
 ) -> None:
     confidences = [match["confidence"] for match in document["matches"]]
     for path in outputs.written():
@@ -303,7 +309,11 @@ def _report_pair(
             note(f"wrote {path}")
     if confidences:
         mean = statistics.fmean(confidences)
-        note(f"{len(confidences)} match{'' if len(confidences) == 1 else 'es'}, mean confidence {mean:.2f}")
+        where = " on an even grid" if selection.grid is None and not points else ""
+        shown = f"; the picture shows at most {selection.count}, sure ones" if where and outputs.picture else ""
+        note(
+            f"{len(confidences)} match{'' if len(confidences) == 1 else 'es'}{where}, mean confidence {mean:.2f}{shown}"
+        )
     if loading is not None:
         times = {**loading, **document["time_ms"]}
         stderr.print(table("times", ["stage", "ms"], [[stage, f"{value:.1f}"] for stage, value in times.items()]))

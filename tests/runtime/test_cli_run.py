@@ -178,6 +178,10 @@ def test_limits_that_leave_nothing_are_said(cats_run: Command, work: Path, model
     done = cats_run(model_file, "a.png", "b.png", *nothing, "--json", "--flow", "flow.npy")
     assert (done.code, json.loads(done.out)["matches"]) == (1, [])
     assert files(work) == before | {"flow.npy"}
+    (work / "pairs.csv").write_text("a,b\na.png,b.png\n")
+    done = cats_run(model_file, "--pairs", "pairs.csv", "-o", "out", *nothing)
+    assert (done.code, files(work / "out")) == (0, set())
+    assert "1 of them without a match that is left (--min-confidence 1" in done.err
 
 
 def test_the_picture_shows_count_points_and_json_the_grid(
