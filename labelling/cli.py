@@ -8,14 +8,16 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from rich.text import Text
 
 from cats import __version__
-from cats.assets import asset
+from cats.assets import asset, find_model
 from cats.core.console import execute, new_app, note, print_json, progress, stdout, table
 from cats.core.errors import InputError
 from cats.core.files import file_key, sha256_file
-from cats.core.images import MAX_PIXELS, quiet_pillow
+from cats.core.images import quiet_pillow
 from cats.core.outputs import OutputPlan
+from cats.core.text import plain
 from cats.labelling.annotations import NOT_LABELLED, AnnotatedPhoto, Annotations
 from cats.labelling.formats import FORMATS, Format, choose_format, read_annotations, recognise, write_annotations
 from cats.labelling.formats.common import name_of
@@ -25,7 +27,22 @@ from cats.labelling.journal import Journal
 from cats.labelling.label import MODEL, LabelledPhoto, label_photos, open_for_labelling
 from cats.labelling.review import Reviewed, write_sheet
 from cats.runtime import Matcher
-from cats.runtime.backends import BACKENDS
+from cats.runtime.commands.options import (
+    ENGINE,
+    MAX_MEGAPIXELS,
+    OUTPUTS,
+    Backend,
+    Device,
+    Force,
+    MaxMegapixels,
+    Precision,
+    Provider,
+    Threads,
+    engine_options,
+    note_model,
+    number_option,
+    path_option,
+)
 from cats.runtime.split import find_split
 
 app = new_app()
@@ -42,16 +59,8 @@ Examples:
 - `cats label refs.json cars/ ducks/ new.txt -o labels.json --categories kinds.csv` several kinds of object
 """
 
-OUTPUTS, LABELS, RUNS = "Outputs", "Which labels", "How it runs"
+LABELS = "Which labels"
 _LISTED = 20  # photos that are named in the summary; --json names all
-
-
-def _file(*names: str, help: str, panel: str, metavar: str = "FILE") -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, metavar=metavar, show_default=False, readable=False)
-
-
-def _number(*names: str, help: str, panel: str, default: bool | str = True, **limits: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=default, **limits)
 
 
 @app.command(epilog=EXAMPLES)
@@ -65,14 +74,14 @@ def main_command(
     ],
     output: Annotated[
         Path,
-        _file("--output", "-o", help="Label file to write; its suffix says the format.", panel=OUTPUTS),
+        path_option("--output", "-o", help="Label file to write; its suffix says the format.", panel=OUTPUTS),
     ],
     review: Annotated[
-        Path | None, _file(help="Also write a page (.html) on which the labels are corrected.", panel=OUTPUTS)
+        Path | None, path_option(help="Also write a page (.html) on which the labels are corrected.", panel=OUTPUTS)
     ] = None,
     format: Annotated[
         str | None,
-        _file(
+        path_option(
             help=f"Format of the output: {', '.join(FORMATS)}. Default: by its suffix, .json and .csv like REFERENCES.",
             panel=OUTPUTS,
             metavar="NAME",
@@ -81,32 +90,36 @@ def main_command(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON, every photo in it.", rich_help_panel=OUTPUTS)
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace existing outputs.", rich_help_panel=OUTPUTS)] = False,
+    force: Force = False,
     references_format: Annotated[
         str | None,
-        _file(help="Format of REFERENCES. Default: by its suffix and first lines.", panel=LABELS, metavar="NAME"),
+        path_option(help="Format of REFERENCES. Default: by its suffix and first lines.", panel=LABELS, metavar="NAME"),
     ] = None,
     root: Annotated[
         Path | None,
-        _file(help="Folder of the photos that REFERENCES names. Default: where it lies.", panel=LABELS, metavar="DIR"),
+        path_option(
+            help="Folder of the photos that REFERENCES names. Default: where it lies.", panel=LABELS, metavar="DIR"
+        ),
     ] = None,
     categories: Annotated[
         Path | None,
-        _file(
+        path_option(
             help="CSV with columns photo,category, names relative to it. Without: the name of a sub-folder, "
             "else the references that fit best.",
             panel=LABELS,
         ),
     ] = None,
     min_probability: Annotated[
-        float, _number(help="Points less likely to be right are not labelled (v = 0).", panel=LABELS, min=0, max=1)
+        float,
+        number_option(help="Points less likely to be right are not labelled (v = 0).", panel=LABELS, min=0, max=1),
     ] = 0.5,
     looks: Annotated[
-        int, _number(help="Times that a photo is matched, from the second on cut to the object.", panel=LABELS, min=1)
+        int,
+        number_option(help="Times that a photo is matched, from the second on cut to the object.", panel=LABELS, min=1),
     ] = 2,
     through: Annotated[
         int,
-        _number(
+        number_option(
             help="So many photos that were just labelled help with the others; then a broken run begins anew.",
             panel=LABELS,
             min=0,
@@ -114,25 +127,20 @@ def main_command(
     ] = 0,
     model: Annotated[
         Path | None,
-        _file(help="ONNX file of cats-export or .plan; a split one is fastest. Default: cats-tiny.", panel=RUNS),
+        path_option(
+            help="ONNX file of cats-export or .plan; a split one is fastest. Default: cats-tiny.", panel=ENGINE
+        ),
     ] = None,
-    backend: Annotated[
-        str | None, _file(help=f"{', '.join(BACKENDS)}. Default: by the file.", panel=RUNS, metavar="NAME")
-    ] = None,
-    provider: Annotated[
-        str | None,
-        _file(help="ONNX Runtime's provider. Default: cuda where it can run, else cpu.", panel=RUNS, metavar="NAME"),
-    ] = None,
-    precision: Annotated[
-        str | None, _file(help="With openvino: fp32 (default), bf16 or bf16-aggregator.", panel=RUNS, metavar="NAME")
-    ] = None,
+    backend: Backend = None,
+    provider: Provider = None,
+    device: Device = None,
+    precision: Precision = None,
+    threads: Threads = None,
     streams: Annotated[
         int | None,
-        _number(help="Photos labelled side by side.", panel=RUNS, default="one per core on a CPU", min=1),
+        number_option(help="Photos labelled side by side.", panel=ENGINE, default="one per core on a CPU", min=1),
     ] = None,
-    max_megapixels: Annotated[
-        float, _number(help="Refuse larger photos before decoding.", panel=RUNS, default="89", min=0.001)
-    ] = MAX_PIXELS / 1e6,
+    max_megapixels: MaxMegapixels = MAX_MEGAPIXELS,
 ) -> None:
     """Carry the keypoints, boxes and outlines of a few labelled photos to many others."""
     quiet_pillow()
@@ -140,20 +148,23 @@ def main_command(
     like = FORMATS[references_format] if references_format else recognise(references)
     chosen = choose_format(output, format, like)
     gathered = gather_photos(photos, given, categories)
+    if not gathered.photos:
+        raise InputError(f"all {len(gathered.labelled)} photos are references: there is nothing left to label")
     photos_read = [path for path, _ in gathered.photos] + [p.path for p in (*given.photos, *gathered.labelled)]
     _check_outputs(output, chosen, review, force, [references, *photos_read, categories, model])
     _announce(gathered, given)
     settings = {"looks": looks, "through": through, "min_probability": min_probability}
-    engine = {"backend": backend, "provider": provider, "precision": precision}
-    pixels = round(max_megapixels * 1e6)
-    file = model or asset(MODEL)
-    kept = Journal(output, {**_describe_run(references, given, file), **settings, **engine, "max_pixels": pixels})
+    engine = engine_options(backend, max_megapixels, provider=provider, device=device, precision=precision)
+    file = _find_model(model)
+    run = {**_describe_run(references, given, file), **settings, **engine}
+    if threads is not None:
+        engine["threads"] = threads
+    kept = Journal(output, run)
     try:
-        given_to_engine = {name: value for name, value in engine.items() if value is not None}
-        with open_for_labelling(file, streams, max_pixels=pixels, **given_to_engine) as matcher:
-            note(f"{file.name}: {matcher.backend.describe()}")
+        with open_for_labelling(file, streams, **engine) as matcher:
+            note_model(matcher, file)
             results = _label(given, gathered, kept, matcher, streams, settings)
-        _write(results, gathered, given, output, chosen, review, pixels, as_json)
+        _write(results, gathered, given, output, chosen, review, matcher.max_pixels, as_json)
     except BaseException:
         kept.close()
         if kept.count:
@@ -171,6 +182,13 @@ def _read_references(path: Path, format: str | None, root: Path | None) -> Annot
     for line in notes:
         note(f"{path}: {line}")
     return check_references(annotations, path)
+
+
+def _find_model(model: Path | None) -> Path:
+    """The model's file; ``cats-tiny`` is split here."""
+    if model is None or (str(model) == "cats-tiny" and not model.exists()):
+        return asset(MODEL)
+    return find_model(model)
 
 
 def _check_outputs(output: Path, chosen: Format, review: Path | None, force: bool, reads: list[Path | None]) -> None:
@@ -344,9 +362,9 @@ def _print_summary(summary: list[dict[str, Any]]) -> None:
     ]
     for title, lines in (("not this object", others), ("points not labelled", unsure)):
         if lines:
-            stdout.print(f"{title}: {len(lines)} photos", markup=False)
+            stdout.print(f"{title}: {len(lines)} photo{'s' * (len(lines) != 1)}", markup=False)
             for line in lines[:_LISTED]:
-                stdout.print(f"  {line}", markup=False, soft_wrap=True)
+                stdout.print(Text(f"  {plain(line)}"), soft_wrap=True)
             if len(lines) > _LISTED:
                 stdout.print(f"  ... and {len(lines) - _LISTED} more: --json lists them all")
 

@@ -14,7 +14,7 @@ from cats.labelling.adapters.label_studio import make_app
 from cats.labelling.adapters.single import PhotoLabeller
 from cats.labelling.formats.label_studio import label_config
 
-app = new_app()
+app = new_app(extra="serve")
 
 EXAMPLES = """
 Examples:

@@ -93,14 +93,20 @@ def open_matcher(
     model: Path, backend: str | None, max_megapixels: float, *, device: str | None = None, **options: Any
 ) -> Matcher:
     """A matcher with the settings that were given on the command line; the others stay the backend's defaults."""
+    return Matcher(model, **engine_options(backend, max_megapixels, device=device, **options))
+
+
+def engine_options(
+    backend: str | None, max_megapixels: float, *, device: str | None = None, **options: Any
+) -> dict[str, Any]:
+    """Arguments of :class:`Matcher` for what was given on the command line; prepares Pillow for larger images."""
     max_pixels = round(max_megapixels * 1e6)
     if max_pixels > MAX_PIXELS:
         from PIL import Image
 
         Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own limit, of this process
-    given = {"device": _device(device, backend), **options}
-    settings = {name: value for name, value in given.items() if value is not None}
-    return Matcher(model, backend, max_pixels=max_pixels, **settings)
+    given = {"backend": backend, "device": _device(device, backend), **options}
+    return {"max_pixels": max_pixels, **{name: value for name, value in given.items() if value is not None}}
 
 
 def note_model(matcher: Matcher, model: Path) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from cats.assets import asset
 from cats.core.errors import CatsError
-from cats.core.images import image_size, read_image
+from cats.core.images import MAX_PIXELS, image_size, read_image
 from cats.labelling import cli
 from cats.labelling.annotations import AnnotatedPhoto, Annotation, Annotations, Category
 from cats.labelling.formats import read_annotations, write_annotations
@@ -87,10 +87,9 @@ class StandIn:
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     made = StandIn()
     monkeypatch.setattr(cli, "label_photos", made)
-    backend = SimpleNamespace(describe=lambda: "stand-in")
-    monkeypatch.setattr(
-        cli, "open_for_labelling", lambda *_, **__: contextlib.nullcontext(SimpleNamespace(backend=backend))
-    )
+    matcher = SimpleNamespace(max_pixels=MAX_PIXELS)
+    monkeypatch.setattr(cli, "open_for_labelling", lambda *_, **__: contextlib.nullcontext(matcher))
+    monkeypatch.setattr(cli, "note_model", lambda *_: None)
     return made
 
 
@@ -113,7 +112,7 @@ def test_coco_in_coco_out(label: Command, work: Path, stand_in: StandIn) -> None
     assert [photo.path.name for photo in found.photos] == NAMES
     assert [[a.category for a in photo.annotations] for photo in found.photos] == [["car"], ["duck"], ["duck"], []]
     assert found.photos[1].annotations[0].visibility.tolist() == [0, 2, 2]
-    assert "not this object: 1 photos\n  photos/other_1.png" in done.out
+    assert "not this object: 1 photo\n  photos/other_1.png" in done.out
     assert "points not labelled: 3 photos\n  photos/car_1.png: wheel 0.30" in done.out
     assert files(work).keys() == {
         *(f"refs/{name}" for name in (*SIZES, "refs.json")),
@@ -362,6 +361,11 @@ BAD: dict[str, tuple[Callable[[], None], list[str], str]] = {
     "unknown format": (lambda: None, [*USUAL, "--format", "voc"], "unknown format 'voc': there are coco, csv"),
     "format of another suffix": (lambda: None, [*USUAL, "--format", "cvat"], "its name must end in .xml"),
     "no photos": (lambda: shutil.rmtree("photos"), USUAL, "photos does not exist"),
+    "only references": (
+        lambda: shutil.rmtree("photos"),
+        ["refs/refs.json", "refs/a.png", "-o", "out.json"],
+        "all 1 photos are references",
+    ),
     "empty folder": (lambda: [p.unlink() for p in Path("photos").iterdir()] and None, USUAL, "no photo in photos"),
     "empty list": (
         _write("list.txt", "#\n"),
@@ -425,5 +429,12 @@ def test_nothing_is_written_where_no_photo_could_be_labelled(label: Command, wor
 def test_help_has_examples(label: Command) -> None:
     done = label("--help")
     assert done.code == 0
-    for text in ("--review", "--min-probability", "--categories", "cats label refs/refs.json photos/ -o labels.json"):
+    for text in (
+        "--review",
+        "--backend",
+        "--force",
+        "--min-probability",
+        "--categories",
+        "cats label refs/refs.json photos/ -o labels.json",
+    ):
         assert text in done.out

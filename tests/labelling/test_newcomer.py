@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import chromium, open_page
+from browser import open_page
 from labels import assert_same
 from other_tools import run_elsewhere
 from willow import make_task
@@ -18,9 +18,6 @@ from willow import make_task
 from cats.labelling.annotations import Annotations
 from cats.labelling.formats import read_annotations, write_annotations
 from cats.labelling.formats.label_studio import label_config
-
-__all__ = ["chromium"]
-
 
 ARGUMENTS = ["refs/refs.json", "photos/", "-o", "labels.json", "--review", "sheet.html", "--min-probability", "0"]
 

@@ -11,14 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import chromium, open_page
+from browser import open_page
 from labels import DUCK, SIZES, assert_same, make_photos
 
 from cats.labelling.annotations import AnnotatedPhoto, Annotation, Annotations, Category
 from cats.labelling.formats import FORMATS, read_annotations, write_annotations
 from cats.labelling.review import Reviewed, write_sheet
-
-__all__ = ["chromium"]
 
 FILES = {
     "coco": "out.json",
