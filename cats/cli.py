@@ -46,6 +46,7 @@ COMMANDS = {
     "bench": Room("cats.benchmarks.cli", "Measure every backend side by side: speed, memory, accuracy.", "bench"),
     "view": Room("cats.serving.commands.view", "Match two photos into one HTML page to click through.", "cpu"),
     "serve": Room("cats.serving.commands.serve", "Serve the page and an HTTP API on this machine's backend.", "serve"),
+    "triton": Room("cats.serving.commands.triton", "Write a model repository for NVIDIA Triton.", "cpu"),
     "web": Room("cats.serving.commands.web", "Write a page that matches in the browser, as static files.", "cpu"),
     "c-sdk": Room("cats.runtime.c.sdk", "Write the C library as a folder for C and C++ projects.", "cpu"),
     "inspect": Room("cats.runtime.commands.inspect", "Show what is in a checkpoint, ONNX file or engine.", "cpu"),

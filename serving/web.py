@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -18,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from cats.assets import asset
-from cats.core.errors import InputError, ModelFileError
+from cats.core.errors import ModelFileError
 from cats.core.geometry import Floats, identity_cells
 from cats.core.images import read_image, resize
 from cats.core.metadata import KEY, Metadata, read_onnx_metadata, trust_warning
@@ -26,6 +23,7 @@ from cats.core.onnx_file import content_digest, replace_entry, with_probabilitie
 from cats.core.tables import read_pairs, read_points
 from cats.runtime.matcher import Matcher
 from cats.runtime.viewer import MODULES, page_file, render_page
+from cats.serving.folders import check_folder, replaced_folder
 from cats.serving.npm import COI, ORT_WEB, fetch
 
 SETTINGS = "cats-web.json"
@@ -104,12 +102,12 @@ def write_site(
         ModelFileError: not a model that browsers run.
         BackendError: npm or ONNX Runtime is not here.
     """
-    check_folder(folder)
+    check_folder(folder, SETTINGS)  # before anything is fetched
     metadata = read_onnx_metadata(model)
     _check_model(model, metadata)
     runtime = fetch(ORT_WEB, [*_WASM_FILES, *(_WEBGPU_FILES if webgpu else ())])
     worker = fetch(COI, ["coi-serviceworker.js", "LICENSE"]) if threads else {}
-    with _replaced(folder) as site:
+    with replaced_folder(folder, SETTINGS) as site:
         (site / "ort").mkdir()
         for name, data in runtime.items():
             (site / "ort" / Path(name).name).write_bytes(data)
@@ -207,17 +205,6 @@ def write_samples(site: Path, samples: Sequence[Sample]) -> list[dict[str, Any]]
     return found
 
 
-def check_folder(folder: Path) -> None:
-    """Raise :class:`InputError` for a folder that is not to be replaced: a file, or one that holds other things."""
-    if folder.is_dir():
-        if any(folder.iterdir()) and not (folder / SETTINGS).is_file():
-            raise InputError(f"{folder} is not empty and not a page of cats web: give a new folder")
-    elif folder.exists() or folder.is_symlink():
-        raise InputError(f"cannot write {folder}: it is not a folder")
-    elif not folder.parent.is_dir():
-        raise InputError(f"cannot write {folder}: the folder {folder.parent} does not exist")
-
-
 def with_probabilities_file(model: Path, destination: Path) -> bool:
     """Write a model that also gives its probabilities, where that is possible and they fit the flow; else a copy.
 
@@ -273,27 +260,6 @@ def _check_model(model: Path, metadata: Metadata) -> None:
             f"{model} computes in {metadata.precision}, which overflows silently in browsers: export it in fp32, "
             "with --weights fp16-storage where the file should be small"
         )
-
-
-@contextlib.contextmanager
-def _replaced(folder: Path) -> Any:
-    """A new folder that takes the place of ``folder`` when the block ends without an error."""
-    try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror}") from error
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)  # mkdtemp makes private folders
-        if folder.is_dir():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _small(path: Path) -> tuple[bytes, Floats]:
