@@ -7,11 +7,12 @@ import asyncio
 import json
 import os
 import sys
+from typing import Any
 
 sys.path[:0] = [folder for folder in os.environ.get("CATS_TRITON_PATH", "").split(os.pathsep) if folder]
 
 import numpy as np  # noqa: E402
-import triton_python_backend_utils as triton  # noqa: E402
+import triton_python_backend_utils as triton  # type: ignore[import-not-found]  # noqa: E402
 
 from cats.core.errors import CatsError, InputError  # noqa: E402
 from cats.core.geometry import pixels_to_cells, sample_grid, transfer_points  # noqa: E402
@@ -22,18 +23,18 @@ from cats.core.metadata import Preprocessing  # noqa: E402
 class TritonPythonModel:
     """What Triton looks for in this file."""
 
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         """Read the settings that cats triton wrote into config.pbtxt."""
         settings = json.loads(json.loads(args["model_config"])["parameters"]["cats"]["string_value"])
         how = settings["preprocessing"]
         self.preprocessing = Preprocessing(tuple(how["size"]), tuple(how["mean"]), tuple(how["std"]))
         self.models, self.outputs = settings["models"], settings["outputs"]
 
-    async def execute(self, requests):
+    async def execute(self, requests: list[Any]) -> list[Any]:
         """Answer requests; those that come together reach the other models together, which batch them."""
         return await asyncio.gather(*(self.answer(request) for request in requests))
 
-    async def answer(self, request):
+    async def answer(self, request: Any) -> Any:
         """One request; what is wrong with it is its own error."""
         try:
             photos = [self.photo(request, name) for name in ("image_a", "image_b")]
@@ -55,12 +56,12 @@ class TritonPythonModel:
             ]
         )
 
-    def photo(self, request, name):
+    def photo(self, request: Any, name: str) -> Any:
         """A photo of a request, decoded."""
         data = triton.get_input_tensor_by_name(request, name).as_numpy()
         return read_image(bytes(data.reshape(-1)[0]))
 
-    async def match(self, a, b):
+    async def match(self, a: Any, b: Any) -> tuple[Any, Any]:
         """Flow (2, G, G) and confidence (G, G) of two model inputs (1, 3, S, S)."""
         if "pair" in self.models:
             outputs = await self.call("pair", {"image_a": a, "image_b": b}, ["flow", "confidence"])
@@ -72,7 +73,7 @@ class TritonPythonModel:
             outputs = await self.call("matcher", feeds, ["flow", "confidence"])
         return outputs["flow"][0], outputs["confidence"][0]
 
-    async def call(self, kind, feeds, names):
+    async def call(self, kind: str, feeds: dict[str, Any], names: list[str]) -> dict[str, Any]:
         """Outputs of another model by name."""
         request = triton.InferenceRequest(
             model_name=self.models[kind],
