@@ -15,7 +15,7 @@ _RETURNS = 1.0  # cells that a -> b -> a may move a point
 _OBJECT = (0.35, 0.25, 0.15, 0.0)  # likelihood from which a cell is not background, the less where that leaves too few
 _WIDTH = 0.28  # of the place where an object is expected, as a standard deviation, in sides of the image
 _APART = 1.5  # cells between points, at least
-_FEWEST = 6
+_FEWEST = 6  # points that a picture is to have
 _SIDE, _LEVELS, _EDGE = 96, 8, 8  # of the small image in which colours are counted: side, levels a channel, ring
 
 
