@@ -8,6 +8,7 @@ how likely it is right.
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from cats.core.errors import InputError
 from cats.core.geometry import Floats, Size
 from cats.core.images import read_image
 from cats.labelling.annotations import HIDDEN, NOT_LABELLED, VISIBLE, Annotation, Annotations, Box, Mask
+from cats.labelling.draw import draw_annotation
 from cats.labelling.outlines import carry_box, carry_mask, carry_polygons
 from cats.labelling.passes import Finding, look_for
 from cats.labelling.probability import point_probability, same_kind_probability
@@ -98,6 +100,16 @@ class LabelledPhoto:
             probability=self.probability,
             score=self.same_kind,
         )
+
+    def _repr_png_(self) -> bytes | None:
+        """The photo with its labels, in a notebook; None where it was not labelled or is no longer there."""
+        try:
+            picture = draw_annotation(read_image(self.path), self.annotation())
+        except InputError:
+            return None
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        return buffer.getvalue()
 
 
 def label_photos(

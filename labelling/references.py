@@ -15,7 +15,7 @@ from cats.core.errors import InputError
 from cats.core.geometry import Floats, Size
 from cats.core.images import read_image
 from cats.labelling.annotations import Annotation, Annotations, Category
-from cats.runtime import Matcher
+from cats.runtime import Matcher, same_kind
 from cats.runtime.features import Features
 from cats.runtime.windows import Window, object_window
 
@@ -47,16 +47,10 @@ def look_at(matcher: Matcher, image: Image.Image, window: Window | None = None) 
 
 
 def descriptor(look: Look) -> Floats | None:
-    """What kind of thing a look shows: the means of its last features, centred and of length 1; None without features.
-
-    The backbone was trained to tell a thousand kinds apart, and the mean over the image forgets where each part is.
-    """
+    """What kind of thing a look shows, see :func:`cats.runtime.same_kind.descriptor`; None without features."""
     if not isinstance(look.source, Features):
         return None
-    names = sorted(name for name in look.source.arrays if name.startswith("features_"))
-    mean = np.asarray(look.source.arrays[names[-1]], np.float64).mean(axis=1)
-    mean -= mean.mean()
-    return mean / max(float(np.linalg.norm(mean)), 1e-12)
+    return same_kind.descriptor(look.source.arrays)
 
 
 @dataclass(eq=False)

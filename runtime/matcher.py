@@ -25,6 +25,7 @@ from cats.runtime.features import Features, check_weights
 from cats.runtime.interface import CONFIDENCE, FLOW, IMAGES, POINTS, check_pair_model
 from cats.runtime.prepared import Prepared, RecentImages, milliseconds_since, prepare_image
 from cats.runtime.result import Match, confidence_mapping
+from cats.runtime.same_kind import LIKENESS, feature_likeness
 from cats.runtime.second_look import look_again
 from cats.runtime.split import encode_tensors, find_split, matcher_feeds, open_split
 
@@ -343,6 +344,7 @@ class Matcher:
                 image_b=b.source,
                 calibration=self.metadata.calibration,
                 probabilities=results[index].get(PROBABILITIES),
+                likeness=float(results[index][LIKENESS]) if LIKENESS in results[index] else None,
             )
             for index, (a, b) in enumerate(pairs)
         ]
@@ -361,7 +363,11 @@ class Matcher:
         encoded = encode_tensors(self.encoder, [item.tensor for item in fresh.values() if item.tensor is not None])
         found = dict(zip(fresh, encoded, strict=True))
         features = [[found[id(item)] if item.features is None else item.features for item in pair] for pair in pairs]
-        return run_batches(self.backend, [matcher_feeds(a, b) for a, b in features])
+        results = run_batches(self.backend, [matcher_feeds(a, b) for a, b in features])
+        return [
+            {**result, LIKENESS: np.float32(feature_likeness(a, b))}
+            for result, (a, b) in zip(results, features, strict=True)
+        ]
 
     def _checked(self, outputs: dict[str, Array]) -> dict[str, NDArray[np.float32]]:
         """Outputs of one pair in float32, refused in another shape than the metadata says."""
@@ -371,7 +377,7 @@ class Matcher:
                 f"{self.path} gave flow {flow.shape} and confidence {confidence.shape} for a pair, "
                 f"not what its metadata says (grid {grid}): export the model again"
             )
-        known = (FLOW, CONFIDENCE, PROBABILITIES)
+        known = (FLOW, CONFIDENCE, PROBABILITIES, LIKENESS)
         return {name: outputs[name].astype(np.float32, copy=False) for name in known if name in outputs}
 
 

@@ -22,6 +22,7 @@ from cats.core.geometry import (
     transfer_points,
 )
 from cats.core.images import MAX_PIXELS, ImageSource, read_image
+from cats.runtime.same_kind import same_kind_probability
 
 if TYPE_CHECKING:
     from cats.runtime.second_look import SecondLook
@@ -44,6 +45,7 @@ class Match:
         raw_confidence: what the model gave, where ``confidence`` is calibrated (``Matcher(..., calibrated=True)``).
         probabilities: (G * G, G * G) float32, row by row the distribution of a cell of a over the cells of b, where the
             model file has this further output (:func:`cats.core.onnx_file.with_probabilities`).
+        likeness: cosine in [-1, 1] of what both images show, by the features of a split model; else None.
         second_look: of a match with ``looks=2``: points that it covers are transferred by it, at its finer scale.
     """
 
@@ -59,6 +61,7 @@ class Match:
     raw_confidence: NDArray[np.float32] | None = field(default=None, repr=False)
     probabilities: NDArray[np.float32] | None = field(default=None, repr=False)
     second_look: SecondLook | None = field(default=None, repr=False)
+    likeness: float | None = None
 
     def __repr__(self) -> str:
         (wa, ha), (wb, hb) = self.size_a, self.size_b
@@ -93,6 +96,18 @@ class Match:
             InputError: the model has no fitted mapping.
         """
         return self._mapped("probability")
+
+    @property
+    def same_kind(self) -> float:
+        """Probability in [0, 1] that both images show the same kind of object.
+
+        Fitted on Caltech-101 with ``cats-tiny``: its ROC area on categories not fitted on is 0.90, with a split model
+        0.94, see :mod:`cats.runtime.same_kind`.
+        """
+        if self.second_look is not None:
+            return self.second_look.match.same_kind
+        raw = self.confidence if self.raw_confidence is None else self.raw_confidence
+        return same_kind_probability(self.flow, raw, self.likeness)
 
     @property
     def expected_error(self) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,8 @@ def test_points_are_carried_to_every_photo_in_order(
         assert annotation.probability is not None
         assert (annotation.probability > 0.7).all()
         assert (annotation.visibility == 2).all()
+        shown = Image.open(io.BytesIO(result._repr_png_() or b""))
+        assert max(shown.size) == 640
 
 
 def test_the_same_photos_give_the_same_labels(matcher: Matcher, photos: list[tuple[Path, np.ndarray]]) -> None:
@@ -169,6 +172,7 @@ def test_a_photo_that_cannot_be_read_is_reported_and_the_others_go_on(
     assert bad.error is not None
     assert "broken.jpg" in bad.error
     assert good.found
+    assert bad._repr_png_() is None
     with pytest.raises(InputError, match="was not labelled"):
         bad.annotation()
 
