@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from cats.core.geometry import Floats
@@ -38,7 +39,7 @@ def draw_annotation(
         pen.line([tuple(p) for p in _scaled(np.concatenate([polygon, polygon[:1]]), scale).tolist()], _FRAME, 2)
     places = _scaled(annotation.points, scale)
     sure = np.ones(len(places)) if annotation.probability is None else annotation.probability
-    drawn = np.isfinite(places).all(axis=1)
+    drawn: NDArray[np.bool_] = np.all(np.isfinite(places), axis=1)
     for a, b in skeleton:
         if drawn[a] and drawn[b]:
             colour = tuple(int(value) for value in confidence_colours([min(sure[a], sure[b])])[0])

@@ -365,7 +365,7 @@ class Matcher:
         features = [[found[id(item)] if item.features is None else item.features for item in pair] for pair in pairs]
         results = run_batches(self.backend, [matcher_feeds(a, b) for a, b in features])
         return [
-            {**result, LIKENESS: np.float32(feature_likeness(a, b))}
+            {**result, LIKENESS: np.array(feature_likeness(a, b), np.float32)}
             for result, (a, b) in zip(results, features, strict=True)
         ]
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import resource
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -30,9 +31,9 @@ from cats.core.geometry import Floats
 from cats.core.images import image_size, read_image
 from cats.core.photos import list_photos
 from cats.data.proposal_flow import PFWillow
-from cats.labelling.annotations import Annotation, Category
+from cats.labelling.annotations import AnnotatedPhoto, Annotation, Annotations, Category
 from cats.labelling.consensus import Votes, extent, find_consensus
-from cats.labelling.label import MODEL, open_for_labelling
+from cats.labelling.label import MODEL, label_photos, open_for_labelling
 from cats.labelling.passes import Finding, cast_votes, look_for
 from cats.labelling.probability import FILE, KIND_MEASURES, POINT_MEASURES, kind_measures, point_measures
 from cats.labelling.references import Look, LookStore, Reference, References, look_at, make_reference
@@ -43,6 +44,7 @@ COUNTS = (1, 2, 3, 5, 9)
 DRAWS = 5
 ALPHA = 0.1
 KIND_REFERENCES, KIND_PHOTOS = 3, 1
+SPEED_PHOTOS, SPEED_REFERENCES = 100, 5
 
 
 class Remembering:
@@ -205,6 +207,34 @@ def measure_through(
                             points.append((photo.category, count, measures, correct(better.places, photo)))
 
 
+def measure_speed(model: str, backend: str | None, options: dict[str, Any]) -> dict[str, Any]:
+    """Seconds for :data:`SPEED_PHOTOS` photos from :data:`SPEED_REFERENCES` references, loading and memory."""
+    data = PFWillow(SHARED / "data" / "PF-WILLOW")
+    samples = {Path(str(sample.image_a)): sample for sample in (data[index] for index in range(len(data)))}
+    cars = [path for path in samples if path.parent.name == "car(S)"][:SPEED_REFERENCES]
+    names = tuple(str(index) for index in range(10))
+    labelled = [AnnotatedPhoto(p, samples[p].size_a, (Annotation("car", samples[p].points_a),)) for p in cars]
+    rest = [path for path in samples if path not in cars]
+    photos = [rest[index % len(rest)] for index in range(SPEED_PHOTOS)]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start, cpu = time.perf_counter(), time.process_time()
+    with open_for_labelling(model, None, backend, **options) as matcher:
+        for _ in label_photos(Annotations((Category("car", names),), tuple(labelled)), photos, matcher):
+            pass
+        used = matcher.backend.describe()
+    seconds = time.perf_counter() - start
+    return {
+        "photos": SPEED_PHOTOS,
+        "references": SPEED_REFERENCES,
+        "backend": used,
+        "seconds": round(seconds, 1),
+        "photos_per_second": round(SPEED_PHOTOS / seconds, 2),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "of_it_before": round(before / 1024),
+    }
+
+
 def fit_points(points: list[tuple[str, int, Floats, Any]]) -> tuple[Logistic, dict[str, Any]]:
     """Fit on all of PF-WILLOW; reliability on each category from a fit on the others."""
     measures = np.concatenate([entry[2] for entry in points])
@@ -288,9 +318,14 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=DRAWS)
     parser.add_argument("--counts", default=",".join(map(str, COUNTS)))
     parser.add_argument("--through", default="0,2,4")
-    parser.add_argument("--only", choices=("steps", "through", "kinds"), help="a part of it, printed and not written")
+    parser.add_argument(
+        "--only", choices=("steps", "through", "kinds", "speed"), help="a part of it, printed and not written"
+    )
     given = parser.parse_args()
     options = {"precision": given.precision} if given.precision else {}
+    if given.only == "speed":
+        print(json.dumps(measure_speed(given.model, given.backend, options), indent=1))
+        return
     table, points = Table(), []  # type: tuple[Table, list[tuple[str, int, Floats, Any]]]
     with open_for_labelling(given.model, None, given.backend, **options) as opened:
         matcher = Remembering(opened)
