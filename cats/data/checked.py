@@ -5,6 +5,7 @@ One broken photo among thousands would otherwise end a training hours after its 
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -76,8 +77,8 @@ def check_pairs(dataset: PairDataset) -> PairDataset:
         raise InputError(f"{dataset.root}: none of its {len(bad)} pairs can be used; {next(iter(bad.values()))}")
     _say(bad, len(dataset), "pairs")
     outside = sum(sample.left_out for sample in samples.values())
-    if outside and os.environ.get("RANK", "0") == "0":
-        note(f"left out {outside} keypoints that lie outside their images")
+    if outside:
+        _note_once(f"{dataset.root}: left out {outside} keypoints that lie outside their images")
     return Subset(dataset, [i for i in range(len(dataset)) if i not in bad]) if bad else dataset
 
 
@@ -87,10 +88,10 @@ def _unreadable(paths: Iterable[Path]) -> dict[Path, str]:
 
     def reason(path: Path) -> str | None:
         try:
-            read_square(path, _SIDE)
-        except InputError as error:
-            return str(error)
-        return None
+            stamp = path.stat()
+        except OSError as error:
+            return f"cannot read {path}: {error.strerror}"
+        return _reason(path, stamp.st_size, stamp.st_mtime_ns)
 
     bar = progress()
     with bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoders work outside Python's lock
@@ -98,8 +99,24 @@ def _unreadable(paths: Iterable[Path]) -> dict[Path, str]:
     return {path: text for path, text in zip(files, found, strict=True) if text is not None}
 
 
+@functools.lru_cache(maxsize=1 << 18)
+def _reason(path: Path, size: int, changed: int) -> str | None:
+    """Why a photo cannot be read; remembered, because training and validation often look at the same folder."""
+    try:
+        read_square(path, _SIDE)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+@functools.cache
+def _note_once(text: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        note(text)
+
+
 def _say(bad: dict[Path, str] | dict[object, str], count: int, what: str) -> None:
-    if bad and os.environ.get("RANK", "0") == "0":
+    if bad:
         reasons = list(bad.values())
         more = f"; and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else ""
-        note(f"left out {len(bad)} of {count} {what}: {'; '.join(reasons[:_NAMED])}{more}")
+        _note_once(f"left out {len(bad)} of {count} {what}: {'; '.join(reasons[:_NAMED])}{more}")

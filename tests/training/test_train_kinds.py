@@ -242,6 +242,17 @@ def test_broken_pairs_are_left_out_and_counted(tmp_path: Path, cats_train: Comma
     done = cats_train("--data", f"pairs:{table}", "--config", "tiny", "--workers", 0, "-o", tmp_path / "run", *given)
     assert done.code == 0, done.err
     said = [line for line in done.err.splitlines() if line.startswith("left out 3 of 4 pairs")]
-    assert len(said) == 2  # of the training and of the validation
+    assert len(said) == 1  # of the training and of the validation alike
     assert "broken.png" in said[0]
     assert "pairs.csv, line 4" in said[0]
+
+
+def test_a_validation_looks_at_some_of_many_pairs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    table = make_pairs(tmp_path / "pairs")
+    head, row = table.read_text().splitlines()
+    table.write_text("\n".join([head, *[row] * 9]) + "\n")
+    config = find_config("tiny").override(["validation_pairs=3"])
+    assert len(train_cli._validation(f"pairs:{table}", "warps:photos", config).samples) == 3
+    assert "validating on 3 of 9 pairs" in capsys.readouterr().err
+    everything = find_config("tiny").override(["validation_pairs=0"])
+    assert len(train_cli._validation(f"pairs:{table}", "warps:photos", everything).samples) == 9
