@@ -21,7 +21,7 @@ from cats.core.text import plain
 from cats.labelling.annotations import NOT_LABELLED, AnnotatedPhoto, Annotations
 from cats.labelling.formats import FORMATS, Format, choose_format, read_annotations, recognise, write_annotations
 from cats.labelling.formats.common import name_of
-from cats.labelling.formats.yolo import check_folder
+from cats.labelling.formats.yolo import check_output
 from cats.labelling.gather import Gathered, check_references, common_root, gather_photos
 from cats.labelling.journal import Journal
 from cats.labelling.label import MODEL, LabelledPhoto, label_photos, open_for_labelling
@@ -195,7 +195,7 @@ def _check_outputs(output: Path, chosen: Format, review: Path | None, force: boo
     """Refuse what cannot be written, what is read, and what exists, before the work."""
     plan = OutputPlan(force=force).reads(*reads).writes(review, suffixes=(".html", ".htm"))
     if chosen is FORMATS["yolo"]:
-        check_folder(output, force=force)
+        check_output(output, force=force)
     else:
         plan.writes(output, suffixes=chosen.suffixes)
     plan.check()

@@ -21,12 +21,12 @@ from typing import Any
 from cats import __version__
 from cats.assets import asset
 from cats.core.errors import InputError, ModelFileError
+from cats.core.folders import replaced_folder
 from cats.core.metadata import Metadata, read_onnx_metadata
 from cats.core.onnx_file import read_onnx_summary
 from cats.core.tables import read_points
 from cats.runtime.split import find_split
 from cats.runtime.tensorrt.sidecar import read_sidecar
-from cats.serving.folders import replaced_folder
 
 _TYPES = {
     "float32": "TYPE_FP32",

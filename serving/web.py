@@ -16,6 +16,7 @@ from PIL import Image
 
 from cats.assets import asset
 from cats.core.errors import ModelFileError
+from cats.core.folders import check_folder, replaced_folder
 from cats.core.geometry import Floats, identity_cells
 from cats.core.images import read_image, resize
 from cats.core.metadata import KEY, Metadata, read_onnx_metadata, trust_warning
@@ -23,7 +24,6 @@ from cats.core.onnx_file import content_digest, replace_entry, with_probabilitie
 from cats.core.tables import read_pairs, read_points
 from cats.runtime.matcher import Matcher
 from cats.runtime.viewer import MODULES, page_file, render_page
-from cats.serving.folders import check_folder, replaced_folder
 from cats.serving.npm import COI, ORT_WEB, fetch
 
 SETTINGS = "cats-web.json"

@@ -113,7 +113,7 @@ def choose_format(path: Path, name: str | None = None, like: Format | None = Non
             raise InputError(f"{path}: no format of label files has the suffix {suffix}; give --format {_names()}")
         chosen = found
     if chosen is FORMATS["yolo"]:
-        yolo.check_folder(path)
+        yolo.check_output(path)
     else:
         check_destination(path, chosen.suffixes)
     return chosen

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from cats.core.errors import InputError
 from cats.core.files import write_text
+from cats.core.folders import check_folder, replaced_folder
 from cats.core.geometry import Size
 from cats.labelling.annotations import AnnotatedPhoto, Annotation, Annotations, Category
 from cats.labelling.formats.common import (
@@ -29,7 +29,7 @@ from cats.labelling.formats.common import (
     what_is_lost,
 )
 
-_MARK = "# written by cats label"
+_MARK = ".cats-label"
 _MAX_YAML = 1 << 20
 _SPLITS = ("train", "val", "test")
 _SUFFIXES = (".bmp", ".dng", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp", ".pfm", ".heic", ".avif")
@@ -61,34 +61,22 @@ def write(annotations: Annotations, path: Path, root: Path) -> list[str]:
     Raises:
         InputError: the folder exists and was not written by this function.
     """
-    check_folder(path)
     names = {photo.path: name_of(photo.path, root) for photo in annotations.photos}
     stems: dict[str, str] = {}
     for name in names.values():
         other = stems.setdefault(str(Path(name).with_suffix("")), name)
         if other != name:
             raise InputError(f"the photos {other} and {name} would share a label file: YOLO drops the suffix")
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
-    try:
+    with replaced_folder(path, _MARK) as folder:
+        (folder / _MARK).write_text("A data set that cats label may replace.\n")
         _fill(folder, annotations, names)
-        folder.chmod(0o755)
-        if path.exists():
-            shutil.rmtree(path)
-        folder.rename(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     notes = what_is_lost(annotations, "keypoint names", "hidden points", "bones", "boxes")
     if any(annotation.box is None for _, annotation in annotations.objects()):
         notes.append("needs a box for each object: where there is none, the extent of its points or outline is written")
     return notes
 
 
-def check_folder(path: Path, *, force: bool = True) -> None:
+def check_output(path: Path, *, force: bool = True) -> None:
     """Refuse a folder that a data set cannot be written to.
 
     Args:
@@ -97,18 +85,11 @@ def check_folder(path: Path, *, force: bool = True) -> None:
     Raises:
         InputError: there is a file, somebody else's folder, or no folder around it.
     """
-    if path.is_symlink() or (path.exists() and not path.is_dir()):
-        raise InputError(f"cannot write the folder {path}: it is a file or link")
-    if not path.parent.is_dir():
-        raise InputError(f"cannot write {path}: the folder {path.parent} does not exist")
+    check_folder(path, _MARK)
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"cannot write {path}: no permission to write in {path.parent}")
-    if path.is_dir() and any(path.iterdir()):
-        config = path / "data.yaml"
-        if not config.is_file() or not config.read_bytes().startswith(_MARK.encode()):
-            raise InputError(f"{path} is a folder that cats label did not make: choose another name, or remove it")
-        if not force:
-            raise InputError(f"{path} exists already: give --force to replace it, or another name")
+    if not force and path.is_dir() and any(path.iterdir()):
+        raise InputError(f"{path} exists already: give --force to replace it, or another name")
 
 
 def _fill(folder: Path, annotations: Annotations, names: dict[Path, str]) -> None:
@@ -136,7 +117,7 @@ def _fill(folder: Path, annotations: Annotations, names: dict[Path, str]) -> Non
     import yaml
 
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, default_flow_style=None)
-    write_text(folder / "data.yaml", f"{_MARK}\n{text}")
+    write_text(folder / "data.yaml", text)
 
 
 def _line(annotation: Annotation, category: int, size: Size, count: int) -> str:

@@ -388,7 +388,11 @@ BAD: dict[str, tuple[Callable[[], None], list[str], str]] = {
         "its name must end in .html",
     ),
     "no such folder": (lambda: None, [*NOT_OUTPUT, "no/out.json"], "the folder no does not exist"),
-    "another's folder": (lambda: None, [*NOT_OUTPUT, "photos", "--format", "yolo"], "did not make"),
+    "another's folder": (
+        lambda: None,
+        [*NOT_OUTPUT, "photos", "--format", "yolo"],
+        "photos is not empty and not of an earlier run",
+    ),
     "table of others": (
         _write("kinds.csv", "photo,category\nx.png,duck\n"),
         [*USUAL, "--categories", "kinds.csv"],
