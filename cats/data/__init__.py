@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cats.core.errors import InputError
+
+if TYPE_CHECKING:
+    from cats.data.samples import PairDataset
 
 KINDS: dict[str, str] = {
     "spair": "cats.data.spair:SPair",
@@ -35,7 +38,7 @@ def parse_data(spec: str, kinds: tuple[str, ...] | None = None) -> tuple[str, Pa
     return kind, Path(path)
 
 
-def open_dataset(spec: str, split: str | None = None, **options: Any) -> Any:
+def open_dataset(spec: str, split: str | None = None, **options: Any) -> PairDataset:
     """Open annotated pairs.
 
     Args:
@@ -51,4 +54,5 @@ def open_dataset(spec: str, split: str | None = None, **options: Any) -> Any:
     """
     kind, path = parse_data(spec)
     module, _, name = KINDS[kind].partition(":")
-    return getattr(importlib.import_module(module), name)(path, split, **options)
+    dataset: PairDataset = getattr(importlib.import_module(module), name)(path, split, **options)
+    return dataset

@@ -18,7 +18,8 @@ from cats.core.console import progress
 from cats.core.errors import InputError
 from cats.core.images import resize
 from cats.core.pck import DEFAULT_ALPHAS, Protocol, pck_table, preset, score_flow
-from cats.data.samples import PairDataset, Sample
+from cats.core.protocols import PairSet
+from cats.data.samples import Sample
 from cats.data.warps import WarpPairs
 from cats.model import CATs
 from cats.training.objectives import normalise
@@ -38,7 +39,7 @@ class KeypointValidation:
         InputError: no pair has keypoints, or an annotation is broken.
     """
 
-    def __init__(self, dataset: PairDataset, protocol: Protocol | None = None, amp: str = "off"):
+    def __init__(self, dataset: PairSet[Sample], protocol: Protocol | None = None, amp: str = "off"):
         self.samples: Sequence[Sample] = [sample for sample in dataset if sample.annotated]
         if not self.samples:
             raise InputError(f"{dataset.root}: no pair has keypoints in both images; validation needs some that have")
