@@ -23,6 +23,7 @@ from cats.labelling.formats.common import (
     naming,
     polygon_area,
     read_json,
+    which_boxes_are_made,
 )
 
 
@@ -97,8 +98,7 @@ def build(annotations: Annotations, root: Path) -> tuple[dict[str, Any], list[st
     notes = []
     if any(annotation.polygons and annotation.mask is not None for annotation in objects):
         notes.append("holds one outline of an object: the mask is written, the polygons are not")
-    if any(annotation.box is None for annotation in objects):
-        notes.append("needs a box for each object: where there is none, the extent of its points or outline is written")
+    notes += which_boxes_are_made(annotations)
     return document, notes
 
 

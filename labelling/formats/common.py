@@ -206,6 +206,13 @@ def what_is_lost(annotations: Annotations, *holds: str) -> list[str]:
     return [f"cannot hold {', '.join(lost)}"] if lost else []
 
 
+def which_boxes_are_made(annotations: Annotations) -> list[str]:
+    """One line where a format that demands boxes, see :func:`box_or_extent`, is given objects without."""
+    if all(annotation.box is not None for _, annotation in annotations.objects()):
+        return []
+    return ["needs a box for each object: where there is none, the extent of its points or outline is written"]
+
+
 def place_points(names: tuple[str, ...], found: dict[str, tuple[float, float, int]]) -> dict[str, Any]:
     """``points`` and ``visibility`` of an :class:`Annotation` out of keypoint name -> x, y, visibility."""
     points = np.full((len(names), 2), np.nan)

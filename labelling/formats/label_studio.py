@@ -34,6 +34,7 @@ from cats.labelling.formats.common import (
     place_points,
     read_json,
     what_is_lost,
+    which_boxes_are_made,
 )
 
 _LOCAL = "/data/local-files/"
@@ -101,8 +102,7 @@ def write(annotations: Annotations, path: Path, root: Path) -> list[str]:
     write_text(path, json.dumps(tasks, allow_nan=False, ensure_ascii=False, indent=1) + "\n")
     holds = ("keypoint names", "hidden points", "bones", "boxes", "outlines", "masks", "probabilities", "scores")
     notes = what_is_lost(annotations, *holds)
-    if any(annotation.box is None for _, annotation in annotations.objects()):
-        notes.append("needs a box for each object: where there is none, the extent of its points or outline is written")
+    notes += which_boxes_are_made(annotations)
     return notes
 
 

@@ -27,6 +27,7 @@ from cats.labelling.formats.common import (
     number,
     read_text,
     what_is_lost,
+    which_boxes_are_made,
 )
 
 _MARK = ".cats-label"
@@ -71,8 +72,7 @@ def write(annotations: Annotations, path: Path, root: Path) -> list[str]:
         (folder / _MARK).write_text("A data set that cats label may replace.\n")
         _fill(folder, annotations, names)
     notes = what_is_lost(annotations, "keypoint names", "hidden points", "bones", "boxes")
-    if any(annotation.box is None for _, annotation in annotations.objects()):
-        notes.append("needs a box for each object: where there is none, the extent of its points or outline is written")
+    notes += which_boxes_are_made(annotations)
     return notes
 
 
