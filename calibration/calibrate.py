@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import numpy_helper
 
 from cats.calibration.balance import Factors, balance_factors
-from cats.calibration.graph import is_half, own_weights, quantizable_modules
+from cats.calibration.graph import is_half, name_nodes, own_weights, quantizable_modules
 from cats.calibration.inputs import PairSet, demo_pairs
 from cats.calibration.quantize import quantize
 from cats.calibration.ranges import Ranges, collect_ranges
@@ -21,9 +22,14 @@ from cats.core.console import progress
 from cats.core.errors import InputError, ModelFileError
 from cats.core.metadata import Metadata, read_onnx_metadata, write_model
 from cats.evaluation.parity import TOLERANCE, Parity, measure_parity, pck_drift
-from cats.export.fp16.assign import is_quantized
+from cats.export.fp16.assign import is_quantized, to_fp16
+from cats.export.fp16.emulate import computes_in_half, rounded
+from cats.export.fp16.input_moments import channel_moments
 from cats.export.modules import in_modules
 from cats.runtime.backends import CHECKPOINT_SUFFIXES, ENGINE_SUFFIXES
+
+_DOMAINS = {"", "ai.onnx", "cats"}  # of the operators that an exported graph has
+_INTERFACE = (("image_a", "image_b"), ("flow", "confidence"))
 
 HELD_OUT = 16
 BALANCE_PAIRS = 8
@@ -75,9 +81,24 @@ def load_pair(path: str | Path, advice: str) -> tuple[onnx.ModelProto, Metadata]
     if metadata.kind != "pair":
         raise ModelFileError(f"{path} is of kind {metadata.kind}: {advice}")
     try:
-        return onnx.load(path), metadata
-    except (OSError, DecodeError, ValueError) as error:
-        raise ModelFileError(f"cannot read {path}: {error}") from error
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except (OSError, DecodeError, ValueError, onnx.checker.ValidationError) as error:
+        raise ModelFileError(f"cannot read {path}: {' '.join(str(error).split())[:200]}") from error
+    foreign = sorted({node.domain for node in model.graph.node} - _DOMAINS)
+    if foreign:
+        raise ModelFileError(
+            f"{path} has operators of {', '.join(foreign)}, as files have that a library saved after optimising them "
+            "for itself: give the file of cats-export"
+        )
+    interface = [[value.name for value in side] for side in (model.graph.input, model.graph.output)]
+    if not all(set(needed) <= set(given) for needed, given in zip(_INTERFACE, interface, strict=True)):
+        raise ModelFileError(f"{path} lacks an input image_a, image_b or an output flow, confidence: export it again")
+    for item in model.graph.initializer:
+        values = numpy_helper.to_array(item)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise ModelFileError(f"{path}: {item.name} has values that are not finite: the weights are broken")
+    return name_nodes(model), metadata
 
 
 def load_float_model(path: str | Path) -> FloatModel:
@@ -90,12 +111,12 @@ def load_float_model(path: str | Path) -> FloatModel:
     model, metadata = load_pair(path, "calibrate the file of cats-export without --split")
     if is_quantized(model) or metadata.precision in ("int8", "fp8", "mixed"):
         raise ModelFileError(f"{path} is quantized already ({metadata.precision}): give the float32 export")
-    if is_half(model) or metadata.precision != "fp32":
+    if is_half(model) or metadata.precision not in ("fp32", "unknown"):
         raise ModelFileError(f"{path} is typed in {metadata.precision}: give the float32 export (without --fp16)")
     if metadata.target == "cpu":
         raise ModelFileError(f"{path} was made for float32 on CPUs: give the export without --for cpu")
     if not quantizable_modules(model):
-        raise ModelFileError(f"{path} has no convolution or linear layer with its weight: export it with cats-export")
+        raise ModelFileError(f"{path}: no weight has the name of its layer, another tool renamed them: export it again")
     return FloatModel(Path(path), own_weights(model), metadata)
 
 
@@ -148,59 +169,68 @@ def check_ranges(source: FloatModel, ranges: Ranges) -> None:
 
 def calibrate(
     source: FloatModel,
-    ranges: Ranges,
+    ranges: Ranges | None,
     output: str | Path,
     *,
     precision: str = "int8",
     method: str = "mse",
-    target: str = "any",
+    target: str = "tensorrt",
     keep: Collection[str] = (),
     weight_bits: int = 8,
     pairs: PairSet | None = None,
     data: str | None = None,
-    label: str | None = None,
+    found: Mapping[str, Any] | None = None,
     threads: int | None = None,
 ) -> CalibrationReport:
     """Quantize a model, compare it with the float model, and write it with what was found.
 
     Args:
         source: of :func:`load_float_model`.
-        ranges: of :func:`measure_ranges`.
+        ranges: of :func:`measure_ranges`; not needed for fp16.
         output: file to write; it is complete, with its figures, even where the comparison fails.
-        precision, method, target, keep, weight_bits: see :func:`cats.calibration.quantize.quantize`.
+        precision, method, target, keep, weight_bits: see :func:`cats.calibration.quantize.quantize`; or ``fp16``, of
+            which only ``keep`` is a choice.
         pairs: to compare on; the shipped photos by default.
         data: annotated pairs ``KIND:DIR`` on which to measure PCK before and after.
-        label: precision for the metadata where it is not ``precision``, such as ``mixed``.
+        found: of :meth:`cats.calibration.search.SearchResult.to_dict`, for the metadata.
         threads: CPU threads; None takes all.
 
     Raises:
         InputError: an option is out of range, an image cannot be read, or the file cannot be written.
     """
-    check_ranges(source, ranges)
-    result = quantize(
-        source.model, ranges, precision=precision, method=method, keep=keep, target=target, weight_bits=weight_bits
+    if precision == "fp16":
+        moments = channel_moments(source.model, source.metadata.preprocessing)
+        result = to_fp16(source.model, sorted(keep), moments)
+    else:
+        if ranges is None:
+            raise InputError(f"{precision} needs ranges of the activations: measure them on photos")
+        check_ranges(source, ranges)
+        result = quantize(
+            source.model, ranges, precision=precision, method=method, keep=keep, target=target, weight_bits=weight_bits
+        )
+    drift = measure_drift(
+        source, result, pairs or demo_pairs(), tolerance=TOLERANCE[precision], data=data, threads=threads
     )
-    tolerance = TOLERANCE[label or precision]
-    drift = measure_drift(source, result, pairs or demo_pairs(), tolerance=tolerance, data=data, threads=threads)
     names = list(quantizable_modules(source.model))
     kept = tuple(name for name in names if in_modules(name, keep))
     quantized = tuple(name for name in names if name not in kept)
-    part: dict[str, Any] = {
-        "precision": precision,
-        "method": method if precision == "int8" else "minmax",
-        "target": target,
-        "weight_bits": weight_bits,
-        "pairs": ranges.pairs,
-        "sources": list(ranges.sources),
-        "balanced": sorted(ranges.balance),
-        "quantized_modules": len(quantized),
-        "kept": list(kept),
-    }
+    part: dict[str, Any] = {"precision": precision, "quantized_modules": len(quantized), "kept": list(kept)}
+    if ranges is not None:
+        part |= {
+            "method": method if precision == "int8" else "minmax",
+            "target": target,
+            "weight_bits": weight_bits,
+            "pairs": ranges.pairs,
+            "sources": list(ranges.sources),
+            "balanced": sorted(ranges.balance),
+        }
+    if found is not None:
+        part["search"] = dict(found)
     fitted = (source.metadata.calibration or {}).get("confidence")
     if fitted is not None:  # the mapping holds for this file too, as far as its flow does
         part["confidence"] = fitted
     metadata = source.metadata.with_(
-        precision=label or precision, calibration=part, parity=drift.to_dict(), verified=drift.passed, accuracy=None
+        precision=precision, calibration=part, parity=drift.to_dict(), verified=drift.passed, accuracy=None
     )
     metadata = write_model(result, metadata, output)
     return CalibrationReport(Path(output), metadata, drift, quantized, kept)
@@ -219,7 +249,8 @@ def measure_drift(
     :func:`calibrate`."""
     preprocessing, batch = source.metadata.preprocessing, fixed_batch(source.model)
     sessions = {
-        name: Session(model, threads=threads) for name, model in (("float", source.model), ("quantized", result))
+        name: Session(rounded(model)[0] if computes_in_half(model) else model, threads=threads)
+        for name, model in (("float", source.model), ("quantized", result))
     }
     outputs = []
     with progress() as bar:

@@ -9,6 +9,7 @@ from cats.assets import find_model
 from cats.calibration.options import (
     HOW,
     OUTPUTS,
+    SEARCH,
     AsJson,
     Balance,
     By,
@@ -25,6 +26,7 @@ from cats.calibration.options import (
     Target,
     Threads,
     WeightBits,
+    choose_target,
     open_photos,
     option,
 )
@@ -38,23 +40,23 @@ app = new_app(extra="calibrate")
 EXAMPLES = """
 Examples:
 
-- `cats-calibrate cats.onnx --images photos/` writes cats.int8.onnx here; runs everywhere, made for TensorRT
+- `cats-calibrate cats.onnx --images photos/` writes cats.int8.onnx here: int8, but for what 2 px need in float32
 
-- `cats-calibrate cats.onnx --images photos/ --for cpu` the fastest form for ONNX Runtime and OpenVINO on a CPU
+- `cats-calibrate cats.onnx --images photos/ --for tensorrt` a file for cats-build
 
 - `cats-calibrate cats.onnx --data categories:photos --check willow:PF-WILLOW` compares PCK before and after too
 
-- `cats-calibrate cats.onnx --pairs mine.csv --ranges mine.json` keeps the measured ranges
+- `cats-calibrate cats.onnx --images photos/ --max-drift 0.5px --state search.json` within a bound; goes on if killed
+
+- `cats-calibrate cats.onnx --pairs mine.csv --as-is --ranges mine.json` everything in int8, and keeps the ranges
 
 - `cats-calibrate cats.onnx --from-ranges mine.json --from-ranges more.json --keep decoder.proj` quantizes again
 
-- `cats-calibrate cats.onnx --images photos/ --max-drift 0.5px --state search.json` mixed precision within a bound
-
-- `cats-calibrate cats.onnx --data categories:photos --for cpu --precision mixed` int8 where 2 px allow it
-
-Exit status: 0 done; 1 the file is written, but its flow differs from the float model's by more than 2 px (99th
+Exit status: 0 done; 1 the file is written, but its matches differ from the float model's by more than 2 px (99th
 percentile, at 256 x 256), or a bound cannot be met; 2 bad input.
 """
+
+PRECISIONS = ("int8", "fp8", "fp16")
 
 MOVED = {
     "--sensitivity": "cats sensitivity MODEL.onnx --images DIR",
@@ -84,40 +86,40 @@ def main_command(
     split: Split = None,
     from_ranges: FromRanges = None,
     limit: Limit = 64,
-    precision: Annotated[
-        str,
+    max_drift: Annotated[
+        str | None,
         option(
-            "--precision",
-            help="int8 or fp8; mixed: int8 with the fewest modules in float32 (a search, bound 2px); "
-            "fp16 with the search.",
-            panel=HOW,
-            default=True,
+            "--max-drift",
+            help="Leave modules in float32 until the matches move by at most this (p99, at 256 x 256).",
+            panel=SEARCH,
+            default="2px",
         ),
+    ] = None,
+    max_pck_drop: Annotated[
+        float | None,
+        option("--max-pck-drop", help="The same for points of PCK@0.1 on --check.", panel=SEARCH),
+    ] = None,
+    as_is: Annotated[bool, option("--as-is", help="No search: everything in lower precision.", panel=SEARCH)] = False,
+    keep: Annotated[
+        list[str] | None,
+        option(
+            "--keep",
+            help="No search: this module stays float, or all whose paths begin so; repeatable.",
+            panel=SEARCH,
+            metavar="MODULE",
+        ),
+    ] = None,
+    by: By = "block",
+    precision: Annotated[
+        str, option("--precision", help="int8, fp8, or fp16 (with a search).", panel=HOW, default=True)
     ] = "int8",
+    target: Target = None,
     method: Method = "mse",
-    target: Target = "any",
     weight_bits: WeightBits = 8,
     balance: Balance = True,
     balance_as: Annotated[
         Path | None, option("--balance-as", help="Balance as in these ranges, so that both can be merged.", panel=HOW)
     ] = None,
-    keep: Annotated[
-        list[str] | None,
-        option(
-            "--keep",
-            help="Module that stays float, or the beginning of its path; repeatable.",
-            panel=HOW,
-            metavar="MODULE",
-        ),
-    ] = None,
-    max_drift: Annotated[
-        str | None,
-        option("--max-drift", help="Keep the fewest modules so that p99 drifts by at most this, 0.5px.", panel=HOW),
-    ] = None,
-    max_pck_drop: Annotated[
-        float | None, option("--max-pck-drop", help="The same for points of PCK@0.1 on --check.", panel=HOW)
-    ] = None,
-    by: By = "module",
     threads: Threads = None,
     output: Annotated[
         Path | None,
@@ -126,61 +128,49 @@ def main_command(
     ranges: Annotated[Path | None, option("--ranges", help="Write the measured ranges as JSON.", panel=OUTPUTS)] = None,
     check: Check = None,
     state: State = None,
+    time: Annotated[
+        bool, option("--time/--no-time", help="Time the file against the float file at the end.", panel=OUTPUTS)
+    ] = True,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Quantize a CATs model with the ranges of its activations on photos, and compare it with the float model."""
+    """Quantize a CATs model with photos, leave in float32 what a bound on the matches needs, and compare the result."""
     from cats.calibration.calibrate import HELD_OUT, calibrate, check_ranges, load_float_model, measure_ranges
-    from cats.calibration.inputs import SMALL
+    from cats.calibration.inputs import SMALL, demo_pairs
     from cats.calibration.ranges import Ranges
-    from cats.calibration.search import parse_bound, print_answer, search, write_answer
-    from cats.calibration.variants import open_variants
+    from cats.calibration.search import parse_bound, print_answer, search
+    from cats.calibration.timing import compare_speed, print_speed
+    from cats.calibration.variants import Variants
     from cats.data import open_dataset
     from cats.evaluation.parity import TOLERANCE, print_figures
 
     quiet_pillow()
     model = find_model(model)
-    kind = precision
     if precision == "mixed":
-        precision = "int8"
-        if max_drift is None and max_pck_drop is None:
-            max_drift = f"{TOLERANCE['mixed']}px"
-    searching = max_drift is not None or max_pck_drop is not None
+        raise InputError("--precision mixed is what --precision int8 does now: leave it out")
+    if precision not in PRECISIONS:
+        raise InputError(f"precision {precision!r}: choose {', '.join(PRECISIONS)}")
+    searching = not as_is and not keep
+    if not searching and (max_drift is not None or max_pck_drop is not None or state is not None):
+        raise InputError("--max-drift, --max-pck-drop and --state belong to the search: leave out --as-is and --keep")
     if precision == "fp16" and not searching:
-        raise InputError("fp16 is typed by cats-export --fp16; here it goes with --max-drift")
-    if keep and searching:
-        raise InputError("--keep belongs to quantizing without a search: leave it out here")
-    destination = output or Path(f"{model.name.removesuffix('.onnx')}.{kind}.onnx")
+        raise InputError("fp16 without a search is typed by cats-export --fp16")
+    bound = parse_bound(max_drift, max_pck_drop, TOLERANCE[precision])
+    destination = output or Path(f"{model.name.removesuffix('.onnx')}.{precision}.onnx")
     outputs = OutputPlan(force=force).reads(model, images, pairs, *(from_ranges or ()), balance_as)
     outputs.reads_data(data, check).writes(destination, suffixes=(".onnx",)).writes(ranges, suffixes=(".json",))
     outputs.writes(state, updates=True).check()
-    if searching:
-        variants = open_variants(
-            load_float_model(model),
-            open_photos(images, pairs, data, split, from_ranges),
-            from_ranges or [],
-            precision=precision,
-            balance=balance,
-            options={"method": method, "target": target, "weight_bits": weight_bits},
-            check=check,
-            limit=limit,
-            threads=threads,
-            state=state,
-        )
-        answer = search(variants, parse_bound(max_drift, max_pck_drop), by=by)
-        verified = write_answer(variants, answer, destination)
-        print_answer(answer, variants.candidates, as_json=as_json)
-        if not verified:
-            raise VerificationError(
-                f"{destination} meets the bound, but its flow differs from the float model's by more than the "
-                f"tolerance of {precision}: it is marked as not verified"
-            )
-        return
+    where, reason = choose_target(target, precision)
     photos = open_photos(images, pairs, data, split, from_ranges)
     source = load_float_model(model)
-    if check is not None:
-        open_dataset(check)  # what cannot work is found before the work
-    if photos is not None:
+    dataset = open_dataset(check) if check is not None else None  # what cannot work is found before the work
+    note(f"made for {'CPUs' if where == 'cpu' else 'TensorRT'}: {reason}")
+    found: Ranges | None = None
+    if photos is None:
+        judged_on = demo_pairs()
+        found = Ranges.load_all(from_ranges or [])
+        check_ranges(source, found)
+    else:
         if photos.skipped:
             note(f"{photos.skipped} files that are no images skipped")
         measured_on, judged_on = photos.spread(limit + HELD_OUT).split(HELD_OUT)
@@ -189,43 +179,59 @@ def main_command(
                 f"warning: a small set, pairs to measure: {len(measured_on)}; ranges of other photos may be wider: "
                 f"give {SMALL} pairs or more"
             )
-        factors = balance if balance_as is None else Ranges.load(balance_as).balance
-        found = measure_ranges(source, measured_on.spread(limit), balance=factors, threads=threads)
-    else:
-        judged_on = None
-        found = Ranges.load_all(from_ranges or [])
-        check_ranges(source, found)
-    if ranges is not None:
+        if precision != "fp16":
+            factors = balance if balance_as is None else Ranges.load(balance_as).balance
+            found = measure_ranges(source, measured_on.spread(limit), balance=factors, threads=threads)
+    if ranges is not None and found is not None:
         found.save(ranges)
         note(f"{ranges}: ranges of {len(found.tensors)} activations over {found.pairs} pairs")
+    how = {"method": method, "target": where, "weight_bits": weight_bits}
+    answer = None
+    if searching:
+        variants = Variants(
+            source,
+            found,
+            judged_on,
+            precision=precision,
+            options={} if precision == "fp16" else how,
+            dataset=dataset.select(limit=limit) if dataset is not None and max_pck_drop is not None else None,
+            threads=threads,
+            state=state,
+        )
+        answer = search(variants, bound, by=by)
+        print_answer(answer, variants.candidates)
     report = calibrate(
         source,
         found,
         destination,
         precision=precision,
-        method=method,
-        target=target,
-        keep=keep or (),
-        weight_bits=weight_bits,
+        keep=answer.keep if answer else keep or (),
         pairs=judged_on,
         data=check,
+        found=answer.to_dict() if answer else None,
         threads=threads,
+        **how,
     )
     drift = report.drift
     heading = f"{destination}: {drift.against}; {drift.source}"
     print_figures(drift, heading, ("float", "quantized"), px=".3f", confidence=".3f")
     note(
-        f"{destination}: {report.metadata.precision} for {target}, {destination.stat().st_size / 1e6:.1f} MB, "
-        f"{len(report.quantized)} modules quantized, {len(report.kept)} kept in float32"
+        f"{destination}: {precision}, {destination.stat().st_size / 1e6:.1f} MB, float "
+        f"{model.stat().st_size / 1e6:.1f} MB; {len(report.quantized)} modules quantized, {len(report.kept)} kept in "
+        "float32"
     )
-    if target == "any" and precision == "int8":
-        note("this form is for GPUs, and runs on CPUs too; to be fast there, --for cpu")
+    if time and precision == "int8":
+        print_speed(compare_speed(model, destination, threads=threads), where)
     if as_json:
         print_json(report.metadata.to_dict())
     if not drift.passed:
         raise VerificationError(
-            f"{destination}: the flow differs from the float model's by more than the tolerance (see above); "
-            "keep the most sensitive modules in float32 with --keep"
+            f"{destination}: the matches move by more than {drift.tolerance_px:g} px (p99, see above); "
+            + (
+                "the file is marked as not verified"
+                if searching
+                else "leave out --as-is and --keep, and cats-calibrate finds what must stay in float32"
+            )
         )
 
 

@@ -32,7 +32,7 @@ def quantizable_modules(model: onnx.ModelProto) -> dict[str, list[str]]:
     return dict(found)
 
 
-def condensed(kept: Collection[str], names: Collection[str]) -> list[str]:
+def condense(kept: Collection[str], names: Collection[str]) -> list[str]:
     """The fewest beginnings of paths that keep just these of all modules, in their order."""
     found: list[str] = []
     for module in kept:
@@ -145,6 +145,37 @@ def own_weights(model: onnx.ModelProto) -> onnx.ModelProto:
             node.input[index] = own
     result.graph.initializer.extend(added.values())
     return result
+
+
+def name_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model in which every node has a name of its own that begins with its module; a copy.
+
+    Names are optional in ONNX: some tools drop or repeat them. What a node computes, and the weights that it reads,
+    still say whose it is.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = Graph(result)
+    used: set[str] = set()
+    for node in result.graph.node:
+        owner = next((name.rpartition(".")[0] for name in node.input[1:] if _is_own(graph, name)), None)
+        written = next((name for name in node.output if "/" in name), "")
+        name = node.name
+        if "/" not in name:
+            name = f"{owner}/{node.op_type}" if owner is not None else written or f"/{node.op_type}"
+        unique, count = name, 0
+        while unique in used:
+            count += 1
+            unique = f"{name}_{count}"
+        used.add(unique)
+        node.name = unique
+    return result
+
+
+def _is_own(graph: Graph, name: str) -> bool:
+    """Whether a value is a module's parameter by its name."""
+    owner, _, leaf = name.rpartition(".")
+    return bool(owner) and leaf in ("weight", "bias") and graph.constant(name) is not None
 
 
 def element_types(model: onnx.ModelProto) -> set[int]:

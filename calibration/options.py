@@ -9,8 +9,11 @@ import typer
 
 from cats.calibration.inputs import PairSet, pairs_from_csv, pairs_from_data, pairs_from_images
 from cats.core.errors import InputError
+from cats.runtime.hardware import nvidia
 
-PHOTOS, HOW, OUTPUTS = "Photos to measure ranges on (one of these)", "How it is quantized", "Outputs"
+TARGETS = ("cpu", "tensorrt")
+PHOTOS = "Photos to measure ranges on (one of these)"
+SEARCH, HOW, OUTPUTS = "What stays in float32", "How it is quantized", "Outputs"
 
 
 def option(*names: str, help: str, panel: str, default: bool | str = False, **more: Any) -> Any:
@@ -42,12 +45,12 @@ Method = Annotated[
     ),
 ]
 Target = Annotated[
-    str,
+    str | None,
     option(
         "--for",
-        help="any (symmetric, as TensorRT demands), or cpu (with zero points: faster there, refused by TensorRT).",
+        help="cpu (with zero points, refused by TensorRT) or tensorrt (symmetric, as TensorRT demands).",
         panel=HOW,
-        default=True,
+        default="tensorrt where an NVIDIA GPU is, else cpu",
     ),
 ]
 WeightBits = Annotated[
@@ -68,7 +71,7 @@ Balance = Annotated[
         default=True,
     ),
 ]
-By = Annotated[str, option("--by", help="Vary each module, or each block at once.", panel=HOW, default=True)]
+By = Annotated[str, option("--by", help="Vary each module, or each block at once.", panel=SEARCH, default=True)]
 State = Annotated[Path | None, option("--state", help="JSON file with which a killed run goes on.", panel=OUTPUTS)]
 Check = Annotated[
     str | None,
@@ -105,3 +108,21 @@ def open_photos(
     if pairs is not None:
         return pairs_from_csv(pairs)
     return pairs_from_data(data, split) if data is not None else None
+
+
+def choose_target(target: str | None, precision: str) -> tuple[str, str]:
+    """The target of ``--for``, or the one that suits where the file will most likely run; and why.
+
+    Raises:
+        InputError: there is no such target.
+    """
+    if target is not None:
+        if target not in TARGETS:
+            raise InputError(f"--for {target}: choose {' or '.join(TARGETS)}")
+        return target, "as told"
+    if precision != "int8":
+        return "tensorrt", f"{precision} is for GPUs"
+    gpus = nvidia().gpus
+    if gpus:
+        return "tensorrt", f"this machine has an {gpus[0].name}; give --for cpu for a file that runs on CPUs"
+    return "cpu", "this machine has no NVIDIA GPU; give --for tensorrt for a file of which engines are built"

@@ -3,7 +3,7 @@
 Weights are symmetric per output channel, rounded as :mod:`cats.calibration.weight_rounding` says; activations per
 tensor. Two placements:
 
-``any``
+``tensorrt``
     symmetric int8 (or float8) and the placement rules of TensorRT: nothing between a convolution and its activation,
     a residual sum reads one branch quantized. ONNX Runtime and OpenVINO run it too.
 ``cpu``
@@ -18,7 +18,6 @@ residual stream of the aggregator.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
@@ -28,30 +27,22 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from cats.calibration.balance import balanced
+from cats.calibration.distribution import METHODS, Channels
 from cats.calibration.graph import Graph, is_half, quantizable_modules
-from cats.calibration.ranges import METHODS, Channels, Ranges
+from cats.calibration.options import TARGETS
+from cats.calibration.qdq import Plan, Point, Weight, rewrite
+from cats.calibration.ranges import Ranges
 from cats.calibration.weight_rounding import mean_error, round_weights
 from cats.core.errors import InputError, ModelFileError
 from cats.export.fp16.assign import is_quantized
 from cats.export.modules import in_modules, module_of
 
 PRECISIONS = ("int8", "fp8")
-TARGETS = ("any", "cpu")
 
 RoundedWeights = dict[str, tuple[NDArray[Any], NDArray[np.float32]]]
 """By name, weights in their 8-bit type, and what rounding adds to each output channel on average."""
 
 _FP8_MAX = 448.0  # of float8e4m3fn
-_ACTIVATIONS = ("Relu", "Clip")
-
-
-@dataclass(frozen=True)
-class Point:
-    """How one activation is quantized: ``q = round(x / scale) + zero_point``, saturated."""
-
-    scale: float
-    zero_point: int
-    dtype: int
 
 
 def quantize(
@@ -61,7 +52,7 @@ def quantize(
     precision: str = "int8",
     method: str = "mse",
     keep: Collection[str] = (),
-    target: str = "any",
+    target: str = "tensorrt",
     percentile: float = 99.99,
     weight_bits: int = 8,
     rounded: RoundedWeights | None = None,
@@ -74,7 +65,7 @@ def quantize(
         precision: ``int8`` or ``fp8`` (float8e4m3fn).
         method: how the interval of each activation is chosen, one of :data:`cats.calibration.ranges.METHODS`.
         keep: modules (:func:`cats.calibration.graph.quantizable_modules`) that stay float, or prefixes of their paths.
-        target: ``any`` or ``cpu``, see above.
+        target: ``cpu`` or ``tensorrt``, see above.
         percentile: of method ``percentile``, in percent.
         weight_bits: 8, or 7 for x86 CPUs without VNNI, whose sums of two products of 8 bits saturate.
         rounded: weights of earlier calls with this model, these ranges, precision and bits; those of this one are
@@ -96,14 +87,14 @@ def quantize(
     if not chosen:
         raise InputError("every module is kept in float: nothing is left to quantize")
     choose = _chooser(ranges, precision, method, target, percentile)
-    plan = _Plan(graph, {node.name for node in chosen}, choose)
+    plan = Plan(graph, {node.name for node in chosen}, choose)
     if target == "cpu":
         plan.everything_around()
         plan.attention(keep)
     else:
         plan.inputs_only()
     inputs = {name: item.channels for name, item in ranges.tensors.items() if item.channels is not None}
-    _rewrite(
+    rewrite(
         result,
         graph,
         plan,
@@ -151,108 +142,19 @@ def _chooser(ranges: Ranges, precision: str, method: str, target: str, percentil
     return choose
 
 
-class _Plan:
-    """Which values get Q/DQ, and which nodes read them through it.
-
-    Attributes:
-        points: by value.
-        readers: by value, names of the nodes that read the dequantized value; None for all.
-    """
-
-    def __init__(self, graph: Graph, chosen: set[str], choose: Callable[..., Point]) -> None:
-        self.graph, self.chosen, self.choose = graph, chosen, choose
-        self.points: dict[str, Point] = {}
-        self.readers: dict[str, set[str] | None] = {}
-
-    def inputs_only(self) -> None:
-        """By TensorRT's rules."""
-        for node in self._chosen():
-            self._add(node.input[0], node)
-        for node in self.graph.model.graph.node:
-            if node.op_type != "Add":
-                continue
-            branches = [name for name in node.input if self._is_convolution(name)]
-            if not branches:
-                continue
-            others = [name for name in node.input if name in self.points and name not in branches]
-            if others or len(branches) == 2:
-                self._add(others[0] if others else branches[1], node)
-
-    def everything_around(self) -> None:
-        """So that ONNX Runtime has integers in front of and behind each convolution, pooling and residual sum."""
-        for node in self.graph.model.graph.node:
-            if node.name in self.chosen and node.op_type == "Conv":
-                self._add(node.input[0], node)
-                self._add(self._end(node.output[0]), None)
-            elif node.name in self.chosen:
-                self._add(node.input[0], node)
-            elif node.op_type == "MaxPool" and node.input[0] in self.points:
-                self.points[node.output[0]] = self.points[node.input[0]]
-                self.readers[node.output[0]] = None
-            elif node.op_type == "Add" and all(name in self.points for name in node.input):
-                for name in node.input:
-                    self._add(name, node)
-                self._add(self._end(node.output[0]), None)
-
-    def attention(self, keep: Collection[str]) -> None:
-        """Products of queries and keys, and of weights and values, whose layers are quantized; the key or the value
-        takes the place of a weight."""
-        for node, layers in self.graph.attention_products():
-            module = module_of(node)
-            if in_modules(module, keep) or any(in_modules(f"{module}.{layer}", keep) for layer in layers):
-                continue
-            left, right = node.input
-            self._add(left, node)
-            self.points[right] = self.choose(right, symmetric=True)
-            self.readers[right] = {node.name}
-
-    def _chosen(self) -> list[onnx.NodeProto]:
-        return [node for node in self.graph.model.graph.node if node.name in self.chosen]
-
-    def _add(self, name: str, reader: onnx.NodeProto | None) -> None:
-        if name not in self.points:
-            self.points[name] = self.choose(name)
-            self.readers[name] = set()
-        known = self.readers[name]
-        if reader is None or known is None:
-            self.readers[name] = None
-        else:
-            known.add(reader.name)
-
-    def _end(self, name: str) -> str:
-        """The value behind an activation that is fused with the node that computes ``name``."""
-        readers = self.graph.consumers[name]
-        if len(readers) == 1 and readers[0].op_type in _ACTIVATIONS and name not in self.graph.outputs:
-            return readers[0].output[0]
-        return name
-
-    def _is_convolution(self, name: str) -> bool:
-        node = self.graph.producer.get(name)
-        return node is not None and node.op_type == "Conv" and node.name in self.chosen
-
-
-@dataclass(frozen=True)
-class _Weight:
-    """A quantized weight: the initializers and nodes that replace it, and the value to read."""
-
-    name: str
-    initializers: list[onnx.TensorProto]
-    nodes: list[onnx.NodeProto]
-
-
 def _weights(
     graph: Graph,
     chosen: list[onnx.NodeProto],
     precision: str,
-    plan: _Plan,
+    plan: Plan,
     bits: int,
     inputs: Mapping[str, Channels],
     rounded: RoundedWeights,
-) -> dict[tuple[str, int], _Weight]:
+) -> dict[tuple[str, int], Weight]:
     """By node name and input index, the quantized weight (shared by the nodes of a module), and the bias of a
     convolution as a plain initializer or, with zero points, as integers."""
-    by_name: dict[str, _Weight] = {}
-    found: dict[tuple[str, int], _Weight] = {}
+    by_name: dict[str, Weight] = {}
+    found: dict[tuple[str, int], Weight] = {}
     for node in chosen:
         module, name = module_of(node), node.input[1]
         axis = _channel_axis(node)
@@ -275,7 +177,7 @@ def _weights(
             found[node.name, 2] = _quantized_bias(module, f"{module}.bias", bias, np.float32(point.scale) * scale)
         elif channels is not None:
             corrected = f"{module}.bias.corrected"
-            found[node.name, 2] = _Weight(corrected, [numpy_helper.from_array(bias, corrected)], [])
+            found[node.name, 2] = Weight(corrected, [numpy_helper.from_array(bias, corrected)], [])
     return found
 
 
@@ -314,7 +216,7 @@ def _rounded(
     return np.ascontiguousarray(np.moveaxis(stored.reshape(first.shape), 0, axis)), shift
 
 
-def _quantized_weight(module: str, name: str, values: NDArray[Any], scale: NDArray[np.float32], axis: int) -> _Weight:
+def _quantized_weight(module: str, name: str, values: NDArray[Any], scale: NDArray[np.float32], axis: int) -> Weight:
     kind = "int8" if values.dtype == np.int8 else "fp8"
     stored = numpy_helper.from_array(values, f"{name}.{kind}")
     scales = numpy_helper.from_array(scale, f"{name}.scale")
@@ -326,10 +228,10 @@ def _quantized_weight(module: str, name: str, values: NDArray[Any], scale: NDArr
         f"{module}/DequantizeLinear.{leaf}",
         axis=axis,
     )
-    return _Weight(node.output[0], [stored, scales], [node])
+    return Weight(node.output[0], [stored, scales], [node])
 
 
-def _quantized_bias(module: str, name: str, values: NDArray[np.float32], scale: NDArray[np.float32]) -> _Weight:
+def _quantized_bias(module: str, name: str, values: NDArray[np.float32], scale: NDArray[np.float32]) -> Weight:
     limits = np.iinfo(np.int32)
     steps = np.clip(np.rint(values.astype(np.float64) / scale), limits.min, limits.max).astype(np.int32)
     stored, scales = numpy_helper.from_array(steps, f"{name}.int32"), numpy_helper.from_array(scale, f"{name}.scale")
@@ -340,106 +242,4 @@ def _quantized_bias(module: str, name: str, values: NDArray[np.float32], scale: 
         f"{module}/DequantizeLinear.bias",
         axis=0,
     )
-    return _Weight(node.output[0], [stored, scales], [node])
-
-
-def _rewrite(model: onnx.ModelProto, graph: Graph, plan: _Plan, weights: dict[tuple[str, int], _Weight]) -> None:
-    """Put the new nodes where they belong and drop what nobody reads any more."""
-    nodes: list[onnx.NodeProto] = []
-    initializers: list[onnx.TensorProto] = []
-    written: set[str] = set()
-
-    def behind(name: str) -> None:
-        if name not in plan.points:
-            return
-        parts = [_pair(name, plan.points[name], graph)]
-        if any(_is_float_convolution(node, plan) for node in graph.consumers[name]):
-            parts.append(_by_channel(name, plan.points[name], graph))
-        for new_nodes, new_initializers in parts:
-            nodes.extend(new_nodes)
-            initializers.extend(new_initializers)
-
-    for value in model.graph.input:
-        behind(value.name)
-    for node in model.graph.node:
-        for index, name in enumerate(node.input):
-            weight = weights.get((node.name, index))
-            if weight is not None:
-                if weight.name not in written:
-                    written.add(weight.name)
-                    nodes.extend(weight.nodes)
-                    initializers.extend(weight.initializers)
-                node.input[index] = weight.name
-            elif name in plan.points:
-                readers = plan.readers[name]
-                if readers is None and _is_float_convolution(node, plan):
-                    node.input[index] = f"{name}.by_channel"
-                elif readers is None or node.name in readers:
-                    node.input[index] = f"{name}.dequantized"
-        nodes.append(node)
-        for name in node.output:
-            behind(name)
-    kept = [*model.graph.initializer, *initializers]
-    nodes = _without_unused(nodes, graph.outputs)
-    read = {name for node in nodes for name in node.input}
-    del model.graph.node[:], model.graph.initializer[:]
-    model.graph.node.extend(nodes)
-    model.graph.initializer.extend(item for item in kept if item.name in read)
-
-
-def _pair(name: str, point: Point, graph: Graph) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """Q and DQ of an activation; their names carry the module that computes it."""
-    producer = graph.producer.get(name)
-    module = module_of(producer) if producer is not None else ""
-    leaf = name.rpartition("/")[2]
-    scale = helper.make_tensor(f"{name}.scale", TensorProto.FLOAT, [], [point.scale])
-    zero = helper.make_tensor(f"{name}.zero_point", point.dtype, [], [point.zero_point])
-    quantized, result = f"{name}.quantized", f"{name}.dequantized"
-    return [
-        helper.make_node(
-            "QuantizeLinear", [name, scale.name, zero.name], [quantized], f"{module}/QuantizeLinear.{leaf}"
-        ),
-        helper.make_node(
-            "DequantizeLinear", [quantized, scale.name, zero.name], [result], f"{module}/DequantizeLinear.{leaf}"
-        ),
-    ], [scale, zero]
-
-
-def _is_float_convolution(node: onnx.NodeProto, plan: _Plan) -> bool:
-    return node.op_type == "Conv" and node.name not in plan.chosen
-
-
-def _by_channel(name: str, point: Point, graph: Graph) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """A second DQ for convolutions that stay float, with the same parameters repeated for each channel.
-
-    ONNX Runtime quantizes the weights of a float convolution between a DQ and a Q by itself, with one scale for all of
-    them (its pass WeightBiasQuantization), unless that DQ has a scale for each channel.
-    """
-    node = next(reader for reader in graph.consumers[name] if reader.op_type == "Conv")
-    group = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
-    weight = graph.constant(node.input[1])
-    assert weight is not None
-    count = weight.shape[1] * group
-    scales = helper.make_tensor(f"{name}.scales", TensorProto.FLOAT, [count], [point.scale] * count)
-    zeros = helper.make_tensor(f"{name}.zero_points", point.dtype, [count], [point.zero_point] * count)
-    producer = graph.producer.get(name)
-    module, leaf = module_of(producer) if producer is not None else "", name.rpartition("/")[2]
-    dequantize = helper.make_node(
-        "DequantizeLinear",
-        [f"{name}.quantized", scales.name, zeros.name],
-        [f"{name}.by_channel"],
-        f"{module}/DequantizeLinear.{leaf}.by_channel",
-        axis=1,
-    )
-    return [dequantize], [scales, zeros]
-
-
-def _without_unused(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
-    """Nodes whose result is read, such as not the casts of weights that are integers now."""
-    needed = set(outputs)
-    kept = []
-    for node in reversed(nodes):
-        if any(name in needed for name in node.output):
-            kept.append(node)
-            needed.update(node.input)
-    return kept[::-1]
+    return Weight(node.output[0], [stored, scales], [node])

@@ -1,31 +1,22 @@
-"""Mixed precision: the fewest modules in higher precision with which a bound on the matches holds."""
+"""Mixed precision: the fewest and cheapest modules to leave in float with which a bound on the matches holds."""
 
 from __future__ import annotations
 
 import math
-import statistics
-import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from cats.calibration.calibrate import calibrate
-from cats.calibration.graph import condensed
+from cats.calibration.graph import condense
 from cats.calibration.studies.sensitivity import measure_sensitivity
 from cats.calibration.variants import Effect, Variants, groups
-from cats.core.console import note, print_json, progress, stdout, table
+from cats.core.console import note, progress, stderr, table
 from cats.core.errors import InputError, VerificationError
-from cats.core.metadata import write_model
-from cats.evaluation.parity import TOLERANCE
-
-_FRONT = 8  # variants that are timed against one another
-_ROUNDS = 12
 
 
 @dataclass(frozen=True)
 class Bound:
-    """What must hold on the validation pairs; at least one of both.
+    """What must hold on the pairs that variants are judged by; at least one of both.
 
     Attributes:
         max_drift: largest 99th percentile of the flow difference, in pixels at 256 x 256.
@@ -48,20 +39,28 @@ class Bound:
             return True
         return effect.pck_drop is not None and effect.pck_drop <= self.max_pck_drop
 
+    def __str__(self) -> str:
+        parts = [] if self.max_drift is None else [f"p99 {self.max_drift:g} px"]
+        return " and ".join(parts + ([] if self.max_pck_drop is None else [f"PCK drop {self.max_pck_drop:g}"]))
+
 
 @dataclass(frozen=True)
-class FrontPoint:
-    """One variant of the Pareto front.
+class Kept:
+    """Modules that stay in float, and why.
 
     Attributes:
-        keep: modules in higher precision.
-        effect: against the float model, on the validation pairs.
-        ms: median time of a run, taken in turns with the other points and the float model.
+        name: the module, or the block.
+        modules: what it consists of.
+        alone_px: 99th percentile of the flow difference with it alone in lower precision.
+        without_px: the same with everything in lower precision but the other kept ones.
+        share: of the whole model's work, by :attr:`cats.calibration.variants.Variants.costs`.
     """
 
-    keep: tuple[str, ...]
-    effect: Effect
-    ms: float
+    name: str
+    modules: tuple[str, ...]
+    alone_px: float
+    without_px: float
+    share: float
 
 
 @dataclass(frozen=True)
@@ -69,17 +68,17 @@ class SearchResult:
     """The answer of a search.
 
     Attributes:
-        keep: modules in higher precision, in graph order.
+        keep: modules in float, in graph order.
+        why: the same by the names under which they were varied, the worst first.
         effect: of the answer.
-        front: no other measured variant is both faster and closer to the float model; by time.
-        float_ms: time of the float model, taken as those of the front.
+        everything: effect with nothing kept.
         measured: number of variants that were measured.
     """
 
     keep: tuple[str, ...]
+    why: tuple[Kept, ...]
     effect: Effect
-    front: tuple[FrontPoint, ...]
-    float_ms: float
+    everything: Effect
     bound: Bound
     precision: str
     pairs: int
@@ -87,20 +86,25 @@ class SearchResult:
     measured: int
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
-        return {**asdict(self), "where": "ONNX Runtime on the CPU"}
+        """The part ``search`` of the metadata's ``calibration``."""
+        return {
+            "bound": asdict(self.bound),
+            "everything_p99_px": round(self.everything.p99_px, 4),
+            "kept": [asdict(item) for item in self.why],
+            "measured": self.measured,
+        }
 
 
-def search(variants: Variants, bound: Bound, *, by: str = "module") -> SearchResult:
-    """Find the fewest modules to keep.
+def search(variants: Variants, bound: Bound, *, by: str = "block") -> SearchResult:
+    """Find the modules to keep in float; none where the bound holds without.
 
-    The modules are ranked by what each does alone; halving finds how many of the most sensitive must be kept; then each
-    of these, the least sensitive first, is given up where the bound still holds. Another set of the same size or a
-    smaller one that is no subset of the ranking's beginning is not looked for. The choice depends on drift and PCK
-    alone, never on times, so that equal inputs give equal answers.
+    The modules are ranked by the square of what each does alone, as noise adds up, over the work that it is; halving
+    finds how many of the first must be kept; then each of these, the most work first, is given up where the bound still
+    holds. Another set that is no subset of the ranking's beginning is not looked for. The choice depends on drift, PCK
+    and counted operations alone, never on times, so that equal inputs give equal answers.
 
     Args:
-        variants: on validation pairs that the ranges were not measured on.
+        variants: on pairs to judge by.
         bound: what must hold.
         by: ``module`` or ``block``, see :func:`cats.calibration.variants.groups`.
 
@@ -111,33 +115,43 @@ def search(variants: Variants, bound: Bound, *, by: str = "module") -> SearchRes
     if bound.max_pck_drop is not None and variants.dataset is None:
         raise InputError("--max-pck-drop needs annotated pairs: give --check KIND:DIR")
     chosen = groups(variants.candidates, by)
-    order = [item.name for item in measure_sensitivity(variants, by=by, cumulative=False).ranked]
+    everything = variants.measure(())
+    kept: list[str] = []
+    alone: dict[str, float] = {}
+    cost = {name: sum(variants.costs[module] for module in members) for name, members in chosen.items()}
 
-    def members(names: list[str]) -> set[str]:
-        return {module for name in names for module in chosen[name]}
+    def measure(names: Collection[str]) -> Effect:
+        return variants.measure({module for name in names for module in chosen[name]})
 
-    def holds(names: list[str]) -> bool:
-        return bound.holds(variants.measure(members(names)))
-
-    kept = _halved(order, holds)
-    if len(kept) == len(order):
-        raise VerificationError(
-            f"the bound holds only with every module in float32: {variants.precision} cannot meet it; loosen it"
+    if not bound.holds(everything):
+        ranking = measure_sensitivity(variants, by=by, cumulative=False).ranked
+        alone = {item.name: item.alone.p99_px for item in ranking}
+        order = sorted(alone, key=lambda name: (-(alone[name] ** 2) / cost[name], name))
+        kept = _find_shortest(order, lambda names: bound.holds(measure(names)))
+        if len(kept) == len(order):
+            last = measure(order[:-1])
+            raise VerificationError(
+                f"{variants.precision} cannot meet the bound of {bound}: with {order[-1]} alone in it "
+                f"matches still move by {last.p99_px:.2f} px (p99); loosen the bound, or run the float file"
+            )
+        kept = _give_up(kept, cost, lambda names: bound.holds(measure(names)))
+    total = sum(cost.values())
+    why = [
+        Kept(
+            name,
+            tuple(chosen[name]),
+            round(alone[name], 4),
+            round(measure([other for other in kept if other != name]).p99_px, 4),
+            round(cost[name] / total, 4),
         )
-    with progress() as bar:
-        task = bar.add_task("giving modules up", total=len(kept))
-        for name in reversed(list(kept)):
-            rest = [other for other in kept if other != name]
-            if holds(rest):
-                kept = rest
-            bar.advance(task)
-    answer = members(kept)
-    front, float_ms = _front(variants, answer)
+        for name in kept
+    ]
+    keep = {module for item in why for module in item.modules}
     return SearchResult(
-        tuple(name for name in variants.candidates if name in answer),
-        variants.measure(answer),
-        front,
-        float_ms,
+        tuple(name for name in variants.candidates if name in keep),
+        tuple(sorted(why, key=lambda item: (-item.without_px, item.name))),
+        measure(kept),
+        everything,
         bound,
         variants.precision,
         len(variants.pairs),
@@ -146,7 +160,7 @@ def search(variants: Variants, bound: Bound, *, by: str = "module") -> SearchRes
     )
 
 
-def _halved(order: list[str], holds: Any) -> list[str]:
+def _find_shortest(order: list[str], holds: Callable[[list[str]], bool]) -> list[str]:
     """Shortest beginning of ``order`` that holds, if longer ones do too; all of it where none shorter was found."""
     low, high = 0, len(order)  # high holds: everything kept is the float model
     with progress() as bar:
@@ -161,51 +175,27 @@ def _halved(order: list[str], holds: Any) -> list[str]:
     return order[:high]
 
 
-def _front(variants: Variants, answer: set[str]) -> tuple[tuple[FrontPoint, ...], float]:
-    """The Pareto front of what was measured, timed in turns; the answer is among the timed ones."""
-    measured = variants.measured
-    best = _undominated([(effect.ms, effect.p99_px, key) for key, effect in measured.items()])
-    if len(best) > _FRONT:
-        best = [best[k * (len(best) - 1) // (_FRONT - 1)] for k in range(_FRONT)]
-    keys = list(dict.fromkeys([*best, tuple(sorted(answer))]))
-    everything = tuple(sorted(variants.candidates))
-    keys = [key for key in keys if key != everything]
-    times = _times(variants, [*keys, everything])
-    effects = {key: variants.measure(key) for key in keys}
-    front = _undominated([(times[key], effects[key].p99_px, key) for key in keys])
-    return tuple(FrontPoint(key, effects[key], times[key]) for key in front), times[everything]
-
-
-def _undominated(points: list[tuple[float, float, tuple[str, ...]]]) -> list[tuple[str, ...]]:
-    found, closest = [], math.inf
-    for _, drift, key in sorted(points):
-        if drift < closest:
-            found.append(key)
-            closest = drift
-    return found
-
-
-def _times(variants: Variants, keys: list[tuple[str, ...]]) -> dict[tuple[str, ...], float]:
-    """Median time of a run of each variant in milliseconds, all in turns so that disturbances hit all alike."""
-    sessions = {key: variants.session(key) for key in keys}
-    feed = variants.feeds()[0]
-    times: dict[tuple[str, ...], list[float]] = {key: [] for key in keys}
-    for session in sessions.values():
-        session(feed)
+def _give_up(kept: list[str], cost: dict[str, float], holds: Callable[[list[str]], bool]) -> list[str]:
+    """``kept`` without those, the most work first, without which the bound holds; all of the rest are needed."""
     with progress() as bar:
-        task = bar.add_task("timing, rounds", total=_ROUNDS)
-        for _ in range(_ROUNDS):
-            for key, session in sessions.items():
-                session(feed)  # the idle threads of the one before spin for a while
-                start = time.perf_counter()
-                session(feed)
-                times[key].append((time.perf_counter() - start) * 1000)
+        task = bar.add_task("giving modules up", total=None)
+        waiting = sorted(kept, key=lambda name: (-cost[name], name))
+        tried: list[str] = []
+        while waiting:
+            name = waiting.pop(0)
+            rest = [other for other in kept if other != name]
+            if holds(rest):
+                kept, waiting, tried = rest, tried + waiting, []
+            else:
+                tried.append(name)
             bar.advance(task)
-    return {key: round(statistics.median(values), 4) for key, values in times.items()}
+    return kept
 
 
-def parse_bound(max_drift: str | None, max_pck_drop: float | None) -> Bound:
-    """The bound of the options; ``max_drift`` may end in px."""
+def parse_bound(max_drift: str | None, max_pck_drop: float | None, default: float) -> Bound:
+    """The bound of the options; ``max_drift`` may end in px; ``default`` pixels where neither is given."""
+    if max_drift is None and max_pck_drop is None:
+        return Bound(default)
     try:
         drift = None if max_drift is None else float(max_drift.removesuffix("px"))
     except ValueError:
@@ -213,54 +203,19 @@ def parse_bound(max_drift: str | None, max_pck_drop: float | None) -> Bound:
     return Bound(drift, max_pck_drop)
 
 
-def print_answer(result: SearchResult, names: Collection[str], *, as_json: bool) -> None:
-    """Print the answer and the Pareto front, or JSON; ``names`` are all modules that were searched among."""
-    if as_json:
-        print_json(result.to_dict())
+def print_answer(result: SearchResult, names: Collection[str]) -> None:
+    """Show on stderr what stays in float and why; ``names`` are all modules that were searched among."""
+    if not result.why:
+        note(f"everything in {result.precision}: p99 {result.effect.p99_px:.3f} px, bound {result.bound}")
         return
-    rows = [
-        [str(len(point.keep)), f"{point.ms:.2f}", f"{point.effect.p99_px:.3f}", f"{point.ms / result.float_ms:.2f}"]
-        for point in result.front
-    ]
-    columns = ["modules kept", "ms", "p99 px", "of the float model's time"]
-    stdout.print(
-        table(f"Pareto front in ONNX Runtime on this CPU; float model {result.float_ms:.2f} ms", columns, rows)
-    )
-    note(f"kept in float32: {', '.join(condensed(result.keep, names)) or 'nothing'}")
+    rows = [[item.name, f"{item.alone_px:.2f}", f"{item.without_px:.2f}", f"{item.share:.1%}"] for item in result.why]
     note(
-        f"p99 {result.effect.p99_px:.3f} px on {result.pairs} pairs, {result.source}; "
+        f"p99 of the flow difference: {result.everything.p99_px:.2f} px with everything in {result.precision}, "
+        f"{result.effect.p99_px:.2f} px with these modules in float32 (bound {result.bound}). What each does alone in "
+        f"{result.precision}, where p99 would be if it were given up, and its share of the work:"
+    )
+    stderr.print(table("", ["stays in float32", "alone, px", "given up", "work"], rows))
+    note(
+        f"kept in float32: {', '.join(condense(result.keep, names))}; judged on {result.pairs} pairs, {result.source}; "
         f"{result.measured} variants measured"
     )
-
-
-def write_answer(variants: Variants, result: SearchResult, output: Path) -> bool:
-    """Write the file that a search chose, with its figures; whether it is within the tolerance of its precision."""
-    source = variants.source
-    if variants.precision != "fp16":
-        assert variants.ranges is not None
-        verified = calibrate(
-            source,
-            variants.ranges,
-            output,
-            precision=variants.precision,
-            keep=result.keep,
-            pairs=variants.pairs,
-            label="mixed" if result.keep else None,
-            threads=variants.threads,
-            **variants.options,
-        ).drift.passed
-    else:
-        effect = result.effect
-        tolerance = TOLERANCE["fp16"]
-        verified = effect.p99_px <= tolerance
-        parity = {"median_px": effect.median_px, "p99_px": effect.p99_px, "max_px": effect.max_px}
-        metadata = source.metadata.with_(
-            precision="fp16",
-            calibration={**(source.metadata.calibration or {}), "precision": "fp16", "kept": list(result.keep)},
-            parity={**parity, "pairs": result.pairs, "source": result.source, "tolerance_px": tolerance},
-            verified=verified,
-            accuracy=None,
-        )
-        write_model(variants.build(result.keep), metadata, output)
-    note(f"{output} written")
-    return verified

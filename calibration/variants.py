@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from cats.calibration.calibrate import FloatModel, check_ranges, measure_ranges
-from cats.calibration.graph import quantizable_modules
+from cats.calibration.graph import QUANTIZABLE, Graph, quantizable_modules
 from cats.calibration.inputs import Feeds, PairSet, pairs_from_data
 from cats.calibration.quantize import RoundedWeights, quantize
 from cats.calibration.ranges import Ranges
@@ -31,8 +31,10 @@ from cats.export.modules import module_of
 
 PRECISIONS = ("int8", "fp8", "fp16")
 ALPHA = 0.1
-VALIDATION = 8
+VALIDATION = 12
 """Pairs to judge variants by."""
+
+_MACS_PER_ELEMENT = 20  # that a CPU does while it reads or writes one value
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,12 @@ class Effect:
     Attributes:
         median_px, p99_px, max_px: difference of the flow in pixels at 256 x 256.
         pck_drop: PCK@0.1 of the float model less that of the variant, in points; None without annotated pairs.
-        ms: median time of a run in ONNX Runtime on the CPU.
     """
 
     median_px: float
     p99_px: float
     max_px: float
     pck_drop: float | None
-    ms: float
 
 
 class Variants:
@@ -99,7 +99,7 @@ class Variants:
         self.nodes = _node_names(source.model, self.candidates)
         self._moments = channel_moments(source.model, source.metadata.preprocessing) if precision == "fp16" else None
         self._feeds: list[Feeds] | None = None
-        self._reference: tuple[Any, float, float | None] | None = None
+        self._reference: tuple[Any, float | None] | None = None
         self._known: dict[tuple[str, ...], Effect] = {}
         self._rounded: RoundedWeights = {}
         self.fingerprint = self._fingerprint()
@@ -130,14 +130,15 @@ class Variants:
             self._save_state()
         return self._known[key]
 
-    def float_ms(self) -> float:
-        """Median time of a run of the float model."""
-        return self._float()[1]
-
     @property
     def measured(self) -> dict[tuple[str, ...], Effect]:
         """All variants measured so far, by the kept modules."""
         return dict(self._known)
+
+    @functools.cached_property
+    def costs(self) -> dict[str, float]:
+        """Work of each candidate."""
+        return count_work(self.source.model, self.feeds()[0], self.nodes, self.threads)
 
     def session(self, keep: Collection[str]) -> Session:
         """The variant, ready to run."""
@@ -153,34 +154,24 @@ class Variants:
         return self._feeds
 
     def _measure(self, key: tuple[str, ...]) -> Effect:
-        expected, float_ms, float_pck = self._float()
+        expected, float_pck = self._float()
         if set(self.candidates) <= set(key):
-            return Effect(0.0, 0.0, 0.0, None if self.dataset is None else 0.0, float_ms)
+            return Effect(0.0, 0.0, 0.0, None if self.dataset is None else 0.0)
         session = self.session(key)
-        flow, ms = self._run(session)
+        flow = self._run(session)
         distance = flow_distance(expected, flow)
         drop = None if float_pck is None else round(float_pck - self._pck(session), 6)
-        return Effect(
-            float(np.median(distance)), float(np.quantile(distance, 0.99)), float(distance.max()), drop, round(ms, 4)
-        )
+        return Effect(float(np.median(distance)), float(np.quantile(distance, 0.99)), float(distance.max()), drop)
 
-    def _float(self) -> tuple[Any, float, float | None]:
+    def _float(self) -> tuple[Any, float | None]:
         if self._reference is None:
             session = Session(self.source.model, threads=self.threads)
-            flow, ms = self._run(session)
-            self._reference = flow, ms, None if self.dataset is None else self._pck(session)
+            self._reference = self._run(session), None if self.dataset is None else self._pck(session)
         return self._reference
 
-    def _run(self, session: Session) -> tuple[Any, float]:
-        """Flows over all pairs, and the median time of a run in milliseconds."""
-        feeds = self.feeds()
-        session(feeds[0])
-        flows, times = [], []
-        for item in feeds:
-            start = time.perf_counter()
-            flows.append(session(item)["flow"])
-            times.append((time.perf_counter() - start) * 1000)
-        return np.concatenate(flows)[: len(self.pairs)], float(np.median(times))
+    def _run(self, session: Session) -> Any:
+        """Flows over all pairs."""
+        return np.concatenate([session(item)["flow"] for item in self.feeds()])[: len(self.pairs)]
 
     def _pck(self, session: Session) -> float:
         from cats.evaluation.evaluate import evaluate
@@ -244,10 +235,10 @@ def open_variants(
     threads: int | None,
     state: Path | None,
 ) -> Variants:
-    """Variants on validation pairs that share no pair with those the ranges are measured on.
+    """Variants on pairs that the ranges are not measured on, where there are enough (:meth:`.PairSet.split`).
 
     Raises:
-        InputError: too few pairs to have both.
+        InputError: there are no pairs to judge by.
     """
     dataset = open_dataset(check).select(limit=limit) if check is not None else None
     if photos is None:
@@ -255,10 +246,7 @@ def open_variants(
             raise InputError("--from-ranges leaves no pairs to judge by: give --check KIND:DIR too")
         judged_on, measured_on = pairs_from_data(check).spread(VALIDATION), None
     else:
-        chosen = photos.spread(limit)
-        if len(chosen) < 4:
-            raise InputError(f"{photos.name} gives {len(chosen)} pairs: at least 4 are needed to hold some out")
-        measured_on, judged_on = chosen.split(max(1, min(VALIDATION, len(chosen) // 4)))
+        measured_on, judged_on = photos.spread(limit).split(VALIDATION)
     ranges = None
     if measured_on is None and from_ranges:
         ranges = Ranges.load_all(from_ranges)
@@ -275,6 +263,37 @@ def open_variants(
         threads=threads,
         state=state,
     )
+
+
+def count_work(
+    model: onnx.ModelProto, feeds: Feeds, nodes: Mapping[str, Collection[str]], threads: int | None = None
+) -> dict[str, float]:
+    """Work of modules, in multiplications: those of their products, and what reading and writing values is worth.
+
+    Counted, not timed, so that it is the same on every machine.
+
+    Args:
+        model: float32.
+        feeds: inputs of one run.
+        nodes: by module, its nodes.
+        threads: CPU threads; None takes all.
+    """
+    graph = Graph(model)
+    by_name = {node.name: node for node in model.graph.node}
+    found = {module: [by_name[name] for name in names] for module, names in nodes.items()}
+    wanted = {name for items in found.values() for node in items for name in (node.input[0], node.output[0])}
+    wanted -= {value.name for value in model.graph.input} | set(graph.initializers)
+    sizes = {
+        name: values.size for name, values in Session(model, outputs=sorted(wanted), threads=threads)(feeds).items()
+    }
+
+    def work(node: onnx.NodeProto) -> float:
+        size = sizes.get(node.output[0], 0)
+        weight = graph.constant(node.input[1]) if node.op_type in QUANTIZABLE else None
+        each = 0 if weight is None else weight.size / weight.shape[0 if node.op_type == "Conv" else -1]
+        return float(size * each + _MACS_PER_ELEMENT * (size + sizes.get(node.input[0], 0)))
+
+    return {module: max(1.0, sum(map(work, items))) for module, items in found.items()}
 
 
 def groups(candidates: Iterable[str], by: str = "module") -> dict[str, list[str]]:

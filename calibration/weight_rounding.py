@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cats.calibration.ranges import Channels
+from cats.calibration.distribution import Channels
 
 _SPATIAL = np.float32(0.9)
 """Share of a channel's variance that the positions under a filter have in common."""

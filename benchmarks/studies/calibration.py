@@ -84,7 +84,7 @@ def make(
         # The whole range suits the 99th percentile, which the rarest values decide; mse suits the median.
         "cats-tiny.int8": {"target": "cpu", "keep": KEEP, "method": "minmax"},
         "cats-tiny.int8-all": {"target": "cpu"},
-        "cats-tiny.int8-any": {"target": "any", "keep": KEEP, "method": "minmax"},
+        "cats-tiny.int8-tensorrt": {"target": "tensorrt", "keep": KEEP, "method": "minmax"},
     }
     for name, recipe in recipes.items():
         data = willow if name == "cats-tiny.int8" else None

@@ -1,8 +1,10 @@
-"""Soft-argmax temperature and the meaning of the confidence, fitted on pairs whose true flow is known.
+"""Soft-argmax temperature and the meaning of the confidence, fitted on real pairs.
 
-A cell's match is *right* where its error is at most :data:`ALPHA` of the image's side. The mapping from confidence to
-the probability of being right is monotone (isotonic regression over quantile bins, Zadrozny and Elkan, KDD 2002); the
-expected calibration error is that of Guo et al., ICML 2017, with 15 bins of equal width.
+A cell's match is *right* where its error is at most :data:`ALPHA` of the image's side; where no true match is known,
+the way to the other image and back stands for it. The mapping from confidence to the probability of being right is
+monotone (isotonic regression over quantile bins, Zadrozny and Elkan, KDD 2002) and begins at chance: a confidence of 0
+is a match spread over the whole image. The expected calibration error is that of Guo et al., ICML 2017, with 15 bins of
+equal width.
 """
 
 from __future__ import annotations
@@ -21,13 +23,13 @@ from cats.calibration.calibrate import FloatModel
 from cats.calibration.graph import Graph
 from cats.calibration.inputs import pair_feeds
 from cats.calibration.sessions import Session, fixed_batch
-from cats.calibration.studies.known_pairs import KnownPair
+from cats.calibration.studies.known_pairs import KnownPair, KnownPairs
 from cats.core.console import progress
 from cats.core.errors import ModelFileError
-from cats.core.geometry import identity_cells, sample_grid
+from cats.core.geometry import sample_grid
 from cats.core.metadata import Metadata
 from cats.evaluation.figures import save_figure
-from cats.evaluation.parity import FRAME
+from cats.evaluation.parity import FRAME, TOLERANCE, measure_parity
 from cats.export.modules import module_of
 
 ALPHA = 0.1
@@ -35,6 +37,8 @@ BINS = 15
 
 _CAP = 32.0  # pixels at 256; errors beyond count alike when the temperature is fitted: the match is lost
 _KNOTS = 20
+_CHANCE = float(np.pi * ALPHA**2)  # probability that a match anywhere in the image is right
+_ASTRAY = 0.3826 * FRAME  # mean distance of a point of the image from its centre
 _FACTORS = np.geomspace(0.25, 4.0, 33)
 
 Floats = NDArray[np.float64]
@@ -42,11 +46,49 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Scores:
-    """Refined scores of one pair before the soft-argmax: (cells of a, cells of b), and the true matches."""
+    """Refined scores of one pair before the soft-argmax: ``values`` (cells of a, cells of b) and ``back`` (cells of b,
+    cells of a), and what is known of its matches."""
 
     values: NDArray[np.float32]
+    back: NDArray[np.float32]
     cells: Floats
-    truth: Floats
+    truth: Floats | None
+
+
+@dataclass(frozen=True)
+class SoftArgmax:
+    """A model's soft-argmax in numpy.
+
+    Attributes:
+        coordinates: (G * G, 2) of the cells of b, as the model has learned them.
+        origin: (G * G, 2) of those of a, from which its flow counts.
+        grid: G.
+    """
+
+    coordinates: Floats
+    origin: Floats
+    grid: int
+
+    @classmethod
+    def of(cls, graph: Graph, grid: int) -> SoftArgmax:
+        """Read the constants of an exported graph; raises :class:`ModelFileError` where it has none."""
+        found = []
+        for node in graph.model.graph.node:
+            if module_of(node) == "soft_argmax" and node.op_type in ("MatMul", "Sub"):
+                value = graph.constant(node.input[1])
+                found += [value] if value is not None and value.size >= 2 * grid * grid else []
+        if len(found) != 2 or found[0].shape != (grid * grid, 3) or found[1].size != 2 * grid * grid:
+            raise ModelFileError("the graph's soft-argmax is not as cats-export writes it: export the model again")
+        return cls(found[0][:, :2].astype(float), found[1].reshape(2, -1).T.astype(float), grid)
+
+    def __call__(self, scores: NDArray[np.float32], temperature: float) -> Floats:
+        """Flow in cells and confidence, (3, G, G), of scores (G * G, G * G) of the cells of two images."""
+        logits = scores.astype(np.float64) / temperature
+        p = np.exp(logits - logits.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        mean = p @ self.coordinates
+        variance = np.maximum((p @ np.square(self.coordinates)).sum(1) - np.square(mean).sum(1), 0)
+        return np.concatenate([(mean - self.origin).T, np.exp(-variance / 2)[None]]).reshape(3, self.grid, self.grid)
 
 
 @dataclass(frozen=True)
@@ -69,7 +111,9 @@ class ConfidenceFit:
     Attributes:
         temperature, old_temperature: of the soft-argmax.
         mapping: ``confidence`` -> ``probability`` of being right and ``error_px``, as knots to interpolate between.
-        before, after: held-out figures: ``ece``, ``mean_error_px``, ``right``; after with temperature and mapping.
+        before, after: held-out figures: ``ece``, ``mean_error_px``, ``right``, ``mean_confidence``, and on pairs of
+            other kinds ``others_confidence``, the mean confidence of matches that are all wrong; after with temperature
+            and mapping.
         bins_before, bins_after: reliability on held-out pairs: (confidence, share right, count) of each filled bin.
     """
 
@@ -83,6 +127,7 @@ class ConfidenceFit:
     fitted_on: int
     held_out: int
     source: str
+    annotated: bool
 
     def to_dict(self) -> dict[str, Any]:
         """The part ``confidence`` of the metadata's ``calibration``."""
@@ -96,16 +141,15 @@ class ConfidenceFit:
             "pairs": self.fitted_on,
             "held_out": self.held_out,
             "source": self.source,
+            "judged_by": "annotations" if self.annotated else "the way there and back",
         }
 
 
-def fit_confidence(
-    source: FloatModel, fit_on: list[KnownPair], held_out: list[KnownPair], what: str, *, threads: int | None = None
-) -> ConfidenceFit:
+def fit_confidence(source: FloatModel, pairs: KnownPairs, *, threads: int | None = None) -> ConfidenceFit:
     """Fit temperature and mapping on some pairs and judge both on others.
 
-    The temperature minimises the mean error, each error capped at 32 pixels; the old one stays unless the fitted one
-    is better on the fitted pairs by more than half a percent.
+    The temperature minimises the mean error, each error capped at 32 pixels; the old one stays where no true match is
+    known, and unless the fitted one is better on the fitted pairs by more than half a percent.
 
     Raises:
         ModelFileError: the graph's soft-argmax is not as cats-export writes it.
@@ -114,68 +158,96 @@ def fit_confidence(
     scores_name, old = _temperature_node(graph)[0].input[0], temperature_of(source.model)
     session = Session(source.model, outputs=[scores_name], threads=threads)
     with progress() as bar:
-        task = bar.add_task("matching, pairs", total=len(fit_on) + len(held_out))
+        task = bar.add_task("matching, pairs", total=len(pairs.fit_on) + len(pairs.held_out) + len(pairs.others))
 
-        def collect(pairs: list[KnownPair]) -> list[Scores]:
-            return [_scores(session, source, pair, lambda: bar.advance(task)) for pair in pairs]
+        def collect(chosen: list[KnownPair]) -> list[Scores]:
+            return [_scores(session, source, pair, lambda: bar.advance(task)) for pair in chosen]
 
-        fitting, judging = collect(fit_on), collect(held_out)
-    side = source.metadata.grid[0]
+        fitting, judging, others = collect(pairs.fit_on), collect(pairs.held_out), collect(pairs.others)
+    head = SoftArgmax.of(graph, source.metadata.grid[0])
 
     def loss(temperature: float) -> float:
-        return float(np.minimum(predict(fitting, temperature, side).error, _CAP).mean())
+        return float(np.minimum(predict(fitting, temperature, head).error, _CAP).mean())
 
-    losses = {float(old * factor): loss(float(old * factor)) for factor in _FACTORS}
-    best = min(losses, key=lambda value: (losses[value], value))
-    temperature = round(best, 6) if losses[best] < 0.995 * loss(old) else old
-    mapping = fit_mapping(predict(fitting, temperature, side))
-    raw, tempered = predict(judging, old, side), predict(judging, temperature, side)
-    mapped = np.interp(tempered.confidence, mapping["confidence"], mapping["probability"])
+    temperature = old
+    if pairs.annotated:
+        losses = {float(old * factor): loss(float(old * factor)) for factor in _FACTORS}
+        best = min(losses, key=lambda value: (losses[value], value))
+        temperature = round(best, 6) if losses[best] < 0.995 * loss(old) else old
+    wrong = others[::2]  # every match of which is wrong; the rest judge
+    mapping = fit_mapping(predict(fitting, temperature, head), predict(wrong, temperature, head) if wrong else None)
+    raw, tempered = predict(judging, old, head), predict(judging, temperature, head)
+    mapped = apply_mapping(mapping, tempered.confidence)
+    before, after = _figures(raw, raw.confidence), _figures(tempered, mapped)
+    if others[1::2]:
+        before["others_confidence"] = _mean(predict(others[1::2], old, head).confidence)
+        after["others_confidence"] = _mean(apply_mapping(mapping, predict(others[1::2], temperature, head).confidence))
     return ConfidenceFit(
         temperature,
         old,
         mapping,
-        _figures(raw, raw.confidence),
-        _figures(tempered, mapped),
+        before,
+        after,
         reliability(raw.confidence, raw.right),
         reliability(mapped, tempered.right),
-        len(fit_on),
-        len(held_out),
-        what,
+        len(pairs.fit_on),
+        len(pairs.held_out),
+        pairs.source,
+        pairs.annotated,
     )
 
 
 def _scores(session: Session, source: FloatModel, pair: KnownPair, done: Callable[[], None]) -> Scores:
-    feeds = pair_feeds(pair.image_a, pair.image_b, source.metadata.preprocessing, fixed_batch(source.model))
-    values = next(iter(session(feeds).values()))[0]
     cells = source.metadata.grid[0] * source.metadata.grid[1]
+    batch = fixed_batch(source.model)
+    found = []
+    for a, b in ((pair.image_a, pair.image_b), (pair.image_b, pair.image_a)):
+        feeds = pair_feeds(a, b, source.metadata.preprocessing, batch)
+        found.append(next(iter(session(feeds).values()))[0])
+        if found[-1].shape != (cells, cells):
+            raise ModelFileError(f"{source.path}: its scores have shape {found[-1].shape}: export it again")
+        if pair.truth is not None:  # the way back is not needed
+            found.append(found[0])
+            break
     done()
-    if values.shape != (cells, cells):
-        raise ModelFileError(f"{source.path}: its scores have shape {values.shape}: export it again")
-    return Scores(values, pair.cells, pair.truth)
+    return Scores(found[0], found[1], pair.cells, pair.truth)
 
 
-def predict(scores: list[Scores], temperature: float, grid: int) -> Predictions:
+def predict(scores: list[Scores], temperature: float, soft_argmax: SoftArgmax) -> Predictions:
     """Errors and confidences of the soft-argmax at a temperature."""
-    identity = identity_cells(grid).reshape(2, -1).T
     errors, confidences = [], []
     for item in scores:
-        logits = item.values.astype(np.float64) / temperature
-        p = np.exp(logits - logits.max(axis=1, keepdims=True))
-        p /= p.sum(axis=1, keepdims=True)
-        mean = p @ identity
-        variance = np.maximum((p @ np.square(identity)).sum(1) - np.square(mean).sum(1), 0)
-        values = np.concatenate([(mean - identity).T, np.exp(-variance / 2)[None]]).reshape(3, grid, grid)
-        found = sample_grid(values, item.cells)
-        errors.append(np.linalg.norm(item.cells + found[:, :2] - item.truth, axis=1) * (FRAME / grid))
+        found = sample_grid(soft_argmax(item.values, temperature), item.cells)
+        there, goal = item.cells + found[:, :2], item.truth
+        if goal is None:
+            there = there + sample_grid(soft_argmax(item.back, temperature), there)[:, :2]
+            goal = item.cells
+        errors.append(np.linalg.norm(there - goal, axis=1) * (FRAME / soft_argmax.grid))
         confidences.append(found[:, 2])
     return Predictions(np.concatenate(errors), np.concatenate(confidences))
 
 
-def fit_mapping(predictions: Predictions) -> dict[str, list[float]]:
-    """Knots of the monotone mapping from confidence to probability and to expected error in pixels at 256 x 256."""
+def apply_mapping(mapping: dict[str, list[float]], confidence: Floats) -> Floats:
+    """Probabilities of being right."""
+    return np.interp(confidence, mapping["confidence"], mapping["probability"])
+
+
+def fit_mapping(predictions: Predictions, wrong: Predictions | None = None) -> dict[str, list[float]]:
+    """Knots of the monotone mapping from confidence to probability and to expected error in pixels at 256 x 256.
+
+    Args:
+        predictions: matches that may be right.
+        wrong: matches of pairs of different kinds, of which as many as there are at most count as wrong.
+    """
     from scipy.optimize import isotonic_regression
 
+    if wrong is not None:
+        step = -(-len(wrong.confidence) // len(predictions.confidence))
+        lost = wrong.confidence[::step]
+        predictions = Predictions(
+            np.concatenate([predictions.error, np.full(len(lost), _ASTRAY)]),
+            np.concatenate([predictions.confidence, lost]),
+        )
     order = np.argsort(predictions.confidence, kind="stable")
     bins = [part for part in np.array_split(order, min(_KNOTS, len(order))) if len(part)]
     weights = np.array([len(part) for part in bins], float)
@@ -185,6 +257,10 @@ def fit_mapping(predictions: Predictions) -> dict[str, list[float]]:
     error = np.array([predictions.error[part].mean() for part in bins])
     rising = isotonic_regression(right, weights=weights).x
     falling = isotonic_regression(error, weights=weights, increasing=False).x
+    if confidence[0] > 0:  # chance, where the data say nothing
+        confidence = np.concatenate([[0.0], confidence])
+        rising = np.concatenate([[min(_CHANCE, rising[0])], rising])
+        falling = np.concatenate([[max(_ASTRAY, falling[0])], falling])
     values = {"confidence": confidence, "probability": rising, "error_px": falling}
     return {name: [round(float(v), 6) for v in array] for name, array in values.items()}
 
@@ -206,7 +282,12 @@ def _figures(predictions: Predictions, confidence: Floats) -> dict[str, float]:
         "ece": round(expected_calibration_error(confidence, predictions.right), 6),
         "mean_error_px": round(float(predictions.error.mean()), 4),
         "right": round(float(predictions.right.mean()), 6),
+        "mean_confidence": _mean(confidence),
     }
+
+
+def _mean(values: Floats) -> float:
+    return round(float(values.mean()), 6)
 
 
 def temperature_of(model: onnx.ModelProto) -> float:
@@ -255,17 +336,39 @@ def _temperature_node(graph: Graph) -> tuple[onnx.NodeProto, str]:
     raise ModelFileError("the graph has no soft-argmax with a constant temperature: export the model again")
 
 
-def with_confidence(source: FloatModel, fit: ConfidenceFit) -> tuple[onnx.ModelProto, Metadata]:
+def with_confidence(
+    source: FloatModel, fit: ConfidenceFit, pairs: KnownPairs, *, threads: int | None = None
+) -> tuple[onnx.ModelProto, Metadata]:
     """The model with the fitted temperature, and its metadata with the mapping.
 
-    Figures of parity and accuracy were measured at the old temperature and go where it changed.
+    Where the temperature changed, figures of accuracy, measured at the old one, go; parity is measured anew: the
+    graph's flow against the soft-argmax at the new temperature, in numpy, of the scores of the verified graph.
     """
     part = {**(source.metadata.calibration or {}), "confidence": fit.to_dict()}
     if fit.temperature == fit.old_temperature:
         return source.model, source.metadata.with_(calibration=part)
+    model = with_temperature(source.model, fit.temperature)
+    scores = Session(source.model, outputs=[_temperature_node(Graph(source.model))[0].input[0]], threads=threads)
+    changed = Session(model, threads=threads)
+    head, batch = SoftArgmax.of(Graph(source.model), source.metadata.grid[0]), fixed_batch(source.model)
+    expected, actual = [], []
+    for pair in pairs.held_out:
+        feeds = pair_feeds(pair.image_a, pair.image_b, source.metadata.preprocessing, batch)
+        expected.append(head(next(iter(scores(feeds).values()))[0], fit.temperature).astype(np.float32))
+        found = changed(feeds)
+        actual.append(np.concatenate([found["flow"][0], found["confidence"][:1]]))
+    parity = measure_parity(
+        *((values[:, :2], values[:, 2]) for values in (np.stack(expected), np.stack(actual))),
+        tolerance=TOLERANCE["fp32"],
+        source=f"{len(expected)} pairs, {pairs.source}",
+        against="ONNX Runtime on the CPU against the soft-argmax in numpy, of the scores at the old temperature",
+    )
     config = {**source.metadata.config, "temperature": fit.temperature}
-    metadata = source.metadata.with_(calibration=part, config=config, verified=False, parity=None, accuracy=None)
-    return with_temperature(source.model, fit.temperature), metadata
+    verified = source.metadata.verified and parity.passed
+    metadata = source.metadata.with_(
+        calibration=part, config=config, verified=verified, parity=parity.to_dict(), accuracy=None
+    )
+    return model, metadata
 
 
 def plot_reliability(fit: ConfidenceFit, path: str | Path) -> None:

@@ -16,6 +16,17 @@ from cats.core.outputs import OutputPlan
 
 app = new_app(extra="calibrate")
 
+CLEAR = 0.1
+"""By how much pairs of one kind must be surer than pairs of different kinds."""
+
+LABELS = {
+    "ece": "expected calibration error",
+    "mean_error_px": "mean error, px at 256 x 256",
+    "right": "share of right matches",
+    "mean_confidence": "mean confidence",
+    "others_confidence": "the same of pairs of different kinds",
+}
+
 EXAMPLES = """
 Examples:
 
@@ -29,7 +40,8 @@ Examples:
 def fit_and_write(
     model: Model,
     data: Annotated[
-        str, typer.Option(help="Pairs with known flow: annotated KIND:DIR, or categories:DIR.", metavar="KIND:DIR")
+        str,
+        typer.Option(help="Annotated KIND:DIR, or categories:DIR: photos of one sub-folder pair.", metavar="KIND:DIR"),
     ],
     limit: Limit = 64,
     output: Annotated[
@@ -46,7 +58,7 @@ def fit_and_write(
     """Fit the soft-argmax's temperature, and what probability of being right each confidence stands for."""
     from cats.calibration.calibrate import load_float_model
     from cats.calibration.studies.confidence import fit_confidence, plot_reliability, with_confidence
-    from cats.calibration.studies.known_pairs import known_pairs
+    from cats.calibration.studies.known_pairs import open_known_pairs
 
     quiet_pillow()
     model = find_model(model)
@@ -55,17 +67,30 @@ def fit_and_write(
     outputs.writes(destination, suffixes=(".onnx",)).writes(plot).check()
     source = load_float_model(model)
     metadata = source.metadata
-    fit_on, held_out, what = known_pairs(data, metadata.grid[0], metadata.preprocessing.size[0], limit)
-    fit = fit_confidence(source, fit_on, held_out, what, threads=threads)
+    pairs = open_known_pairs(data, metadata.grid[0], limit)
+    fit = fit_confidence(source, pairs, threads=threads)
     if plot is not None:
         plot_reliability(fit, plot)
-    write_model(*with_confidence(source, fit), destination)
+    write_model(*with_confidence(source, fit, pairs, threads=threads), destination)
     if as_json:
         print_json(fit.to_dict())
     else:
-        rows = [[name, f"{fit.before[name]:.4f}", f"{fit.after[name]:.4f}"] for name in fit.before]
-        stdout.print(table(f"{fit.held_out} held-out pairs, {what}", ["", "before", "after"], rows))
+        rows = [[LABELS[name], f"{value:.4f}", f"{fit.after[name]:.4f}"] for name, value in fit.before.items()]
+        stdout.print(table(f"{fit.held_out} held-out pairs, {pairs.source}", ["", "before", "after"], rows))
     note(f"{destination}: temperature {fit.old_temperature:g} -> {fit.temperature:g}")
+    if not pairs.annotated:
+        note(
+            "the matches were judged by the way there and back: two wrong ways that agree count as right, so that the "
+            "probabilities are upper bounds; annotated pairs (KIND:DIR) say more"
+        )
+    others = fit.after.get("others_confidence")
+    if others is None:
+        note("warning: photos of one kind alone: what the confidence says of pairs that do not match was not checked")
+    elif others > fit.after["mean_confidence"] - CLEAR:
+        note(
+            f"warning: matches between different kinds of objects get {others:.2f}, those of one kind "
+            f"{fit.after['mean_confidence']:.2f} on average: this confidence does not tell them apart"
+        )
 
 
 if __name__ == "__main__":

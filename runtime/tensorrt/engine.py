@@ -105,7 +105,9 @@ def build_engine(
     _check_paths(source, plan, timing_cache, force)
     metadata = read_onnx_metadata(source)
     if (metadata.calibration or {}).get("target") == "cpu":
-        raise ModelFileError(f"{source} was calibrated for CPUs, TensorRT has no zero points: cats-calibrate --for any")
+        raise ModelFileError(
+            f"{source} was calibrated for CPUs, TensorRT has no zero points: cats-calibrate --for tensorrt"
+        )
     chosen, trt = find_flavour(flavour)
     messages = _messages(trt)
     builder = trt.Builder(messages)

@@ -24,21 +24,22 @@ def calibrate(monkeypatch, capsys, tmp_path):
 
 
 def test_photos_to_a_quantized_file(calibrate, float_file, photos, tmp_path):
-    done = calibrate(float_file, "--images", photos, "--ranges", "r.json", "--json")
+    done = calibrate(float_file, "--images", photos, "--as-is", "--ranges", "r.json", "--json")
     output = tmp_path / "small.int8.onnx"
     metadata = read_onnx_metadata(output)
     assert done.code == (0 if metadata.verified else 1), done.err
     assert json.loads(done.out) == metadata.to_dict()
     assert metadata.precision == "int8"
     part = metadata.calibration
-    assert (part["method"], part["target"], part["kept"]) == ("mse", "any", [])
+    assert (part["method"], part["target"], part["kept"]) == ("mse", "cpu", [])
     assert part["quantized_modules"] == len(quantizable_modules(onnx.load(float_file)))
     assert metadata.parity["tolerance_px"] == 2.0
     assert metadata.verified == (metadata.parity["p99_px"] <= 2.0)
     source = read_onnx_metadata(float_file)
     assert (metadata.config, metadata.weights_sha256) == (source.config, source.weights_sha256)
     assert "a small set, pairs to measure: 5" in done.err
-    assert "--for cpu" in done.err
+    assert "made for CPUs: this machine has no NVIDIA GPU" in done.err
+    assert "times as fast as the float file" in done.err
     assert Ranges.load(tmp_path / "r.json").pairs == part["pairs"] == 5
     match = Matcher(output, threads=1).match(*sorted(photos.iterdir())[:2])
     assert np.isfinite(match.flow).all()
@@ -47,22 +48,33 @@ def test_photos_to_a_quantized_file(calibrate, float_file, photos, tmp_path):
 def test_quantizing_again_from_ranges_gives_the_same_bytes(calibrate, float_file, photos, ranges, tmp_path):
     ranges.save("r.json")
     for name in ("a.onnx", "b.onnx"):
-        calibrate(float_file, "--from-ranges", "r.json", "-o", name)
+        calibrate(float_file, "--from-ranges", "r.json", "--as-is", "--no-time", "-o", name)
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
 def test_merged_ranges(calibrate, float_file, ranges, tmp_path):
     ranges.save("r.json")
-    calibrate(float_file, "--from-ranges", "r.json", "--from-ranges", "r.json", "--ranges", "both.json")
+    calibrate(
+        float_file,
+        "--from-ranges",
+        "r.json",
+        "--from-ranges",
+        "r.json",
+        "--as-is",
+        "--no-time",
+        "--ranges",
+        "both.json",
+    )
     assert Ranges.load("both.json").pairs == 2 * ranges.pairs
 
 
 def test_a_file_past_its_tolerance_is_written_and_exits_1(calibrate, float_file, ranges, tmp_path, monkeypatch):
     monkeypatch.setitem(TOLERANCE, "int8", 1e-6)
     ranges.save("r.json")
-    done = calibrate(float_file, "--from-ranges", "r.json")
+    done = calibrate(float_file, "--from-ranges", "r.json", "--as-is", "--no-time")
     assert done.code == 1
     assert "FAILED" in done.err
+    assert "leave out --as-is" in done.err
     metadata = read_onnx_metadata(tmp_path / "small.int8.onnx")
     assert metadata.verified is False
     assert metadata.parity["p99_px"] > 1e-6
@@ -72,7 +84,7 @@ def test_keeping_almost_everything_passes(calibrate, float_file, ranges, tmp_pat
     ranges.save("r.json")
     names = list(quantizable_modules(onnx.load(float_file)))
     keep = [argument for name in names if name != "proj.0" for argument in ("--keep", name)]
-    done = calibrate(float_file, "--from-ranges", "r.json", *keep, "--for", "cpu")
+    done = calibrate(float_file, "--from-ranges", "r.json", *keep, "--for", "cpu", "--no-time")
     assert done.code == 0, done.err
     metadata = read_onnx_metadata(tmp_path / "small.int8.onnx")
     assert metadata.verified
@@ -85,7 +97,7 @@ def test_two_photos_are_enough(calibrate, float_file, photos, tmp_path):
     for path in sorted(photos.iterdir())[:2]:
         (folder / path.name).write_bytes(path.read_bytes())
     (folder / "notes.txt").write_text("not a photo")
-    done = calibrate(float_file, "--images", folder)
+    done = calibrate(float_file, "--images", folder, "--as-is", "--no-time")
     assert done.code in (0, 1), done.err
     assert "a small set, pairs to measure: 1" in done.err
     assert "1 files that are no images skipped" in done.err
@@ -100,7 +112,8 @@ def test_an_engine_is_built_from_it(calibrate, float_file, ranges, tmp_path, pre
     from cats.runtime.tensorrt.sidecar import read_sidecar
 
     ranges.save("r.json")
-    calibrate(float_file, "--from-ranges", "r.json", "--precision", precision, "-o", "q.onnx")
+    how = ("--as-is", "--no-time", "--for", "tensorrt", "--precision", precision)
+    calibrate(float_file, "--from-ranges", "r.json", *how, "-o", "q.onnx")
     plan = build_engine("q.onnx", options=EngineOptions(batch=(1, 1, 2), targets=("sm89",)))
     assert plan.read_bytes()[:4] == b"vtrt"
     metadata = read_sidecar(plan)
@@ -113,8 +126,8 @@ def test_no_engine_of_a_file_for_cpus(calibrate, float_file, ranges, tmp_path):
     from cats.runtime.tensorrt.engine import build_engine
 
     ranges.save("r.json")
-    calibrate(float_file, "--from-ranges", "r.json", "--for", "cpu")
-    with pytest.raises(ModelFileError, match="--for any"):
+    calibrate(float_file, "--from-ranges", "r.json", "--for", "cpu", "--as-is", "--no-time")
+    with pytest.raises(ModelFileError, match="--for tensorrt"):
         build_engine(tmp_path / "small.int8.onnx")
 
 
@@ -140,6 +153,9 @@ def test_wrong_inputs(calibrate, float_file, photos, ranges, tmp_path):
     assert "not --images and --pairs" in calibrate(float_file, "--images", photos, "--pairs", "x.csv").error
     assert "int4" in calibrate(float_file, "--from-ranges", "r.json", "--precision", "int4").error
     assert "folder nowhere does not exist" in calibrate(float_file, "--images", photos, "-o", "nowhere/x.onnx").error
+    assert "choose cpu or tensorrt" in calibrate(float_file, "--from-ranges", "r.json", "--for", "any").error
+    assert "leave it out" in calibrate(float_file, "--from-ranges", "r.json", "--precision", "mixed").error
+    assert "leave out --as-is" in calibrate(float_file, "--images", photos, "--as-is", "--max-drift", "1").error
     assert "decoder.x" in calibrate(float_file, "--from-ranges", "r.json", "--keep", "decoder.x").error
     assert not list(tmp_path.glob("*.onnx"))
 

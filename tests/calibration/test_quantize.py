@@ -8,9 +8,9 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from cats.calibration.balance import balanced
+from cats.calibration.distribution import METHODS
 from cats.calibration.graph import Graph, quantizable_modules
 from cats.calibration.quantize import quantize
-from cats.calibration.ranges import METHODS
 from cats.calibration.sessions import Session
 from cats.core.errors import InputError, ModelFileError
 from cats.evaluation.parity import flow_distance
@@ -24,7 +24,7 @@ FLOAT_ONLY = ("Correlation", "Softmax", "LayerNormalization", "Gelu", "ReduceMea
 @pytest.fixture(scope="session")
 def quantized(source, ranges):
     """(precision, target) -> model."""
-    kinds = [("int8", "any"), ("int8", "cpu"), ("fp8", "any")]
+    kinds = [("int8", "tensorrt"), ("int8", "cpu"), ("fp8", "tensorrt")]
     return {kind: quantize(source.model, ranges, precision=kind[0], target=kind[1]) for kind in kinds}
 
 
@@ -44,7 +44,7 @@ def test_modules_are_named_as_in_pytorch(source):
     assert not any(name.startswith(("resize", "soft_argmax", "correlation")) for name in found)
 
 
-@pytest.mark.parametrize("kind", [("int8", "any"), ("int8", "cpu"), ("fp8", "any")])
+@pytest.mark.parametrize("kind", [("int8", "tensorrt"), ("int8", "cpu"), ("fp8", "tensorrt")])
 def test_everything_quantizable_and_nothing_else(source, quantized, kind):
     model = quantized[kind]
     onnx.checker.check_model(model, full_check=True)
@@ -55,7 +55,7 @@ def test_everything_quantizable_and_nothing_else(source, quantized, kind):
             for name in node.input[:2]:
                 assert graph.producer[name].op_type == "DequantizeLinear", node.name
             count += 1
-        elif node.op_type in FLOAT_ONLY and kind[1] == "any":
+        elif node.op_type in FLOAT_ONLY and kind[1] == "tensorrt":
             assert all(
                 name not in graph.producer or graph.producer[name].op_type != "DequantizeLinear" for name in node.input
             ), node.name
@@ -63,7 +63,7 @@ def test_everything_quantizable_and_nothing_else(source, quantized, kind):
 
 
 def test_placement_for_tensorrt(quantized):
-    graph = Graph(quantized["int8", "any"])
+    graph = Graph(quantized["int8", "tensorrt"])
     for node in graph.model.graph.node:
         if node.op_type == "QuantizeLinear":
             assert not numpy_helper.to_array(graph.initializers[node.input[2]]).any()  # TensorRT has no zero points
@@ -159,7 +159,7 @@ def test_products_of_attention_follow_their_layers(source, ranges, quantized):
         return products(quantize(source.model, ranges, target="cpu", keep=[f"decoder.blocks.0.attn.{part}"]))
 
     assert products(quantized["int8", "cpu"]) == [True, True] * 2  # scores and values, both passes
-    assert products(quantized["int8", "any"]) == [False, False] * 2
+    assert products(quantized["int8", "tensorrt"]) == [False, False] * 2
     assert kept("k") == kept("q") == [False, True] * 2
     assert kept("v") == [True, False] * 2
 
@@ -192,7 +192,7 @@ def modules_of_linears(model):
     return found
 
 
-@pytest.mark.parametrize("kind", [("int8", "any"), ("int8", "cpu"), ("fp8", "any")])
+@pytest.mark.parametrize("kind", [("int8", "tensorrt"), ("int8", "cpu"), ("fp8", "tensorrt")])
 def test_the_flow_stays_near(source, quantized, feeds, kind):
     distance = drift(source, quantized[kind], feeds)
     assert 0 < np.median(distance) < 12  # of random weights, whose soft-argmax exaggerates; a wrong scale gives 60
@@ -238,7 +238,7 @@ def test_a_batch_of_any_size(source, quantized, feeds):
         assert np.median(flow_distance(whole[:1], one)) < 0.5
 
 
-@pytest.mark.parametrize("kind", [("int8", "any"), ("fp8", "any")])
+@pytest.mark.parametrize("kind", [("int8", "tensorrt"), ("fp8", "tensorrt")])
 def test_tensorrt_rtx_parses(quantized, kind):
     trt = pytest.importorskip("tensorrt_rtx")
     logger = trt.Logger(trt.Logger.ERROR)
@@ -250,7 +250,7 @@ def test_tensorrt_rtx_parses(quantized, kind):
     ]
 
 
-@pytest.mark.parametrize("target", ["any", "cpu"])
+@pytest.mark.parametrize("target", ["tensorrt", "cpu"])
 def test_openvino_computes_the_same(quantized, feeds, target):
     pytest.importorskip("openvino")
     model, core = inline_functions(quantized["int8", target]), shared_core()
@@ -282,7 +282,7 @@ def test_wrong_options(source, ranges, options, message):
 
 def test_quantized_models_are_refused(quantized, ranges):
     with pytest.raises(ModelFileError, match="already"):
-        quantize(quantized["int8", "any"], ranges)
+        quantize(quantized["int8", "tensorrt"], ranges)
 
 
 def test_missing_ranges_are_named(source, ranges):

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from cats.calibration.balance import balanced
-from cats.calibration.ranges import METHODS, Ranges, TensorRange, collect_ranges, observed_tensors
+from cats.calibration.distribution import METHODS, TensorRange
+from cats.calibration.ranges import Ranges, collect_ranges, observed_tensors
 from cats.core.errors import InputError, ModelFileError
 
 FLOATS = st.floats(-1e4, 1e4, width=32, allow_subnormal=False)  # those fall into the bin of zero or the one beside it

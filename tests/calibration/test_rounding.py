@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cats.calibration.ranges import Channels
+from cats.calibration.distribution import Channels
 from cats.calibration.weight_rounding import mean_error, round_weights
 
 

@@ -1,33 +1,45 @@
 """Divergence, sensitivity, search and confidence: a planted bad layer is found, bounds hold, runs resume."""
 
+import itertools
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from commands import runner
 from onnx import numpy_helper
+from PIL import Image
 
 from cats.calibration.calibrate import FloatModel, measure_ranges
 from cats.calibration.calibrate import calibrate as calibrate_model
 from cats.calibration.cli import main as calibrate_main
-from cats.calibration.graph import condensed, quantizable_modules
+from cats.calibration.graph import condense, quantizable_modules
 from cats.calibration.inputs import pairs_from_images
 from cats.calibration.quantize import quantize
 from cats.calibration.search import Bound, search
 from cats.calibration.sessions import Session
 from cats.calibration.studies.confidence import (
     Predictions,
+    Scores,
+    SoftArgmax,
+    apply_mapping,
     expected_calibration_error,
+    fit_confidence,
     fit_mapping,
+    predict,
     temperature_of,
+    with_confidence,
     with_temperature,
 )
 from cats.calibration.studies.divergence import find_divergence
+from cats.calibration.studies.known_pairs import KnownPair, KnownPairs, open_known_pairs
 from cats.calibration.studies.sensitivity import measure_sensitivity
 from cats.calibration.variants import Variants, groups
 from cats.cli import main as cats_main
 from cats.core.errors import InputError
+from cats.core.geometry import identity_cells
 from cats.core.metadata import read_onnx_metadata, write_model
 from cats.export.fp16.assign import to_fp16
 from cats.export.modules import in_modules
@@ -180,6 +192,40 @@ def test_another_temperature_changes_the_flow(source, feeds):
     np.testing.assert_allclose(same["flow"], before["flow"], atol=1e-5)
 
 
+def test_a_confidence_of_nothing_is_chance():
+    rng = np.random.default_rng(0)
+    mapping = fit_mapping(Predictions(np.where(rng.random(500) < 0.9, 5.0, 60.0), rng.uniform(0.4, 1, 500)))
+    low, high = apply_mapping(mapping, np.array([1e-6, 0.9]))
+    assert low == pytest.approx(np.pi * 0.01, abs=0.001)
+    assert high > 0.8
+
+
+def test_pairs_of_one_kind_and_of_different_kinds(tmp_path):
+    for kind in ("cat", "dog", "owl"):
+        (tmp_path / kind).mkdir()
+        for k in range(12):
+            Image.new("RGB", (8, 8)).save(tmp_path / kind / f"{k:02}.png")
+    pairs = open_known_pairs(f"categories:{tmp_path}", 8, 64)
+    assert not pairs.annotated
+    chosen = [*pairs.fit_on, *pairs.held_out]
+    assert len(chosen) == 18
+    assert all(pair.image_a.parent == pair.image_b.parent for pair in chosen)
+    assert len({image for pair in chosen for image in (pair.image_a, pair.image_b)}) == 36
+    assert len(pairs.others) == 3
+    assert all(pair.image_a.parent != pair.image_b.parent for pair in pairs.others)
+
+
+def test_the_way_back_judges_matches():
+    identity = np.eye(64, dtype=np.float32) * 50
+    away = np.roll(identity, 30, axis=1)
+    cells = identity_cells(8).reshape(2, -1).T
+    head = SoftArgmax(cells, cells, 8)
+    agreeing = predict([Scores(identity, identity, cells, None)], 0.15, head)
+    parting = predict([Scores(identity, away, cells, None)], 0.15, head)
+    assert agreeing.right.all()
+    assert not parting.right.any()
+
+
 def test_the_mapping_lowers_the_calibration_error_on_held_out_matches():
     rng = np.random.default_rng(0)
 
@@ -207,6 +253,9 @@ def test_fit_confidence(cats, float_file, photos, tmp_path):
     assert metadata.calibration["confidence"] == fit
     assert temperature_of(onnx.load("c.onnx")) == pytest.approx(fit["temperature"])
     match = Matcher("c.onnx", threads=1).match(*sorted(photos.iterdir())[:2])
+    assert metadata.verified == read_onnx_metadata(float_file).verified
+    assert fit["temperature"] == fit["old_temperature"]  # no true match is known
+    assert fit["judged_by"] == "the way there and back"
     low, high = fit["mapping"]["probability"][0], fit["mapping"]["probability"][-1]
     assert low <= match.calibrated_confidence.min() <= match.calibrated_confidence.max() <= high
     with pytest.raises(InputError, match="fit-confidence"):
@@ -218,15 +267,27 @@ def test_fit_confidence(cats, float_file, photos, tmp_path):
     assert np.corrcoef(sure.expected_error.ravel(), match.confidence.ravel())[0, 1] < 0
     with pytest.raises(InputError, match="fit-confidence"):
         Matcher(float_file, threads=1, calibrated=True)
-    done = cats("divergence", float_file, "c.onnx", "--json", "--threshold", "1e-9")
-    assert done.code == (1 if fit["temperature"] != fit["old_temperature"] else 0)
+
+
+def test_another_temperature_is_verified_again(source, photos):
+    cells = identity_cells(source.metadata.grid[0]).reshape(2, -1).T
+    names = sorted(photos.iterdir())
+    known = [KnownPair(a, b, cells, np.clip(cells + 1, 0, None)) for a, b in itertools.pairwise(names)]
+    pairs = KnownPairs(known[::2], known[1::2], [], True, "test")
+    fit = replace(fit_confidence(source, pairs), temperature=temperature_of(source.model) / 2)
+    checked = FloatModel(source.path, source.model, source.metadata.with_(verified=True))
+    model, metadata = with_confidence(checked, fit, pairs)
+    assert temperature_of(model) == pytest.approx(fit.temperature)
+    assert metadata.verified
+    assert metadata.parity["p99_px"] < 0.05
+    assert "numpy" in metadata.parity["against"]
 
 
 def test_divergence_and_search(cats, calibrate, float_file, photos):
     assert cats("divergence", float_file, float_file).code == 0
-    done = calibrate(float_file, "--images", photos, "--max-drift", "1000px", "--by", "block", "--json", "-o", "m.onnx")
+    done = calibrate(float_file, "--images", photos, "--max-drift", "1000px", "--no-time", "--json", "-o", "m.onnx")
     assert done.code in (0, 1), done.err
-    assert json.loads(done.out)["keep"] == []
+    assert json.loads(done.out)["calibration"]["kept"] == []
 
 
 def test_a_picture_of_an_unknown_format_is_refused(cats, float_file, photos, tmp_path):
@@ -267,23 +328,42 @@ def test_quantizing_keeps_the_fitted_confidence(source, ranges, photos, tmp_path
     np.testing.assert_allclose(match.expected_error, 40 - 36 * match.raw_confidence, atol=1e-4)
 
 
-def test_mixed_precision_by_name(calibrate, float_file, photos):
-    done = calibrate(float_file, "--images", photos, "--precision", "mixed", "--by", "block", "--for", "cpu")
-    metadata = read_onnx_metadata("small.mixed.onnx")
+def test_by_default_as_much_stays_in_float32_as_the_bound_needs(calibrate, float_file, photos):
+    as_is = calibrate(float_file, "--images", photos, "--as-is", "--no-time", "-o", "all.onnx")
+    assert Path("all.onnx").exists(), as_is.err
+    everything = read_onnx_metadata("all.onnx").parity["p99_px"]
+    bound = everything / 2
+    assert as_is.code == (0 if everything <= 2 else 1)
+    done = calibrate(float_file, "--images", photos, "--max-drift", f"{bound}px", "--no-time", "--state", "s.json")
     assert done.code == 0, done.err
-    assert metadata.verified
-    assert metadata.parity["p99_px"] <= 2
-    assert metadata.precision == ("mixed" if metadata.calibration["kept"] else "int8")
-    assert "kept in float32" in done.err
+    metadata = read_onnx_metadata("small.int8.onnx")
+    part = metadata.calibration
+    assert metadata.parity["p99_px"] <= bound
+    assert part["kept"]
+    assert sorted(part["kept"]) == sorted(name for item in part["search"]["kept"] for name in item["modules"])
+    assert all(item["without_px"] > bound for item in part["search"]["kept"])
+    assert "stays in float32" in done.err
+    first = Path("small.int8.onnx").read_bytes()
+    limits = ("--max-drift", f"{bound}px", "--state", "s.json")
+    again = calibrate(float_file, "--images", photos, *limits, "--no-time", "--force")
+    assert again.code == 0
+    assert Path("small.int8.onnx").read_bytes() == first
+
+
+def test_a_bound_that_cannot_be_met_says_so(calibrate, float_file, photos):
+    done = calibrate(float_file, "--images", photos, "--max-drift", "1e-9px", "--no-time")
+    assert done.code == 1
+    assert "cannot meet the bound of p99 1e-09 px" in done.err
+    assert not Path("small.int8.onnx").exists()
 
 
 def test_kept_modules_are_named_by_the_fewest_beginnings():
     names = ["stem", "blocks.1.a", "blocks.1.b", "blocks.10.a", "blocks.10.b", "head.a", "head.b"]
     kept = ["stem", "blocks.1.a", "blocks.1.b", "blocks.10.b", "head.a", "head.b"]
-    short = condensed(kept, names)
+    short = condense(kept, names)
     assert short == ["stem", "blocks.1", "blocks.10.b", "head"]
     assert [name for name in names if in_modules(name, short)] == kept
-    assert condensed([], names) == []
+    assert condense([], names) == []
 
 
 def test_wrong_inputs_of_studies(calibrate, cats, float_file, photos, tmp_path):
@@ -294,12 +374,9 @@ def test_wrong_inputs_of_studies(calibrate, cats, float_file, photos, tmp_path):
     assert "zero or more" in calibrate(float_file, *images, "--max-drift=-1").error
     assert "--check" in calibrate(float_file, *images, "--max-pck-drop", "1").error
     assert "module or block" in cats("sensitivity", float_file, *images, "--by", "layer").error
-    assert "cats-export --fp16" in calibrate(float_file, *images, "--precision", "fp16").error
+    assert "cats-export --fp16" in calibrate(float_file, *images, "--precision", "fp16", "--as-is").error
     (tmp_path / "s.json").write_text("[]")
     assert "s.json" in cats("sensitivity", float_file, *images, "--state", "s.json").error
     (tmp_path / "text.onnx").write_text("no model")
     assert "text.onnx" in cats("divergence", float_file, "text.onnx").error
-    assert (
-        "the model itself"
-        in cats("fit-confidence", float_file, "--data", f"categories:{photos}", "-o", float_file).error
-    )
+    assert "it is read" in cats("fit-confidence", float_file, "--data", f"categories:{photos}", "-o", float_file).error
