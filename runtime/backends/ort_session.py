@@ -86,5 +86,13 @@ class OrtSession:
         self.outputs = [output.name for output in self._session.get_outputs()]
 
     def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Any]:
-        """Run once: outputs by name, float32 unless the model has other types."""
-        return dict(zip(self.outputs, self._session.run(None, dict(feeds)), strict=True))
+        """Run once: outputs by name, float32 unless the model has other types.
+
+        Raises:
+            ModelFileError: the graph fails on these inputs.
+        """
+        try:
+            found = self._session.run(None, dict(feeds))
+        except Exception as error:  # as above
+            raise ModelFileError(f"onnxruntime cannot run the model: {first_line(error)}") from error
+        return dict(zip(self.outputs, found, strict=True))
