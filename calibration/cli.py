@@ -185,7 +185,7 @@ def main_command(
     if ranges is not None and found is not None:
         found.save(ranges)
         note(f"{ranges}: ranges of {len(found.tensors)} activations over {found.pairs} pairs")
-    how = {"method": method, "target": where, "weight_bits": weight_bits}
+    how: dict[str, Any] = {"method": method, "target": where, "weight_bits": weight_bits}
     answer = None
     if searching:
         variants = Variants(

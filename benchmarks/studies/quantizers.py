@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,7 +76,7 @@ def make(
     ranges = measure_ranges(source, pairs, threads=threads)
 
     def ours(target: str, searched: bool) -> onnx.ModelProto:
-        options = {"target": target, "method": "mse"}
+        options: dict[str, Any] = {"target": target, "method": "mse"}
         variants = Variants(source, ranges, pairs, options=options, threads=threads)
         keep = search(variants, Bound(TOLERANCE)).keep if searched else ()
         return quantize(source.model, ranges, keep=keep, **options)
@@ -86,13 +87,13 @@ def make(
         "cats-calibrate --for tensorrt": lambda: ours("tensorrt", True),
         "cats-calibrate --for tensorrt --as-is": lambda: ours("tensorrt", False),
         **{
-            f"onnxruntime.quantization {method}": lambda method=method: _by_onnxruntime(float_file, feeds, method)
+            f"onnxruntime.quantization {method}": partial(_by_onnxruntime, float_file, feeds, method)
             for method in ("MinMax", "Entropy", "Percentile", "MinMax, smooth quant")
         },
     }
     if nncf is not None:
         for preset in ("performance", "mixed"):
-            contestants[f"nncf {preset}"] = lambda preset=preset: _by_nncf(nncf, float_file, feeds, preset)
+            contestants[f"nncf {preset}"] = partial(_by_nncf, nncf, float_file, feeds, preset)
     data = f"willow:{SHARED / 'data' / 'PF-WILLOW'}" if pck else None
     for number, (name, run) in enumerate(contestants.items()):
         figures = _judge(source, run, folder / f"{number}.onnx", pairs, data, threads)
