@@ -22,7 +22,6 @@ from cats.runtime.commands.options import (
     Backend,
     Cache,
     Calibrated,
-    Count,
     Device,
     Force,
     Hint,
@@ -110,7 +109,15 @@ def main_command(
             max=256,
         ),
     ] = None,
-    count: Count = 10,
+    count: Annotated[
+        int,
+        number_option(
+            help="Points that the picture shows without --points and --grid: sure ones on the object, that b -> a "
+            "brings back; runs the model twice.",
+            panel=SELECTION,
+            min=1,
+        ),
+    ] = 10,
     min_confidence: MinConfidence = 0.0,
     looks: Annotated[
         int,
