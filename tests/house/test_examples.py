@@ -18,6 +18,7 @@ PRINTS = {
     "one_against_many": r"astronaut\.jpg -> grace_hopper\.jpg: mean confidence 0\.\d\d\n",
     "export_and_check": r"verified: True\nflow differs from PyTorch by 0\.0\d+ px",
     "quantize": r"\d\.\d MB instead of 1\d\.\d\nthe flow moved by \d+\.\d\d px",
+    "label_photos": r"grace_hopper\.jpg: nose at \(\d+, \d+\), probability [01]\.\d\d\n",
     "opencv_loop": r"frame: \(\d+, \d+\), \(\d+, \d+\)\n",
 }
 GPU = {"pycuda_caller"}
