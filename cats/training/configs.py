@@ -241,8 +241,9 @@ CONFIGS: dict[str, TrainConfig] = {
     "pfpascal": TrainConfig(model=CATsConfig(hyperpixels=_PFPASCAL)),
     "pfpascal-frozen": TrainConfig(model=CATsConfig(hyperpixels=_PFPASCAL), freeze="authors"),
     "tiny": _TINY_RUN,
-    # What --init takes unless another one is named: see benchmarks/results/fine-tuning.md.
-    "fine-tune": dataclasses.replace(_TINY_RUN, lr=2e-4, warmup=10, steps=100, validate_every=50),
+    # What --init takes unless another one is named: benchmarks/results/fine-tuning.md. Half of the way keeps what the
+    # checkpoint knows of other objects.
+    "fine-tune": dataclasses.replace(_TINY_RUN, lr=2e-4, warmup=10, steps=100, interpolate=0.5, validate_every=50),
     # Short, on warps alone: with the rate and the batch of tiny, noise in the gradients uses up most of 200 updates.
     "tiny-warps": dataclasses.replace(
         _TINY_RUN, lr=5e-4, warmup=10, batch_size=8, steps=200, interpolate=1.0, validate_every=50
