@@ -19,6 +19,7 @@ from cats.data.warps import read_square
 
 _SIDE = 64  # pixels; the photo is decoded as for training, only made smaller
 _NAMED = 3
+_BARE = "has no keypoints in both images"
 
 
 def check_photos(folder: PhotoFolder) -> PhotoFolder:
@@ -67,12 +68,14 @@ def check_pairs(dataset: PairDataset) -> PairDataset:
             if sample.annotated:
                 samples[index] = sample
             else:
-                bad[index] = f"{sample.name} has no keypoints in both images"
+                bad[index] = f"{sample.name} {_BARE}"
     unreadable = _unreadable({path: None for s in samples.values() for path in (s.image_a, s.image_b)})
     for index, sample in samples.items():
         reason = unreadable.get(sample.image_a) or unreadable.get(sample.image_b)
         if reason:
             bad[index] = reason
+    if len(bad) == len(dataset) and all(text.endswith(_BARE) for text in bad.values()):
+        raise InputError(f"{dataset.root}: no pair has keypoints in both images; training and validation need some")
     if len(bad) == len(dataset):
         raise InputError(f"{dataset.root}: none of its {len(bad)} pairs can be used; {next(iter(bad.values()))}")
     _say(bad, len(dataset), "pairs")
