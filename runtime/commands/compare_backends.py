@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 from cats.core.errors import BackendError, CatsError
 from cats.core.process import child_environment
 from cats.runtime.backends import open_backend
+from cats.runtime.hardware import cpu_features
 
 CONTESTANTS: dict[str, dict[str, Any]] = {
     "onnxruntime": {"backend": "onnxruntime", "provider": "cpu"},
@@ -135,7 +137,19 @@ def recommend(model: str | Path) -> dict[str, Any]:
         for s in faster
         if "bf16" in s.name
     ]
-    return {"measured": [vars(s) for s in speeds], "advice": advice}
+    return {"measured": [vars(s) for s in speeds], "advice": [*advice, advise_precision(cpu_features())]}
+
+
+def advise_precision(flags: Collection[str]) -> str:
+    """What is worth trying besides float32 on a CPU with these instruction sets; docs/int8.md has the reasons."""
+    quantize = "cats-calibrate MODEL.onnx --images DIR"
+    if any(flag.startswith("amx") for flag in flags):
+        return f"this CPU has AMX: try bf16 in OpenVINO first, nothing has to be calibrated; int8 with {quantize}"
+    if any("vnni" in flag for flag in flags):
+        return f"this CPU has VNNI: int8 is worth its calibration, {quantize}"
+    if "avx2" in flags:
+        return f"this CPU has AVX2 without VNNI: int8 gains little, {quantize} --weight-bits 7 measures it"
+    return f"what int8 gains on this CPU, {quantize} measures"
 
 
 if __name__ == "__main__":

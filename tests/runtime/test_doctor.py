@@ -116,6 +116,8 @@ def test_openvino_is_recommended_where_it_is_faster(
     monkeypatch.setattr(compare_backends, "open_backend", opened)
     monkeypatch.setattr(compare_backends, "time", clock)
     monkeypatch.setattr(compare_backends, "measure_apart", compare_backends.measure)
+    monkeypatch.setattr(compare_backends, "cpu_features", lambda: ("avx2", "avx512_vnni"))
+    expected = [*expected, "this CPU has VNNI: int8"] if expected else []
     speed, shown = json.loads(cats_doctor("--json").out)["speed"], cats_doctor().out
     assert len(speed["advice"]) == len(expected)
     for line, start in zip(speed["advice"], expected, strict=True):
@@ -182,3 +184,16 @@ def test_gpus_are_listed() -> None:
     assert state.gpus[0].name
     assert state.gpus[0].compute_capability >= (5, 0)
     assert state.gpus[0].memory_bytes > 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (("avx2", "avx512_vnni", "amx_int8"), "AMX"),
+        (("avx2", "avx_vnni"), "has VNNI"),
+        (("avx2",), "--weight-bits 7"),
+        ((), "cats-calibrate"),
+    ],
+)
+def test_the_flags_of_the_cpu_say_what_to_try(flags, word):
+    assert word in compare_backends.advise_precision(flags)
