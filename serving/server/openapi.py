@@ -7,7 +7,7 @@ from importlib import resources
 from typing import Any
 
 from cats import __version__
-from cats.serving.server.v1 import ARRAYS
+from cats.serving.server.asked import ARRAYS
 from cats.serving.service import Service
 
 _POINT = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
