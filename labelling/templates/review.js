@@ -91,6 +91,10 @@ function describe(point) {
   return state ? `${sure}, ${state}` : sure;
 }
 
+function brief(point) {
+  return point.v === 1 ? "hidden" : point.edited ? "by hand" : point.p.toFixed(2);
+}
+
 function photoView(source, name, size, kind, caption) {
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("viewBox", `-0.5 -0.5 ${size[0]} ${size[1]}`);
@@ -163,9 +167,10 @@ function refresh(card) {
       if (point.v === 2) dot.style.background = colour(point.p);
       const button = make(
         "button",
-        { type: "button", className: point.v ? "" : "off" },
-        dot, make("span", { className: "name" }, category.keypoints[k]), make("span", { className: "value" }, describe(point)),
+        { type: "button", className: point.v ? "" : "off", title: describe(point) },
+        dot, make("span", { className: "name" }, category.keypoints[k]), make("span", { className: "value" }, brief(point)),
       );
+      button.setAttribute("aria-label", `${category.keypoints[k]}: ${describe(point)}`);
       button.setAttribute("aria-current", chosen === k);
       button.addEventListener("click", () => choose(card, k));
       return make("li", {}, button);
