@@ -5,8 +5,10 @@ PF-WILLOW by ``benchmarks/studies/labelling.py`` (docs/labelling.md shows the fi
 
 1. **Weights.** A vote counts more where the match leads back to where it came from (forward-backward error) and where
    the model is confident in both directions.
-2. **Robust centre.** The geometric median: half of the votes may be anywhere.
-3. **Mode.** From there to the nearest centre of agreement. A mean of two symmetric parts (left and right headlight)
+2. **Other views.** A reference whose votes weigh less than half of the best one's shows the object from another side,
+   or mirrored, and is left out.
+3. **Robust centre.** The geometric median: half of the votes may be anywhere.
+4. **Mode.** From there to the nearest centre of agreement. A mean of two symmetric parts (left and right headlight)
    lies between them and is neither.
 """
 
@@ -22,10 +24,16 @@ from cats.core.geometry import Floats
 ERROR_SCALE = 0.04
 """Forward-backward error, in the object's extent, at which a vote has lost half of its weight: half a cell."""
 
+OTHER_VIEW = 0.5
+"""Mean weight of a reference, in that of the best one, below which it is left out. With none of five references
+mirrored this costs nothing (PCK 97.0, 96.9 where the object's place is given), with two it gains 0.9 and with three 7.8
+points; 0.7 costs 0.1, 0.3 gains less."""
+
 KERNEL = 0.1
 """Width (standard deviation) of the mode's kernel in the object's extent: that of the errors of single votes."""
 
 _ITERATIONS = 15
+_LEFT_OUT = 1e-6  # not 0: where nobody else has a point, it is better than nothing
 
 
 @dataclass(frozen=True)
@@ -52,8 +60,18 @@ class Votes:
     def weights(self) -> Floats:
         """(R, K) weight of each vote, 0 where there is none."""
         error = np.where(np.isfinite(self.error), self.error, ERROR_SCALE)
-        weight = self.trust * (self.confidence + 0.02) / (error + ERROR_SCALE)
-        return np.where(np.isfinite(self.points).all(axis=2), weight, 0.0)
+        weight = (self.confidence + 0.02) / (error + ERROR_SCALE)
+        weight[~np.isfinite(self.points).all(axis=2)] = 0
+        return self.trust * np.where(self._of_another_view(weight)[:, None], _LEFT_OUT, 1.0) * weight
+
+    def _of_another_view(self, weight: Floats) -> NDArray[np.bool_]:
+        """Which references (R,) to leave out, by the geometric mean of their weights: one good point saves none."""
+        voted = weight > 0
+        logarithm = np.log(np.where(voted, weight, 1.0)).sum(axis=1) / np.maximum(voted.sum(axis=1), 1)
+        judged: NDArray[np.bool_] = np.any(voted & np.isfinite(self.error), axis=1)
+        if not judged.any():
+            return judged
+        return judged & (logarithm < logarithm[judged].max() + np.log(OTHER_VIEW))
 
 
 def extent(points: Floats) -> float:

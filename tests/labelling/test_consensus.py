@@ -32,13 +32,28 @@ def test_a_minority_far_away_moves_nothing() -> None:
 
 def test_between_two_places_the_one_with_more_weight_is_taken() -> None:
     """Left and right headlight: the mean of both would be neither."""
-    found = find_consensus(votes([SQUARE, SQUARE, OTHER, OTHER], confidence=[0.8, 0.7, 0.2, 0.3]))
+    found = find_consensus(votes([SQUARE, SQUARE, OTHER, OTHER], confidence=[0.8, 0.7, 0.5, 0.45]))
     assert np.linalg.norm(found - SQUARE, axis=1).max() < 4
 
 
 def test_a_vote_that_does_not_lead_back_counts_less() -> None:
-    weights = votes([SQUARE, SQUARE], error=[0.0, 0.12]).weights()
-    assert np.allclose(weights[0] / weights[1], 4)
+    weights = votes([SQUARE, SQUARE], error=[0.0, 0.02]).weights()
+    assert np.allclose(weights[0] / weights[1], 1.5)
+
+
+def test_a_reference_of_another_view_is_left_out_even_by_a_majority() -> None:
+    """Two of three references are mirrored: their votes agree, but hardly lead back."""
+    mirrored = (100, 0) + SQUARE * (-1, 1)
+    found = find_consensus(votes([SQUARE, mirrored, mirrored + 3], error=[0.01, 0.15, 0.15]))
+    assert np.allclose(found, SQUARE, atol=0.1)
+
+
+def test_where_only_a_left_out_reference_has_a_point_it_is_believed() -> None:
+    missing = SQUARE.copy()
+    missing[2] = np.nan
+    found = find_consensus(votes([missing, SQUARE + 4], error=[0.0, 0.3]))
+    assert np.allclose(found[2], SQUARE[2] + 4)
+    assert np.allclose(found[0], SQUARE[0], atol=0.1)
 
 
 def test_predicted_labels_count_as_far_as_they_are_trusted() -> None:
