@@ -51,18 +51,18 @@ class Journal:
 
     def add(self, result: LabelledPhoto, category: str | None) -> None:
         """Keep the result of a photo; raises :class:`InputError` where nothing can be written."""
-        with contextlib.suppress(InputError):
+        try:
             key = _key(result.path, category)
-            line = json.dumps({"key": key, **_encode(result)}, allow_nan=False)
-            try:
-                if self._file is None:
-                    self._start()
-                assert self._file is not None
-                self._file.write(f"{line}\n")
-                self._file.flush()
-                self.count += 1
-            except OSError as error:
-                raise InputError(f"cannot write {self.path}: {error.strerror}") from error
+        except InputError:  # gone since it was read
+            return
+        line = json.dumps({"key": key, **_encode(result)}, allow_nan=False)
+        try:
+            file = self._file or self._start()
+            file.write(f"{line}\n")
+            file.flush()
+        except OSError as error:
+            raise InputError(f"cannot write {self.path}: {error.strerror}") from error
+        self.count += 1
 
     def close(self, *, done: bool = False) -> None:
         """Close the file; remove it where all is done."""
@@ -71,12 +71,13 @@ class Journal:
         if done:
             self.path.unlink(missing_ok=True)
 
-    def _start(self) -> None:
+    def _start(self) -> IO[str]:
         """Begin the file anew with what is of use in it, so that a line that was cut off is not continued."""
         self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115
         self._file.write(json.dumps({"run": self._run}) + "\n")
         for key, entry in self._kept.items():
             self._file.write(json.dumps({"key": key, **entry}, allow_nan=False) + "\n")
+        return self._file
 
     def _read(self) -> dict[str, dict[str, Any]]:
         kept: dict[str, dict[str, Any]] = {}

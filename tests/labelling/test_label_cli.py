@@ -164,6 +164,14 @@ def test_an_interrupted_run_goes_on(label: Command, work: Path, stand_in: StandI
     assert not kept.exists()
 
 
+def test_results_that_cannot_be_kept_end_the_run(label: Command, work: Path, stand_in: StandIn) -> None:
+    (work / ".out.json.progress").mkdir()
+    assert (
+        "cannot write .out.json.progress: Is a directory" in label("refs/refs.json", "photos", "-o", "out.json").error
+    )
+    assert not Path("out.json").exists()
+
+
 @pytest.mark.parametrize("change", ["option", "references", "photo"])
 def test_results_of_another_run_are_not_used(label: Command, work: Path, stand_in: StandIn, change: str) -> None:
     stand_in.stop_before = 3
