@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cats.assets import find_model
-from cats.core.console import Force, execute, new_app, note, print_json
+from cats.core.console import Force, execute, new_app, note, print_json, working
 from cats.core.errors import BackendError, InputError, VerificationError
 from cats.core.outputs import OutputPlan
 from cats.runtime.backends import ENGINE_SUFFIXES
@@ -130,12 +130,13 @@ def main_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print each file's metadata as JSON, one a line.")] = False,
 ) -> None:
     """Export a CATs checkpoint, or an untrained CATs, to ONNX and compare the file with PyTorch."""
-    from cats.backbones import parse_hyperpixels
-    from cats.export.export import export_onnx, form_files
-    from cats.export.graph.deployment import DeploymentOptions
-    from cats.export.pairs import pairs_from_csv, pairs_from_folder
-    from cats.export.restamp import verify_files
-    from cats.export.verify import print_parity
+    with working("loading PyTorch"):
+        from cats.backbones import parse_hyperpixels
+        from cats.export.export import export_onnx, form_files
+        from cats.export.graph.deployment import DeploymentOptions
+        from cats.export.pairs import pairs_from_csv, pairs_from_folder
+        from cats.export.restamp import verify_files
+        from cats.export.verify import print_parity
 
     if pairs is not None and images is not None:
         raise InputError("give --pairs or --images, not both")

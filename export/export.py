@@ -11,6 +11,7 @@ import onnx
 
 import cats
 from cats.checkpoints import weights_sha256
+from cats.core.console import working
 from cats.core.errors import InputError
 from cats.core.files import atomic_paths
 from cats.core.metadata import Metadata, write_model
@@ -106,12 +107,14 @@ def export_onnx(
     _check_before(files, data)
     precision = "fp16" if fp16 else "fp32"
     options = options or DeploymentOptions()
-    models = build_form(model, form, opset=opset, batch=batch, options=options)
+    with working("building the graph"):
+        models = build_form(model, form, opset=opset, batch=batch, options=options)
     _check_modules(models, float32)
     for kind, exported in models.items():
         if fp16:
-            moments = channel_moments(exported, model.config.preprocessing)
-            exported = to_fp16(exported, modules_in(exported, float32), moments)
+            with working("typing it in float16"):
+                moments = channel_moments(exported, model.config.preprocessing)
+                exported = to_fp16(exported, modules_in(exported, float32), moments)
         if inline:
             exported = inline_functions(exported)
         if plugins and has_correlation(exported):
@@ -125,7 +128,8 @@ def export_onnx(
             judged = "fp16" if rounded else judged  # rounded weights are as far from the checkpoint's as float16 is
     parity = None
     if verified:
-        parity = verify(models, model, pairs or demo_pairs(), batch=batch, precision=judged, data=data)
+        with working("comparing it with PyTorch"):
+            parity = verify(models, model, pairs or demo_pairs(), batch=batch, precision=judged, data=data)
     metadata = {}
     with atomic_paths(*files.values()) as temporaries:
         for (kind, exported), temporary in zip(models.items(), temporaries, strict=True):

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError
 from typing import Annotated, Any
 
@@ -83,6 +84,15 @@ def describe_duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+@contextlib.contextmanager
+def working(what: str) -> Iterator[None]:
+    """Say what takes seconds while the block runs, with the time that has passed; on stderr, only on a terminal."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=stderr, transient=True, disable=_quiet or not stderr.is_terminal) as bar:
+        bar.add_task(what, total=None)
+        yield
 
 
 def print_json(document: Any) -> None:
