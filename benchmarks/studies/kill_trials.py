@@ -90,7 +90,7 @@ def jobs(inputs: Path) -> dict[str, Job]:
         return [str(inputs / "small.onnx"), "--images", str(photos), *kept, "--force"]
 
     def build(folder: Path, again: bool) -> list[str]:
-        return [str(inputs / "small.onnx"), "-o", str(folder / "x.plan"), "--optimisation", "0", "--force"]
+        return [str(inputs / "small.onnx"), "-o", str(folder / "x.plan"), "--optimization", "0", "--force"]
 
     def train(folder: Path, again: bool) -> list[str]:
         resume = ["--resume"] if again and (folder / "run" / "resume.pt").exists() else []
