@@ -357,7 +357,7 @@ def test_find_package_pkg_config_and_relocation(examples: Path, tmp_path: Path) 
 
 def copy_repository(folder: Path) -> Path:
     """The files that a build needs, without anything that lies about."""
-    for name in ("cats", "export", "runtime", "calibration", "assets", "benchmarks"):
+    for name in sorted(package.parent.name for package in REPOSITORY.glob("*/__init__.py")):
         ignored = shutil.ignore_patterns("__pycache__", "*.so", "*.onnx", "*.pt")
         shutil.copytree(REPOSITORY / name, folder / name, ignore=ignored)
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE"):
