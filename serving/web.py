@@ -206,7 +206,7 @@ def write_samples(site: Path, samples: Sequence[Sample]) -> list[dict[str, Any]]
 
 
 def with_probabilities_file(model: Path, destination: Path) -> bool:
-    """Write a model that also gives its probabilities, where that is possible and they fit the flow; else a copy.
+    """Write a model that also gives its probabilities, bound to its metadata; a copy where it has none.
 
     Returns:
         Whether it gives them.

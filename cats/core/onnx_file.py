@@ -17,6 +17,29 @@ from pathlib import Path
 from cats.core.errors import InputError, ModelFileError
 from cats.core.files import open_regular
 
+_LINEAR = frozenset(
+    [
+        "Add",
+        "Cast",
+        "Concat",
+        "DequantizeLinear",
+        "Div",
+        "Gather",
+        "Identity",
+        "MatMul",
+        "Mul",
+        "QuantizeLinear",
+        "ReduceSum",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Sub",
+        "Transpose",
+        "Unsqueeze",
+    ]
+)
+
 PROBABILITIES = "probabilities"
 """Output of :func:`with_probabilities`."""
 
@@ -205,7 +228,7 @@ def with_probabilities(path: str | Path, *, flow: str = "flow", cells: int = 256
         cells: of one image, G * G.
 
     Returns:
-        The new file's content; None where the graph has no softmax before its flow.
+        The new file's content; None where no softmax is before the flow with linear operators alone between them.
 
     Raises:
         ModelFileError: unreadable, or not a protobuf.
@@ -218,6 +241,8 @@ def with_probabilities(path: str | Path, *, flow: str = "flow", cells: int = 256
             continue
         if node.operator == "Softmax":
             break
+        if node.operator not in _LINEAR:
+            continue  # what comes before is no part of the soft-argmax, such as the attention of another model
         fresh = [name for name in node.inputs if name and name not in seen]
         seen.update(fresh)
         waiting += fresh

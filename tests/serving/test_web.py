@@ -72,6 +72,22 @@ def test_a_further_output_changes_no_byte_of_the_file(tmp_path: Path) -> None:
     onnx.checker.check_model(onnx.load(tmp_path / "m.onnx"))
 
 
+def test_an_attention_is_not_taken_for_the_soft_argmax(tmp_path: Path) -> None:
+    """A model that regresses its flow has softmaxes too, of other shapes."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("Softmax", ["x"], ["weights"]),
+        helper.make_node("Relu", ["weights"], ["hidden"]),
+        helper.make_node("Identity", ["hidden"], ["flow"]),
+    ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 3]) for name in ("x", "flow")]
+    graph = helper.make_graph(nodes, "other", values[:1], values[1:])
+    onnx.save(helper.make_model(graph), tmp_path / "other.onnx")
+    assert with_probabilities(tmp_path / "other.onnx") is None
+
+
 def test_packages_are_checked_against_their_hash(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(npm.shutil, "which", lambda name: None)
