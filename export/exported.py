@@ -82,7 +82,8 @@ class Session(OrtSession):
     """
 
     def __init__(self, model: onnx.ModelProto, tensors: Sequence[str] = ()) -> None:
-        super().__init__(model.SerializeToString(), extra="export", purpose="verify the exported model")
+        content = model.SerializeToString()
+        super().__init__(content, keep_memory=False, extra="export", purpose="verify the exported model")
         self.tensors, self.peaks = list(tensors), np.zeros(len(tensors), np.float32)
 
     def __call__(self, feeds: Mapping[str, Any]) -> dict[str, Floats]:

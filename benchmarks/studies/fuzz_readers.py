@@ -32,6 +32,7 @@ from PIL import Image
 
 from cats.assets import asset
 from cats.benchmarks.record import describe_run, write_record
+from cats.benchmarks.studies.model_file_readers import MODEL_READERS
 from cats.core.console import execute, new_app, note, stdout, table
 from cats.core.errors import CatsError, InputError, VerificationError
 from cats.core.images import image_size, quiet_pillow, read_image, read_mask
@@ -149,8 +150,9 @@ READERS: dict[str, Reader] = {
     "photo": Reader(photo_seeds, read_photo),
     "table": Reader(table_seeds, read_table),
     "points": Reader(points_seeds, read_points),
+    **{name: Reader(*parts) for name, parts in MODEL_READERS.items()},
 }
-"""Name -> reader. More are added by the modules that read them."""
+"""Name -> reader."""
 
 
 def mutate(data: bytes, others: list[bytes], chance: random.Random) -> bytes:
@@ -307,7 +309,9 @@ def main_command(
     stdout.print(table("mutated inputs", columns, rows))
     if output is not None:
         limits = {"seconds": SECONDS, "megabytes": MEGABYTES}
-        write_record(output, {**describe_run("fuzz_readers", ("pillow",)), "limits": limits, "readers": results})
+        write_record(
+            output, {**describe_run("fuzz_readers", ("pillow", "torch", "numpy")), "limits": limits, "readers": results}
+        )
     if any(found["found"] for found in results.values()):
         raise VerificationError("some inputs were neither read nor refused within the limits; see the record")
     return None

@@ -37,8 +37,8 @@ class ForeignError(PickleError):
     """The pickle asks for a class or function that is not data. ``name`` is its full name."""
 
     def __init__(self, name: str):
-        super().__init__(f"it refers to {name}")
-        self.name = name
+        self.name = "".join(letter if letter.isascii() and letter.isprintable() else "?" for letter in name[:200])
+        super().__init__(f"it refers to {self.name}")
 
 
 class Arguments(dict[str, Any]):

@@ -21,6 +21,9 @@ from cats.evaluation.evaluate import evaluate
 TOLERANCE = {"fp32": 0.05, "fp16": 1.0, "bf16": 1.0, "int8": 2.0, "fp8": 2.0, "mixed": 2.0}
 """By precision, the largest accepted 99th percentile of the flow difference, in pixels of a 256 x 256 image."""
 
+REFINED_TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 5e-2}
+"""By precision, the largest accepted difference of the refined correlation of weights that are not trained."""
+
 FRAME = 256.0
 """Side of the image in whose pixels differences are given."""
 
@@ -46,6 +49,8 @@ class Parity:
         against: what was compared with what.
         argmax: of an exported model, whether the soft-argmax of these weights picks single cells without order among
             neighbours, as weights do that are neither trained nor zero-started: ties flip, and the figures say little.
+        refined: of such weights, the difference of the refined correlation that the soft-argmax reads, as a share of
+            its own size (root mean squares): it is judged in place of the flow, against ``refined_tolerance``.
         points_px: of an end-to-end model, how far its points are at most from the transfer of its flow.
         pck: of :func:`pck_drift`, where annotated pairs were given.
         activations: of a model in float16, :func:`cats.export.verify.activation_range` of its tensors.
@@ -61,14 +66,20 @@ class Parity:
     source: str
     against: str
     argmax: bool | None = None
+    refined: float | None = None
+    refined_tolerance: float | None = None
     points_px: float | None = None
     pck: dict[str, Any] | None = None
     activations: dict[str, Any] | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether the 99th percentile is within the tolerance, and the points follow the flow."""
-        return self.p99_px <= self.tolerance_px and (self.points_px is None or self.points_px <= _POINTS_TOLERANCE)
+        """Whether the 99th percentile (or, of weights that are not trained, the refined correlation) is within the
+        tolerance, and the points follow the flow."""
+        within = self.p99_px <= self.tolerance_px
+        if self.refined is not None and self.refined_tolerance is not None:
+            within = within or self.refined <= self.refined_tolerance
+        return within and (self.points_px is None or self.points_px <= _POINTS_TOLERANCE)
 
     def to_dict(self) -> dict[str, Any]:
         """The ``parity`` part of the metadata."""

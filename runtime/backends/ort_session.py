@@ -26,13 +26,15 @@ def import_onnxruntime(extra: str = "cpu", purpose: str = "run ONNX files") -> A
     return require("onnxruntime", extra=extra, purpose=purpose)
 
 
-def session_options(ort: Any, threads: int | None = None) -> Any:
+def session_options(ort: Any, threads: int | None = None, *, keep_memory: bool = True) -> Any:
     """Settings of every session: failures are raised, so that the log would only repeat them.
 
     Args:
         threads: CPU threads of one run; None leaves one per physical core, each pinned to it.
+        keep_memory: between steps and runs, for speed; without, a step's memory goes back when it is done.
     """
     options = ort.SessionOptions()
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = keep_memory
     options.log_severity_level = 4
     if threads is not None:
         options.intra_op_num_threads = threads
@@ -52,6 +54,7 @@ class OrtSession:
         model: ONNX file, or the content of one (2 GB at most).
         threads: see :func:`session_options`.
         disabled_optimizers: names of rewrites of ONNX Runtime that are left out.
+        keep_memory: see :func:`session_options`.
         extra, purpose: for the message where ONNX Runtime is not installed.
 
     Attributes:
@@ -68,6 +71,7 @@ class OrtSession:
         *,
         threads: int | None = None,
         disabled_optimizers: Sequence[str] = (),
+        keep_memory: bool = True,
         extra: str = "cpu",
         purpose: str = "run ONNX files",
     ) -> None:
@@ -76,7 +80,7 @@ class OrtSession:
         try:
             self._session = ort.InferenceSession(
                 content,
-                session_options(ort, threads),
+                session_options(ort, threads, keep_memory=keep_memory),
                 providers=[CPU],
                 disabled_optimizers=list(disabled_optimizers),
             )

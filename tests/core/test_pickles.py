@@ -82,6 +82,7 @@ def _text(value: str) -> bytes:
         (b"cnumpy\nndarray\n.", "numpy.ndarray"),
         (b"cargparse\nNamespace.__init__\n.", "argparse.Namespace.__init__"),
         (pickle.dumps(np.zeros(2)), "numpy.+_reconstruct"),
+        (b"\x80\x04\x8c\x01a\x8c\x03b\n\x1b\x93.", r"a\.b\?\?$"),
     ],
 )
 def test_other_names_are_refused_by_name(data, name):
