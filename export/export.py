@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from cats.export.pairs import PairSource, demo_pairs
 from cats.export.storage import inline_functions, store_as_half, weight_factors
 from cats.export.verify import Parity, verify
 from cats.model import CATs
+from cats.runtime.hardware import compact_memory
 
 WEIGHTS = ("fp32", "fp16-storage")
 """How weights are stored: as they are, or as float16 and computed in float32."""
@@ -50,6 +52,7 @@ class ExportReport:
     parity: Parity | None
 
 
+@compact_memory()  # the steps after PyTorch's exporter need little of what that freed
 def export_onnx(
     model: CATs,
     path: str | Path,
@@ -109,12 +112,13 @@ def export_onnx(
     options = options or DeploymentOptions()
     with working("building the graph"):
         models = build_form(model, form, opset=opset, batch=batch, options=options)
+        gc.collect()  # PyTorch's exporter leaves copies of the weights in cycles
     _check_modules(models, float32)
     for kind, exported in models.items():
         if fp16:
             with working("typing it in float16"):
-                moments = channel_moments(exported, model.config.preprocessing)
-                exported = to_fp16(exported, modules_in(exported, float32), moments)
+                modules = modules_in(exported, float32)
+                exported = to_fp16(exported, modules, channel_moments(exported, model.config.preprocessing))
         if inline:
             exported = inline_functions(exported)
         if plugins and has_correlation(exported):

@@ -40,13 +40,14 @@ Batch = tuple[Floats, Floats]
 def compare(expected: Outputs, actual: Outputs, *, tolerance: float, source: str, against: str) -> Parity:
     """:func:`~cats.evaluation.parity.measure_parity`, and whether what is expected is of weights that say little."""
     parity = measure_parity(expected, actual, tolerance=tolerance, source=source, against=against)
-    return replace(parity, argmax=picks_single_cells(*expected))
+    return replace(parity, argmax=jumps_without_order(expected[0]))
 
 
-def picks_single_cells(flow: Floats, confidence: Floats) -> bool:
-    """Whether distributions are single cells (median confidence near 1) whose flow jumps between neighbours."""
+def jumps_without_order(flow: Floats) -> bool:
+    """Whether the flow jumps between neighbours (median above 2 cells), as of weights that are neither trained nor
+    zero-started. Measured on the demo pairs: cats-tiny 0.4 cells, zero-started 1.0, random aggregators 3.7 to 7.2."""
     jumps = np.concatenate([np.linalg.norm(np.diff(flow, axis=axis), axis=1).ravel() for axis in (2, 3)])
-    return bool(np.median(confidence) > 0.9 and np.median(jumps) > 2)
+    return bool(np.median(jumps) > 2)
 
 
 def run_torch(model: CATs, batches: list[Batch]) -> Outputs:
@@ -221,7 +222,7 @@ def print_parity(parity: Parity, title: str) -> None:
                 f"(at most {100 * (parity.refined_tolerance or 0):.2g} %): " + ("passed" if parity.passed else "FAILED")
             )
         stderr.print(
-            "note: these weights look neither trained nor zero-started: their soft-argmax picks single cells without "
+            "note: these weights look neither trained nor zero-started: their flow jumps from cell to cell without "
             f"order, where ties flip, so the difference says little about trained weights{judged}",
             markup=False,
         )

@@ -47,8 +47,9 @@ class Parity:
         confidence: largest difference of the confidence.
         pairs, source: how many pairs, and what they are.
         against: what was compared with what.
-        argmax: of an exported model, whether the soft-argmax of these weights picks single cells without order among
-            neighbours, as weights do that are neither trained nor zero-started: ties flip, and the figures say little.
+        argmax: of an exported model, whether the flow of these weights jumps from cell to cell without order, as of
+            weights that are neither trained nor zero-started: ties flip, and the figures say little.
+        not_finite: cells with a value of either side that is not a finite number; any fails. None for none.
         refined: of such weights, the difference of the refined correlation that the soft-argmax reads, as a share of
             its own size (root mean squares): it is judged in place of the flow, against ``refined_tolerance``.
         points_px: of an end-to-end model, how far its points are at most from the transfer of its flow.
@@ -66,6 +67,7 @@ class Parity:
     source: str
     against: str
     argmax: bool | None = None
+    not_finite: int | None = None
     refined: float | None = None
     refined_tolerance: float | None = None
     points_px: float | None = None
@@ -76,6 +78,8 @@ class Parity:
     def passed(self) -> bool:
         """Whether the 99th percentile (or, of weights that are not trained, the refined correlation) is within the
         tolerance, and the points follow the flow."""
+        if self.not_finite:
+            return False
         within = self.p99_px <= self.tolerance_px
         if self.refined is not None and self.refined_tolerance is not None:
             within = within or self.refined <= self.refined_tolerance
@@ -96,12 +100,19 @@ def measure_parity(expected: Outputs, actual: Outputs, *, tolerance: float, sour
         float(np.quantile(distance, 0.99)),
         float(distance.max()),
         float((distance > 1).mean()),
-        float(np.nan_to_num(difference, nan=1.0).max()),
+        float(np.nan_to_num(difference, nan=1.0, posinf=1.0).max()),
         tolerance,
         len(distance),
         source,
         against,
+        not_finite=_not_finite(expected, actual) or None,
     )
+
+
+def _not_finite(*results: Outputs) -> int:
+    """Cells in which a flow or a confidence is not a finite number."""
+    finite = [np.isfinite(flow).all(axis=1) & np.isfinite(confidence) for flow, confidence in results]
+    return int((~np.logical_and.reduce(finite)).sum())
 
 
 def flow_distance(expected: Floats, actual: Floats) -> NDArray[np.float64]:

@@ -1,5 +1,7 @@
 """Parity: what is measured, judged and said."""
 
+import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -13,7 +15,7 @@ from cats.evaluation.parity import TOLERANCE
 from cats.export.forms import build_form
 from cats.export.fp16.assign import to_fp16
 from cats.export.pairs import demo_pairs, pairs_from_csv, pairs_from_folder
-from cats.export.verify import activation_range, compare, make_batches, picks_single_cells, verify
+from cats.export.verify import activation_range, compare, jumps_without_order, make_batches, print_parity, verify
 
 
 def result(difference=0.0, grid=16, batch=2):
@@ -54,6 +56,40 @@ def test_a_flow_that_is_not_finite_fails_and_is_still_json():
     assert parity.to_dict()["max_px"] == 1e6
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize("side", [0, 1])
+def test_one_value_that_is_not_a_number_fails(value, part, side):
+    sides = [result(), result()]
+    sides[side][part][0, ..., 3, 2] = value
+    parity = judge(*sides, TOLERANCE["int8"])
+    assert parity.p99_px <= TOLERANCE["int8"]
+    assert not parity.passed
+    assert parity.not_finite == 1
+    json.dumps(parity.to_dict(), allow_nan=False)
+
+
+def test_untrained_weights_are_judged_by_the_refined_correlation(model, capsys, monkeypatch):
+    """A soft-argmax of a temperature so low that it is an argmax: its ties flip, its scores agree."""
+    monkeypatch.setitem(TOLERANCE, "fp16", 1e-6)  # which no such file holds
+    sharp = copy.deepcopy(model)
+    object.__setattr__(sharp, "config", dataclasses.replace(model.config, temperature=1e-5))
+    typed = to_fp16(build_form(sharp, "pair")["pair"])
+    parity = verify({"pair": typed}, sharp, demo_pairs(), batch=None, precision="fp16")
+    assert parity.argmax
+    assert parity.p99_px > 1e-6
+    assert 0 < parity.refined < parity.refined_tolerance
+    assert parity.passed
+    print_parity(parity, "m.onnx")
+    assert "Judged instead by the refined correlation" in " ".join(capsys.readouterr().err.split())
+    weight = next(
+        item for item in typed.graph.initializer if item.name.endswith("decoder.proj.bias") or "proj" in item.name
+    )
+    array = numpy_helper.to_array(weight)
+    weight.CopyFrom(numpy_helper.from_array((array * 3 + 1).astype(array.dtype), weight.name))
+    assert not verify({"pair": typed}, sharp, demo_pairs(), batch=None, precision="fp16").passed
+
+
 def test_activations_near_the_end_of_float16_are_named_by_module():
     peaks = {"a/Conv": 12.0, "b.c/MatMul": 40_000.0, "b.c/Add": 50_000.0, "d/Mul": float("inf"), "/Add": 1.0}
     found = activation_range(peaks)
@@ -83,10 +119,8 @@ def test_weights_that_pick_single_cells_are_recognised():
     rng = np.random.default_rng(0)
     jumps = rng.uniform(-8, 8, (1, 2, 16, 16)).astype(np.float32)
     smooth = np.zeros((1, 2, 16, 16), np.float32)
-    sharp, wide = np.full((1, 16, 16), 0.99, np.float32), np.full((1, 16, 16), 0.3, np.float32)
-    assert picks_single_cells(jumps, sharp)
-    assert not picks_single_cells(jumps, wide)
-    assert not picks_single_cells(smooth, sharp)
+    assert jumps_without_order(jumps)
+    assert not jumps_without_order(smooth)
 
 
 @pytest.mark.parametrize("form", [("pair",), ("encoder", "matcher"), ("end-to-end",)], ids=" ".join)
