@@ -156,7 +156,7 @@ def features_seeds() -> list[tuple[str, bytes]]:
     seeds = []
     for save in (np.savez, np.savez_compressed):
         buffer = io.BytesIO()
-        save(buffer, cats=head, **arrays)
+        save(buffer, cats=head, **arrays)  # type: ignore[arg-type]  # numpy takes any name
         seeds.append((".npz", buffer.getvalue()))
     return seeds
 
