@@ -76,6 +76,7 @@ def descriptor(features: Mapping[str, NDArray[np.generic]]) -> Floats:
     """
     levels = (name for name in features if name.startswith("features_"))
     last = max(levels, key=lambda name: int(name.rpartition("_")[2]))
-    mean = np.asarray(features[last], np.float64).mean(axis=1)
+    values = np.asarray(features[last], np.float64)
+    mean = values.reshape(len(values), -1).mean(axis=1)  # over the cells, whatever axes they have
     mean -= mean.mean()
     return mean / max(float(np.linalg.norm(mean)), 1e-12)
