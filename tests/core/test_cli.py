@@ -160,9 +160,10 @@ def test_names_that_are_no_text_are_printed(tmp_path: Path) -> None:
 
 def test_quiet_and_verbose_are_options_of_every_command(cats: Command) -> None:
     for name in cli.COMMANDS:
-        shown = cats(name, "--help").out
-        assert "--quiet" in shown, name
-        assert "--verbose" in shown, name
+        done = cats(name, "--help")
+        assert done.code == 0, done.err
+        assert "--quiet" in done.out, name
+        assert "--verbose" in done.out, name
 
 
 def test_quiet_leaves_out_notes_and_keeps_warnings() -> None:
