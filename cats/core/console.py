@@ -252,8 +252,9 @@ def execute(app: typer.Typer) -> None:
 
 def _write_whole() -> None:
     """Let stdout write all or raise, also where ``PYTHONUNBUFFERED`` takes away the buffer, and print any file name."""
+    ours = sys.stdout is sys.__stdout__  # another stream (pytest's) is for whoever put it there
     binary = getattr(sys.stdout, "buffer", None)
-    if isinstance(binary, io.RawIOBase):  # whose writes may end short without an error
+    if ours and isinstance(binary, io.RawIOBase):  # whose writes may end short without an error
         encoding = sys.stdout.encoding
         sys.stdout = io.TextIOWrapper(io.BufferedWriter(binary), encoding=encoding, write_through=True)
         sys.stdout.reconfigure(line_buffering=True)
