@@ -12,6 +12,7 @@ from rich.text import Text
 from cats.core.console import Force, execute, new_app, note, print_json, stdout, table
 from cats.core.errors import InputError, VerificationError, require
 from cats.core.files import write_text
+from cats.core.json_text import read_json
 from cats.core.outputs import OutputPlan
 from cats.core.text import plain
 
@@ -159,10 +160,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
     import jsonschema
 
-    try:
-        document = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    document = read_json(path)
     schema = json.loads(resources.files("cats.benchmarks").joinpath("bench.schema.json").read_text("utf-8"))
     problem = next(jsonschema.Draft202012Validator(schema).iter_errors(document), None)
     if problem is not None:

@@ -22,7 +22,8 @@ from cats.calibration.distribution import TensorRange, finite_array
 from cats.calibration.graph import Graph
 from cats.calibration.sessions import Session
 from cats.core.errors import InputError, ModelFileError
-from cats.core.files import read_bytes, write_text
+from cats.core.files import write_text
+from cats.core.json_text import read_json
 
 FORMAT = 1
 _LARGEST_FILE = 256 << 20
@@ -30,10 +31,6 @@ _LARGEST_FILE = 256 << 20
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 @dataclass(frozen=True)
@@ -93,11 +90,7 @@ class Ranges:
         Raises:
             InputError: unreadable, not such a file, or of a newer version.
         """
-        text = read_bytes(path, limit=_LARGEST_FILE, what="ranges")
-        try:
-            document = json.loads(text, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path} is not JSON: {error}") from error
+        document = read_json(path, limit=_LARGEST_FILE)
         version = document.get("format") if isinstance(document, dict) else None
         if isinstance(version, int) and version > FORMAT:
             raise InputError(f"{path}: ranges of format {version}, this toolkit reads {FORMAT}: upgrade cats-toolkit")

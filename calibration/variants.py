@@ -21,6 +21,7 @@ from cats.calibration.ranges import Ranges
 from cats.calibration.sessions import Session, SessionMatcher, fixed_batch
 from cats.core.errors import InputError
 from cats.core.files import write_text
+from cats.core.json_text import read_json
 from cats.data import open_dataset
 from cats.data.samples import PairDataset
 from cats.evaluation.parity import flow_distance
@@ -34,6 +35,7 @@ ALPHA = 0.1
 VALIDATION = 12
 """Pairs to judge variants by."""
 
+_LARGEST_STATE = 64 << 20
 _MACS_PER_ELEMENT = 20  # that a CPU does while it reads or writes one value
 
 
@@ -50,6 +52,15 @@ class Effect:
     p99_px: float
     max_px: float
     pck_drop: float | None
+
+
+def _read_effect(values: dict[str, Any]) -> Effect:
+    """An effect out of a state; raises ``TypeError`` where it is none."""
+    effect = Effect(**values)
+    drop = () if effect.pck_drop is None else (effect.pck_drop,)
+    if any(type(value) not in (int, float) for value in (effect.median_px, effect.p99_px, effect.max_px, *drop)):
+        raise TypeError("an effect consists of numbers")
+    return effect
 
 
 class Variants:
@@ -200,11 +211,11 @@ class Variants:
         return digest.hexdigest()
 
     def _load_state(self, path: Path) -> None:
+        document = read_json(path, limit=_LARGEST_STATE)
         try:
-            document = json.loads(path.read_text("utf-8"))
             found = document["fingerprint"]
-            known = {tuple(item.pop("keep")): Effect(**item) for item in document["variants"]}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            known = {tuple(item.pop("keep")): _read_effect(item) for item in document["variants"]}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is not the state of a search: delete it or give another --state") from error
         if found != self.fingerprint:
             raise InputError(

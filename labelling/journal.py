@@ -16,6 +16,7 @@ import numpy as np
 
 from cats.core.errors import InputError
 from cats.core.files import file_key
+from cats.core.json_text import parse_json
 from cats.labelling.annotations import Mask
 from cats.labelling.label import LabelledPhoto
 
@@ -81,19 +82,16 @@ class Journal:
 
     def _read(self) -> dict[str, dict[str, Any]]:
         kept: dict[str, dict[str, Any]] = {}
-        try:
-            lines = self.path.read_text("utf-8", "replace").splitlines()
-        except OSError:
-            return kept
-        for number, line in enumerate(lines):
-            try:
-                entry = json.loads(line)
-                if number == 0 and entry["run"] != self._run:
-                    return {}
-                if number:
-                    kept[entry.pop("key")] = entry
-            except (ValueError, KeyError, TypeError, AttributeError):
-                continue
+        with contextlib.suppress(OSError), open(self.path, "rb") as file:
+            for number, line in enumerate(file):
+                try:
+                    entry = parse_json(line, self.path)
+                    if number == 0 and entry["run"] != self._run:
+                        return {}
+                    if number:
+                        kept[entry.pop("key")] = entry
+                except (InputError, KeyError, TypeError, AttributeError):
+                    continue
         return kept
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from cats.core.errors import InputError
+from cats.core.files import read_bytes
+from cats.core.json_text import MAX_BYTES, parse_json
 from cats.data.samples import PairDataset, Sample, normal_split, parse_box, require_entries, require_files
 
 WHERE = "SPair-71k.tar.gz is at cvlab.postech.ac.kr/research/SPair-71k"
@@ -65,11 +66,9 @@ class SPair(PairDataset):
 
     def __getitem__(self, index: int) -> Sample:
         path = self._annotations[index]
+        values = parse_json(read_bytes(path, limit=MAX_BYTES, what="annotation"), f"broken annotation {path}: it")
         try:
-            values = json.loads(path.read_text("utf-8"))
             return _to_sample(values, self.root, path)
-        except OSError as error:
-            raise InputError(f"cannot read annotation {path}: {error.strerror}") from error
         except KeyError as error:
             raise InputError(f"broken annotation {path}: it lacks {error}") from error
         except (ValueError, TypeError, IndexError) as error:

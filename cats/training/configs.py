@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cats.core.errors import InputError
+from cats.core.json_text import parse_json
 from cats.data.warps import WarpConfig
 from cats.model import CATsConfig
 from cats.training.starts import STARTS
@@ -166,8 +167,8 @@ def differences(saved: dict[str, Any], given: dict[str, Any], prefix: str = "") 
 
 def _parse(text: str) -> Any:
     try:
-        return json.loads(text)
-    except ValueError:
+        return parse_json(text, "the value")
+    except InputError:
         return text
 
 

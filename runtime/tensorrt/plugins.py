@@ -16,6 +16,7 @@ from typing import Any
 
 from cats.core.console import note
 from cats.core.errors import ModelFileError
+from cats.core.json_text import parse_json
 from cats.core.onnx_file import read_onnx_entry
 from cats.runtime.hardware import nvidia
 from cats.runtime.tensorrt.flavours import Flavour
@@ -64,8 +65,8 @@ def creation_flags(trt: ModuleType) -> int:
 
 
 def _parse(text: bytes, path: str | Path) -> tuple[list[dict[str, Any]], int]:
+    document = parse_json(text, f"{path}: its kernels are damaged, export it again: the list", error=ModelFileError)
     try:
-        document = json.loads(text)
         if document["format"] > _FORMAT:
             raise ModelFileError(
                 f"{path}: kernels of a newer toolkit (format {document['format']}): upgrade cats-toolkit"

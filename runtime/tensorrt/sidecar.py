@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cats.core.errors import ModelFileError
 from cats.core.files import settle, sha256_file
+from cats.core.json_text import read_json
 from cats.core.metadata import Metadata
 from cats.runtime.tensorrt.flavours import FLAVOURS
 
@@ -31,11 +32,7 @@ def read_sidecar(plan: Path) -> Metadata:
             f"{plan} has no sidecar {path.name} beside it: copy it there, or build again: "
             f"cats-build MODEL.onnx -o {plan}"
         )
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelFileError(f"cannot read {path}: {error}") from error
-    metadata = Metadata.from_json(text, path)
+    metadata = Metadata.from_dict(read_json(path, error=ModelFileError), path)
     engine = metadata.engine
     if not engine or not {"sha256", "flavour", "version", "source"} <= set(engine) or engine["flavour"] not in FLAVOURS:
         raise ModelFileError(f"{path} does not describe an engine; build again with cats-build")

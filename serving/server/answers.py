@@ -8,7 +8,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from cats.core.errors import BackendError, CatsError, InputError
+from cats.core.errors import BackendError, CatsError
 from cats.serving.service import BusyError
 
 
@@ -48,15 +48,3 @@ def error_response(error: Exception, request_id: str) -> Response:
     else:
         status, kind, error = 500, "Error", Exception("a fault of the server; its log has more under this request id")
     return json_response({"error": str(error), "type": kind, "request_id": request_id}, status, headers)
-
-
-def parse_json(data: bytes, what: str = "the body") -> Any:
-    """JSON of a request.
-
-    Raises:
-        InputError: not JSON, nested too deeply, or with numbers that are too large.
-    """
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:  # of an undecodable text too
-        raise InputError(f"{what} is not JSON: {str(error)[:200]}") from error

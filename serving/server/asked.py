@@ -16,8 +16,9 @@ from starlette.requests import Request
 
 from cats.core.errors import InputError
 from cats.core.geometry import Floats, as_points
+from cats.core.json_text import parse_json
 from cats.runtime.match_files import Selection
-from cats.serving.server.answers import HttpError, parse_json
+from cats.serving.server.answers import HttpError
 from cats.serving.server.guards import Bodies
 
 ARRAYS = ("flow", "confidence", "backward_flow", "probabilities")
@@ -68,7 +69,7 @@ class Asked:
         """Points of a, (N, 2) in pixels; None where an even grid is wanted."""
         given = self.values.get("points")
         if isinstance(given, str):
-            given = parse_json(given.encode(), "points") if given.strip() else None
+            given = parse_json(given, "points") if given.strip() else None
         if given is None:
             return None
         if not isinstance(given, list) or len(given) > _MAX_POINTS:
@@ -112,7 +113,7 @@ async def read_request(request: Request, bodies: Bodies) -> Asked:
 
 
 def _from_json(body: bytes) -> Asked:
-    document = parse_json(body)
+    document = parse_json(body, "the body", limit=len(body))
     if not isinstance(document, dict):
         raise InputError('the body is not an object {"a": ..., "b": ...}')
     asked = Asked()

@@ -16,9 +16,10 @@ from starlette.responses import Response
 
 from cats import __version__
 from cats.core.errors import BackendError, InputError
+from cats.core.json_text import parse_json
 from cats.runtime.backends.base import Array, Backend, TensorSpec
 from cats.runtime.split import run_batches
-from cats.serving.server.answers import HttpError, json_response, parse_json
+from cats.serving.server.answers import HttpError, json_response
 from cats.serving.server.v1 import Matching
 
 _LENGTH = "Inference-Header-Content-Length"
@@ -123,7 +124,7 @@ def _split(body: bytes, length: str | None) -> tuple[dict[str, Any], bytes]:
         if not length.isdecimal() or not 0 < int(length[:20]) <= len(body):
             raise InputError(f"{_LENGTH} is {length[:40]!r}, the body has {len(body)} bytes")
         size = int(length)
-    document = parse_json(body[:size])
+    document = parse_json(body[:size], "the body", limit=size)
     if not isinstance(document, dict) or not isinstance(document.get("inputs"), list):
         raise InputError('the body is not an object with a list "inputs"')
     return document, body[size:]

@@ -116,6 +116,8 @@ def test_comparison_exits_by_what_it_finds(measured, command, tmp_path):
 def test_refusals(command, tmp_path):
     (tmp_path / "bad.json").write_text('{"format": 1}')
     assert "is not a result of cats-bench" in command("--compare", tmp_path / "bad.json", tmp_path / "bad.json").error
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    assert "deep.json is not JSON: nested" in command("--compare", tmp_path / "deep.json", tmp_path / "bad.json").error
     assert "neither a checkpoint nor one of" in command(tmp_path / "none.pt").error
     assert "does not exist" in command("-o", tmp_path / "no" / "r.json").error
     assert "--batches" in command("--batches", "1,x").error

@@ -136,6 +136,8 @@ def test_what_is_observed_is_what_the_model_computes(source, ranges, feeds):
     ("text", "message"),
     [
         ("{", "not JSON"),
+        ("[" * 100_000, "not JSON: nested"),
+        ('{"format": NaN}', "NaN is not a finite number"),
         ("[]", "not a file of ranges"),
         ('{"format": 2}', "upgrade"),
         (

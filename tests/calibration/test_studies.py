@@ -166,6 +166,23 @@ def test_state_of_another_search_is_refused(planted, planted_ranges, halves, tmp
         Variants(planted, planted_ranges, halves[0], state=state)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "state.json is not JSON: nested"),
+        ("[]", "not the state of a search"),
+        (
+            '{"fingerprint":"", "variants": [{"keep": [], "median_px": "1", "p99_px": 1, "max_px": 1, "pck_drop": 0}]}',
+            "not the state of a search",
+        ),
+    ],
+)
+def test_damaged_states_are_refused(planted, planted_ranges, halves, tmp_path, text, message):
+    (tmp_path / "state.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        Variants(planted, planted_ranges, halves[0], state=tmp_path / "state.json")
+
+
 def test_float16_is_searched_too(source, halves):
     variants = Variants(source, None, halves[1], precision="fp16", threads=2)
     everything = variants.measure(())

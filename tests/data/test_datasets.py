@@ -108,6 +108,9 @@ def test_spair_damaged_files(tmp_path: Path) -> None:
     path.write_text('{"category": "cat"')
     with pytest.raises(InputError, match=rf"broken annotation .*{path.name}"):
         open_dataset(f"spair:{root}")[0]
+    path.write_text("[" * 100_000)
+    with pytest.raises(InputError, match=rf"broken annotation .*{path.name}: it is not JSON: nested"):
+        open_dataset(f"spair:{root}")[0]
     path.write_text(json.dumps({"category": "cat"}))
     with pytest.raises(InputError, match="it lacks 'src_imname'"):
         open_dataset(f"spair:{root}")[0]

@@ -155,7 +155,7 @@ def test_an_interrupted_run_goes_on(label: Command, work: Path, stand_in: StandI
     kept = work / ".out.json.progress"
     assert len(kept.read_text().splitlines()) == 3
     if torn:
-        kept.write_bytes(kept.read_bytes()[:-20])
+        kept.write_bytes(kept.read_bytes()[:-20] + b"\n" + b"[" * 100_000 + b"\n\xff\n")
     stand_in.seen, stand_in.stop_before = [], None
     done = label("refs/refs.json", "photos", "-o", "out.json")
     assert stand_in.seen == (NAMES[1:] if torn else NAMES[2:])

@@ -223,7 +223,8 @@ def copied(engine, folder):
 
 
 @pytest.mark.parametrize(
-    "damage", ["truncated", "changed", "foreign", "empty", "no sidecar", "other sidecar", "no json"]
+    "damage",
+    ["truncated", "changed", "foreign", "empty", "no sidecar", "other sidecar", "no json", "deep json", "large"],
 )
 def test_plans_that_are_refused(damage, engine, tmp_path, cats_run):
     plan = copied(engine, tmp_path)
@@ -242,8 +243,18 @@ def test_plans_that_are_refused(damage, engine, tmp_path, cats_run):
         document = json.loads(sidecar.read_text())
         document["engine"]["sha256"] = "0" * 64
         sidecar.write_text(json.dumps(document))
+    elif damage == "large":
+        with open(sidecar, "wb") as file:
+            file.truncate(1 << 40)  # sparse
     else:
-        sidecar.write_text("{")
+        sidecar.write_text("{" if damage == "no json" else "[" * 100_000)
     error = cats_run(plan, "a.jpg", "b.jpg").error
-    expected = {"foreign": "not a TensorRT engine", "empty": "not a TensorRT engine", "no sidecar": "no sidecar"}
-    assert expected.get(damage, "not JSON" if damage == "no json" else "other sha256") in error
+    expected = {
+        "foreign": "not a TensorRT engine",
+        "empty": "not a TensorRT engine",
+        "no sidecar": "no sidecar",
+        "no json": "not JSON",
+        "deep json": "not JSON: nested",
+        "large": "over the limit of 16 MiB",
+    }
+    assert expected.get(damage, "other sha256") in error

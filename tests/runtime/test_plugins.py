@@ -108,6 +108,8 @@ def test_a_tensorrt_or_gpu_that_does_not_take_them(
     [
         ("{", "damaged"),
         ("[]", "damaged"),
+        ("[" * 100_000, "damaged, export it again"),
+        (document(capability=1e400), "Infinity is not a finite number"),
         (document(plugins=[{"name": "x"}]), "damaged"),
         (document(format=2), "newer toolkit"),
     ],

@@ -79,7 +79,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"a": encoded(A), "b": base64.b64encode(b"not an image").decode()}, "not an image"),
     ({"a": encoded(A), "b": base64.b64encode(B.read_bytes()[:900]).decode()}, "image"),
     ({"a": encoded(A), "b": encoded(B), "points": [[1, 2, 3]]}, "points"),
-    ({"a": encoded(A), "b": encoded(B), "points": [[10**400, 2]]}, "points"),
+    ({"a": encoded(A), "b": encoded(B), "points": [[10**400, 2]]}, "the body is not JSON: 1000"),
     ({"a": encoded(A), "b": encoded(B), "points": [[9000, 2]]}, "outside image a"),
     ({"a": encoded(A), "b": encoded(B), "points": "[[1,"}, "points is not JSON"),
     ({"a": encoded(A), "b": encoded(B), "points": {"x": 1}}, "points must be a list"),
