@@ -102,7 +102,7 @@ def write_site(
         ModelFileError: not a model that browsers run.
         BackendError: npm or ONNX Runtime is not here.
     """
-    check_folder(folder, SETTINGS)  # before anything is fetched
+    check_folder(folder, SETTINGS, reads=[model])  # before anything is fetched
     metadata = read_onnx_metadata(model)
     _check_model(model, metadata)
     runtime = fetch(ORT_WEB, [*_WASM_FILES, *(_WEBGPU_FILES if webgpu else ())])

@@ -16,7 +16,7 @@ app = new_app()
 EXAMPLES = """
 Examples:
 
-- `cats triton models best.onnx` a pair model, and best_points from JPEG files to points
+- `cats triton models best.onnx` a pair model, and best_points from the photos' files to points
 
 - `cats triton models best.plan best.encoder.onnx best.e2e.onnx` an engine, a split model, an end-to-end one
 

@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 sys.path[:0] = [folder for folder in os.environ.get("CATS_TRITON_PATH", "").split(os.pathsep) if folder]
@@ -20,6 +21,15 @@ from cats.core.images import preprocess, read_image  # noqa: E402
 from cats.core.metadata import Preprocessing  # noqa: E402
 
 
+@dataclass
+class Pair:
+    """One pair of a request, decoded: photos, what the models take of them, and points (K, 2) of a."""
+
+    photos: list[Any]
+    tensors: list[Any]
+    points: Any
+
+
 class TritonPythonModel:
     """What Triton looks for in this file."""
 
@@ -31,35 +41,53 @@ class TritonPythonModel:
         self.models, self.outputs = settings["models"], settings["outputs"]
 
     async def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer requests; those that come together reach the other models together, which batch them."""
-        return await asyncio.gather(*(self.answer(request) for request in requests))
+        """Answer requests; all are decoded first, so that their pairs reach the other models together, as batches."""
+        decoded = await asyncio.gather(*(self.decode(request) for request in requests))
+        return await asyncio.gather(*(self.answer(item) for item in decoded))
 
-    async def answer(self, request: Any) -> Any:
-        """One request; what is wrong with it is its own error."""
+    async def decode(self, request: Any) -> "list[Pair] | CatsError":
+        """The pairs of a request; what is wrong with it is its own error."""
+        a, b, points = (
+            triton.get_input_tensor_by_name(request, name).as_numpy() for name in ("image_a", "image_b", "points_a")
+        )
+        pairs = zip(a.reshape(-1), b.reshape(-1), points, strict=True)
         try:
-            photos = [self.photo(request, name) for name in ("image_a", "image_b")]
-            points = triton.get_input_tensor_by_name(request, "points_a").as_numpy()
-            outside = (points < -0.5).any() or (points > np.asarray(photos[0].size) - 0.5).any()
-            if outside or not np.isfinite(points).all():
-                raise InputError(f"a point lies outside image a, which has {photos[0].width}x{photos[0].height} pixels")
-            inputs = [preprocess(photo, self.preprocessing)[None] for photo in photos]
-            flow, confidence = await self.match(*inputs)
+            return await asyncio.gather(*(asyncio.to_thread(self.prepare, *pair) for pair in pairs))
+        except CatsError as error:
+            return error
+
+    def prepare(self, file_a: bytes, file_b: bytes, points: Any) -> Pair:
+        """Decode photos and check points."""
+        photos = [read_image(bytes(file)) for file in (file_a, file_b)]
+        outside = (points < -0.5).any() or (points > np.asarray(photos[0].size) - 0.5).any()
+        if outside or not np.isfinite(points).all():
+            raise InputError(f"a point lies outside image a, which has {photos[0].width}x{photos[0].height} pixels")
+        if "end-to-end" in self.models:
+            return Pair(photos, [np.asarray(photo)[None] for photo in photos], points)
+        return Pair(photos, [preprocess(photo, self.preprocessing)[None] for photo in photos], points)
+
+    async def answer(self, decoded: "list[Pair] | CatsError") -> Any:
+        """The response to a request."""
+        try:
+            if isinstance(decoded, CatsError):
+                raise decoded
+            found = await asyncio.gather(*(self.transfer(pair) for pair in decoded))
         except CatsError as error:
             return triton.InferenceResponse(error=triton.TritonError(str(error)))
-        sizes = photos[0].size, photos[1].size
-        found = transfer_points(points, flow, *sizes)
-        sure = sample_grid(confidence[None], pixels_to_cells(points, sizes[0], flow.shape[-1]))[:, 0]
-        return triton.InferenceResponse(
-            [
-                triton.Tensor("points_b", found.astype(np.float32)),
-                triton.Tensor("confidence", sure.astype(np.float32)),
-            ]
-        )
+        points, confidence = (np.stack(values).astype(np.float32) for values in zip(*found, strict=True))
+        return triton.InferenceResponse([triton.Tensor("points_b", points), triton.Tensor("confidence", confidence)])
 
-    def photo(self, request: Any, name: str) -> Any:
-        """A photo of a request, decoded."""
-        data = triton.get_input_tensor_by_name(request, name).as_numpy()
-        return read_image(bytes(data.reshape(-1)[0]))
+    async def transfer(self, pair: Pair) -> tuple[Any, Any]:
+        """Points (K, 2) of b and their confidences (K,)."""
+        a, b = pair.tensors
+        if "end-to-end" in self.models:
+            feeds = {"image_a": a, "image_b": b, "points_a": pair.points[None]}
+            outputs = await self.call("end-to-end", feeds, ["points_b", "points_confidence"])
+            return outputs["points_b"][0], outputs["points_confidence"][0]
+        flow, confidence = await self.match(a, b)
+        sizes = pair.photos[0].size, pair.photos[1].size
+        sure = sample_grid(confidence[None], pixels_to_cells(pair.points, sizes[0], flow.shape[-1]))[:, 0]
+        return transfer_points(pair.points, flow, *sizes), sure
 
     async def match(self, a: Any, b: Any) -> tuple[Any, Any]:
         """Flow (2, G, G) and confidence (G, G) of two model inputs (1, 3, S, S)."""
