@@ -169,7 +169,8 @@ class Worker:
 
     def stages(self) -> dict[str, float]:
         """Milliseconds of each stage of one pair, from two files to the dense flow."""
-        from cats.runtime.result import Match, grid_points
+        from cats.core.geometry import grid_points
+        from cats.runtime.result import Match
 
         clock = _Clock()
         data = [Path(path).read_bytes() for path in self.images]

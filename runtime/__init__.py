@@ -10,9 +10,10 @@
     match.warp().save("b-as-a.png")
 """
 
+from cats.core.geometry import grid_points
 from cats.core.images import preprocess, read_image
 from cats.runtime.features import Features
 from cats.runtime.matcher import Matcher
-from cats.runtime.result import Match, grid_points
+from cats.runtime.result import Match
 
 __all__ = ["Features", "Match", "Matcher", "grid_points", "preprocess", "read_image"]

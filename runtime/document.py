@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import ArrayLike
 
 from cats.core.geometry import Floats, as_points
-from cats.runtime.matcher import Matcher
-from cats.runtime.result import Match
+
+if TYPE_CHECKING:
+    from cats.runtime.matcher import Matcher
+    from cats.runtime.result import Match
 
 
 def model_document(matcher: Matcher) -> dict[str, Any]:
@@ -25,13 +27,13 @@ def model_document(matcher: Matcher) -> dict[str, Any]:
 
 
 def matches_document(
-    match: Match, points: ArrayLike, *, a: str | Path, b: str | Path, model: dict[str, Any]
+    match: Match, points: ArrayLike, *, a: str | Path | None, b: str | Path | None, model: dict[str, Any]
 ) -> dict[str, Any]:
     """A match at points of a as plain JSON types; coordinates in original pixels, to a thousandth.
 
     Args:
         points: (N, 2) in pixels of a.
-        a, b: names of the images.
+        a, b: names of the images; None where they are no files.
         model: see :func:`model_document`.
 
     Returns:
@@ -48,8 +50,8 @@ def matches_document(
         for entry, error in zip(matches, match.forward_backward_error(start), strict=True):
             entry["forward_backward"] = round(float(error), 3)
     return {
-        "a": str(a),
-        "b": str(b),
+        "a": None if a is None else str(a),
+        "b": None if b is None else str(b),
         "size_a": list(match.size_a),
         "size_b": list(match.size_b),
         "model": model,

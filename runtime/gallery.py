@@ -10,10 +10,11 @@ import numpy as np
 
 from cats.core.errors import InputError
 from cats.core.files import file_key
+from cats.core.geometry import grid_points
 from cats.core.photos import list_photos
 from cats.runtime.features import Features, load_features, save_features
 from cats.runtime.matcher import Matcher
-from cats.runtime.result import Match, grid_points
+from cats.runtime.result import Match
 
 _AT_ONCE = 8  # photos whose features are in memory at once
 SCORES = ("confidence", "forward-backward")

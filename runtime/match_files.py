@@ -16,7 +16,7 @@ from PIL import Image
 from cats.core.ahead import map_ahead
 from cats.core.errors import CatsError, InputError
 from cats.core.files import atomic_path, write_bytes, write_text
-from cats.core.geometry import Floats
+from cats.core.geometry import GRID_POINTS, Floats, grid_points
 from cats.core.images import read_image
 from cats.core.outputs import OutputPlan, make_folder
 from cats.core.tables import PairRow, read_pairs
@@ -24,12 +24,11 @@ from cats.runtime.document import matches_document, model_document
 from cats.runtime.draw import draw_matches
 from cats.runtime.matcher import Matcher
 from cats.runtime.overlay import overlay
-from cats.runtime.result import Match, grid_points
+from cats.runtime.result import Match
 from cats.runtime.sheet import draw_sheet
 from cats.runtime.spread import spread_points
 from cats.runtime.viewer import match_page
 
-_GRID = 10  # points a side
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -84,7 +83,7 @@ class Selection:
 
     def choose(self, match: Match, points: Floats | None) -> Floats:
         """The points of a that stay; all given ones must lie in a."""
-        start = grid_points(match.size_a, self.grid or _GRID) if points is None else points
+        start = grid_points(match.size_a, self.grid or GRID_POINTS) if points is None else points
         return self._keep(match, start)
 
     def choose_shown(self, match: Match, points: Floats | None, image: Image.Image) -> Floats:

@@ -21,6 +21,7 @@ from cats.runtime.backends import open_backend
 from cats.runtime.backends.base import Array, Backend
 from cats.runtime.batches import chunks, run_batches
 from cats.runtime.device import match_on_device, wants_device
+from cats.runtime.document import model_document
 from cats.runtime.features import Features, check_weights
 from cats.runtime.interface import CONFIDENCE, FLOW, IMAGES, POINTS, check_pair_model
 from cats.runtime.prepared import Prepared, RecentImages, milliseconds_since, prepare_image
@@ -96,6 +97,7 @@ class Matcher:
         except CatsError:
             self.close()
             raise
+        self._document = model_document(self)
         self.load_ms = milliseconds_since(start)
 
     def match(
@@ -112,9 +114,9 @@ class Matcher:
         """Match one pair of images.
 
         Args:
-            a, b: paths, Pillow images or uint8 arrays of any size, see :func:`cats.core.images.read_image`, or, with
-                a split model, :class:`Features`. Or model
-                inputs on the GPU: then the result is a :class:`cats.runtime.device.DeviceMatch`, still being computed.
+            a, b: paths, Pillow images, uint8 arrays or tensors of any size, see :func:`cats.core.images.read_image`,
+                or, with a split model, :class:`Features`. Or model inputs on the GPU: then the result is a
+                :class:`cats.runtime.device.DeviceMatch`, still being computed.
             looks: 2 matches again, with both photos cut to the object: finer and more often right, at twice the cost.
             region_a: of the object in a, for the second look: x_min, y_min, x_max, y_max in pixels. None takes the
                 confident cells of the first look.
@@ -343,6 +345,7 @@ class Matcher:
                 image_a=a.source,
                 image_b=b.source,
                 calibration=self.metadata.calibration,
+                model=self._document,
                 probabilities=results[index].get(PROBABILITIES),
                 likeness=float(results[index][LIKENESS]) if LIKENESS in results[index] else None,
             )

@@ -14,7 +14,7 @@ import numpy as np
 from cats.core.errors import InputError
 from cats.core.files import file_key
 from cats.core.geometry import Size
-from cats.core.images import ImageSource, preprocess, read_image
+from cats.core.images import ImageSource, is_tensor, preprocess, read_image, tensor_pixels
 from cats.core.metadata import Metadata
 from cats.runtime.backends.base import Array
 from cats.runtime.features import Features
@@ -64,13 +64,15 @@ def prepare_image(source: ImageSource, metadata: Metadata, *, max_pixels: int, o
 
 
 def as_rgb(source: ImageSource | Features, order: str) -> ImageSource:
-    """An array of another order in RGB, without a copy; files, Pillow images and grey arrays say what they are.
+    """An array or tensor of another order as an array in RGB, without a copy; the others say it.
 
     Raises:
-        InputError: an unknown order.
+        InputError: an unknown order, or a tensor that is no image.
     """
     if order not in ORDERS:
         raise InputError(f"unknown order {order!r} of channels: choose {', '.join(ORDERS)}")
+    if is_tensor(source):
+        source = tensor_pixels(source)
     if order == "bgr" and isinstance(source, np.ndarray) and source.ndim == 3 and source.shape[2] in (3, 4):
         return source[:, :, [2, 1, 0, 3][: source.shape[2]]]
     return source  # type: ignore[return-value]  # features are no image and pass through

@@ -16,12 +16,12 @@ from cats.core.geometry import (
     Size,
     as_points,
     dense_flow,
-    identity_cells,
     pixels_to_cells,
     sample_grid,
     transfer_points,
 )
 from cats.core.images import MAX_PIXELS, ImageSource, read_image
+from cats.runtime import interop
 from cats.runtime.same_kind import same_kind_probability
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Match:
         raw_confidence: what the model gave, where ``confidence`` is calibrated (``Matcher(..., calibrated=True)``).
         probabilities: (G * G, G * G) float32, row by row the distribution of a cell of a over the cells of b, where the
             model file has this further output (:func:`cats.core.onnx_file.with_probabilities`).
+        model: of the JSON document, see :func:`cats.runtime.document.model_document`.
         likeness: cosine in [-1, 1] of what both images show, by the features of a split model; else None.
         second_look: of a match with ``looks=2``: points that it covers are transferred by it, at its finer scale.
     """
@@ -62,6 +63,12 @@ class Match:
     probabilities: NDArray[np.float32] | None = field(default=None, repr=False)
     second_look: SecondLook | None = field(default=None, repr=False)
     likeness: float | None = None
+    model: dict[str, Any] | None = field(default=None, repr=False)
+
+    to_opencv = interop.to_opencv
+    to_supervision = interop.to_supervision
+    to_kornia = interop.to_kornia
+    to_dict = interop.to_dict
 
     def __repr__(self) -> str:
         (wa, ha), (wb, hb) = self.size_a, self.size_b
@@ -231,17 +238,6 @@ class Match:
                 f"point {outside[0]} at ({x:g}, {y:g}){more} lies outside image a, which has {width}x{height} pixels"
             )
         return array
-
-
-def grid_points(size: Size, count: int) -> Floats:
-    """``count`` x ``count`` points spread evenly over an image of ``size`` (width, height): (count^2, 2) in pixels.
-
-    With the model's own grid (16) they are the centres of its cells.
-    """
-    if count < 1:
-        raise InputError(f"a grid of {count} points a side: at least 1 is needed")
-    cells = identity_cells(count).reshape(2, -1).T
-    return (cells + 0.5) * np.asarray(size, np.float64) / count - 0.5
 
 
 def _sample_pixels(image: NDArray[np.uint8], places: Floats) -> NDArray[np.uint8]:

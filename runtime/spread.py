@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cats.core.geometry import Floats
+from cats.core.geometry import Floats, grid_points
 from cats.core.images import resize
-from cats.runtime.result import Match, grid_points
+from cats.runtime.result import Match
 
 _SURE = 0.5  # share of the best cell's confidence from which a cell counts as sure
 _RETURNS = 1.0  # cells that a -> b -> a may move a point

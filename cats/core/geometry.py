@@ -22,6 +22,9 @@ Floats = NDArray[np.float64]
 
 DIRECTION = "a->b"
 
+GRID_POINTS = 10
+"""Points a side of the even grid that is matched where no points are given."""
+
 
 def as_points(points: ArrayLike) -> Floats:
     """Return points as float64 (N, 2), refusing other shapes and non-finite values with an :class:`InputError`."""
@@ -127,3 +130,14 @@ def identity_cells(grid: int = 16) -> Floats:
     """Cell coordinates (2, G, G), channel 0 = x; ``identity + flow`` is the matching place."""
     y, x = np.mgrid[0:grid, 0:grid].astype(np.float64)
     return np.stack([x, y])
+
+
+def grid_points(size: Size, count: int) -> Floats:
+    """``count`` x ``count`` points spread evenly over an image of ``size`` (width, height): (count^2, 2) in pixels.
+
+    With the model's own grid (16) they are the centres of its cells.
+    """
+    if count < 1:
+        raise InputError(f"a grid of {count} points a side: at least 1 is needed")
+    cells = identity_cells(count).reshape(2, -1).T
+    return (cells + 0.5) * np.asarray(size, np.float64) / count - 0.5

@@ -12,7 +12,7 @@ import threading
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,28 @@ from cats.core.geometry import Size
 from cats.core.image_files import MAX_PIXELS, check_cost, open_header, open_image, reason
 from cats.core.metadata import Preprocessing
 
-ImageSource = str | Path | bytes | Image.Image | NDArray[np.uint8]
+if TYPE_CHECKING:
+    from typing import TypeGuard
+
+
+class Tensor(Protocol):
+    """A tensor of torch, as far as it is looked at here."""
+
+    @property
+    def dtype(self) -> Any:
+        """Element type."""
+
+    @property
+    def device(self) -> Any:
+        """Where it lies."""
+
+    def detach(self) -> Any:
+        """The same values, not recorded for gradients."""
+
+
+ImageSource = str | Path | bytes | Image.Image | NDArray[np.uint8] | Tensor
 """A file, the content of one, a Pillow image of any mode, or a uint8 array (H, W, 3) RGB, (H, W, 4) RGBA, (H, W) or
-(H, W, 1) grey."""
+(H, W, 1) grey; or a uint8 tensor of torch on the CPU, which may have its channels first too."""
 
 MIN_SIDE = 16
 """An image needs at least one pixel per cell of the flow."""
@@ -67,9 +86,43 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, at_least: i
         with _DECODING[id(source) // 64 % len(_DECODING)]:
             _check(lambda: check_cost(source, name, max_pixels), name)
             return _finish(source, name, None)
+    if is_tensor(source):
+        source = tensor_pixels(source)
     if isinstance(source, np.ndarray):
         return _from_array(source)
-    raise InputError(f"an image of type {type(source).__name__}: give a path, a Pillow image or a uint8 numpy array")
+    raise InputError(f"an image of type {type(source).__name__}: give a path, a Pillow image or a uint8 array")
+
+
+def is_tensor(value: object) -> TypeGuard[Tensor]:
+    """Whether a value is a tensor of torch, which is not imported for that."""
+    return any(f"{kind.__module__}.{kind.__qualname__}" == "torch.Tensor" for kind in type(value).__mro__)
+
+
+def tensor_pixels(tensor: Tensor) -> NDArray[np.uint8]:
+    """Pixels of one image in a tensor of torch, channels last, without a copy.
+
+    Args:
+        tensor: uint8 on the CPU: (C, H, W) or (H, W, C) with 1, 3 or 4 channels, or (H, W).
+
+    Returns:
+        uint8 (H, W, C) or (H, W).
+
+    Raises:
+        InputError: of another dtype, device or shape.
+    """
+    if tensor.device.type != "cpu":
+        raise InputError(f"an image tensor on {tensor.device}: move it to the CPU with .cpu()")
+    try:
+        array: NDArray[Any] = tensor.detach().numpy()
+    except (TypeError, RuntimeError, AttributeError) as error:  # bfloat16, sparse, quantized tensors
+        raise InputError(f"an image tensor of {tensor.dtype}: uint8 with values 0..255 is needed") from error
+    if array.dtype != np.uint8:
+        raise InputError(_not_bytes(array, "tensor", ".round().to(torch.uint8)"))
+    if array.ndim == 4:
+        raise InputError(f"an image tensor of shape {array.shape} is a batch: give its images one by one")
+    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    return array
 
 
 def image_size(path: str | Path) -> Size:
@@ -261,7 +314,7 @@ def _with_eight_bit_key(image: Image.Image, coding: _Coding) -> Image.Image:
 
 def _from_array(array: NDArray[Any]) -> Image.Image:
     if array.dtype != np.uint8:
-        raise InputError(f"an image array of dtype {array.dtype}: uint8 with values 0..255 is needed")
+        raise InputError(_not_bytes(array, "array", ".round().astype('uint8')"))
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim != 2 and (array.ndim != 3 or array.shape[2] not in (3, 4)):
@@ -270,6 +323,18 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
     if min(array.shape[:2]) < MIN_SIDE:
         raise InputError(f"an image array of shape {array.shape}: at least {MIN_SIDE}x{MIN_SIDE} pixels are needed")
     return _to_rgb(Image.fromarray(np.ascontiguousarray(array)), "array", _Coding())
+
+
+def _not_bytes(array: NDArray[Any], what: str, conversion: str) -> str:
+    """What to say of samples that are not bytes: a float image may be of 0..1 or 0..255, or normalised."""
+    text = f"an image {what} of dtype {array.dtype}: uint8 with values 0..255 is needed"
+    if array.dtype.kind != "f" or array.size == 0:
+        return text
+    low, high = float(array.min()), float(array.max())
+    spans = f"{text}, and this one spans {low:.3g}..{high:.3g}"
+    if 0 <= low <= high <= 1:
+        return f"{spans}: if white is 1, give (image * 255){conversion}"
+    return f"{spans}: undo its normalisation, then give it as bytes"
 
 
 def quiet_pillow() -> None:
