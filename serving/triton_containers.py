@@ -1,8 +1,9 @@
 """Which of NVIDIA's Triton containers holds which TensorRT and ONNX Runtime.
 
 An engine runs on the TensorRT that built it only, so a repository has to name its container. NVIDIA's support matrix is
-a page, not data: this table holds the releases whose TensorRT was found in public records of their environment
-(``TRT_VERSION``) by November 2026, of the versions that cats-build knows.
+a page, not data: this table holds the releases whose TensorRT was found in public records of the containers by November
+2026, of the versions that cats-build knows. NVIDIA's containers of one tag, of Triton and of TensorRT, hold the same
+one; ``TRT_VERSION`` in their environment names it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ TENSORRT = {
     "11.1.0": "26.07",
     "11.2.1": "26.08",
 }
-"""TensorRT (major.minor.patch) to the newest release of Triton that holds it."""
+"""TensorRT (major.minor.patch) to a release of Triton that holds it."""
 
 NEWEST = "26.08"
 """Newest release in the table; holds ONNX Runtime 1.28."""

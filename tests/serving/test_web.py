@@ -56,6 +56,12 @@ def test_refusals_leave_nothing(cats: Command, tmp_path: Path) -> None:
     assert "not a folder" in cats("web", A).error
     assert "astronaut.jpg" in cats("web", tmp_path / "site", "--model", A).error
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "cats-web.json").write_text("{}")
+    (tmp_path / "site" / "own.onnx").write_bytes(asset("cats-tiny.onnx").read_bytes())
+    inside = cats("web", tmp_path / "site", "--model", tmp_path / "site" / "own.onnx")
+    assert "give another folder" in inside.error
+    assert (tmp_path / "site" / "own.onnx").exists()
 
 
 def test_a_further_output_changes_no_byte_of_the_file(tmp_path: Path) -> None:
