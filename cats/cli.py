@@ -29,6 +29,7 @@ COMMANDS = {
     "rank": Room("cats.runtime.commands.rank", "Rank the photos of a folder by how well one photo matches.", "cpu"),
     "train": Room("cats.training.cli", "Train a CATs.", "train"),
     "eval": Room("cats.evaluation.cli", "Measure PCK of a checkpoint, ONNX file or engine on a data set.", "train"),
+    "compare": Room("cats.evaluation.compare_cli", "Compare two models on photos without labels.", "cpu"),
     "export": Room("cats.export.cli", "Write a checkpoint as ONNX, verified against PyTorch.", "export"),
     "calibrate": Room("cats.calibration.cli", "Quantize an ONNX file to int8 or fp8 with photos.", "calibrate"),
     "sensitivity": Room(

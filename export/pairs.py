@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cats.assets import asset
-from cats.core.errors import InputError
 from cats.core.images import preprocess, read_image
 from cats.core.metadata import Preprocessing
-from cats.core.photos import list_photos
+from cats.core.photos import pair_photos
 from cats.core.tables import read_pairs
 
 
@@ -56,13 +54,7 @@ def pairs_from_folder(folder: str | Path, limit: int = 16) -> PairSource:
     Raises:
         InputError: not a folder, or no two photos in it.
     """
-    files, _ = list_photos(folder)
-    if len(files) < 2:
-        raise InputError(f"{folder} holds {len(files)} photos: at least two are needed")
-    pairs = [(a, b) for a, b in itertools.pairwise(files) if a.parent == b.parent]
-    pairs = pairs or list(itertools.pairwise(files))
-    chosen = [pairs[i] for i in np.unique(np.linspace(0, len(pairs) - 1, limit).astype(int))]
-    return PairSource(str(folder), tuple(chosen))
+    return PairSource(str(folder), tuple(pair_photos(folder, limit)))
 
 
 def demo_pairs(count: int = 8, seed: int = 0) -> PairSource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -36,6 +37,21 @@ def list_photos(folder: str | Path) -> tuple[list[Path], int]:
     files = sorted(_walk(root))
     photos = [file for file in files if file.suffix.lower() in PHOTO_SUFFIXES]
     return photos, len(files) - len(photos)
+
+
+def pair_photos(folder: str | Path, limit: int) -> list[tuple[Path, Path]]:
+    """Each photo of a folder (searched recursively) with the next one of its own sub-folder, ``limit`` pairs at most,
+    spread evenly over all; where no sub-folder holds two photos, with the next one of any.
+
+    Raises:
+        InputError: not a folder, or no two photos in it.
+    """
+    files, _ = list_photos(folder)
+    if len(files) < 2:
+        raise InputError(f"{folder} holds {len(files)} photos: at least two are needed")
+    pairs = [(a, b) for a, b in itertools.pairwise(files) if a.parent == b.parent] or list(itertools.pairwise(files))
+    count = min(limit, len(pairs))
+    return [pairs[index * (len(pairs) - 1) // max(count - 1, 1)] for index in range(count)]
 
 
 def is_hidden(name: str) -> bool:
