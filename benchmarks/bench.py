@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from cats.core.console import note
 from cats.core.errors import BackendError, CatsError
 from cats.core.metadata import read_onnx_metadata
 from cats.export.graph.deployment import DeploymentOptions
-from cats.export.pairs import demo_pairs
+from cats.export.pairs import PairSource, demo_pairs, pairs_from_folder
 from cats.export.verify import compare
 from cats.model import CATs
 from cats.runtime.commands.doctor import doctor
@@ -35,6 +36,7 @@ SWEPT = ("ONNX Runtime", "ONNX Runtime int8", "OpenVINO fp32", "OpenVINO bf16", 
 """Contestants of the batch curve."""
 
 _STAGE_ROUNDS = 5
+_BUSY = 0.5  # load average over cores from which other work is in the figures
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Plan:
         curve_rounds: rounds of each curve.
         data: annotated pairs ``KIND:DIR`` for PCK.
         files: further model files (.onnx, .plan), such as one of ``cats-calibrate``.
+        images: folder of photos, on pairs of which drift is measured; None takes the verification pairs.
         int8: folder of photos to calibrate on; None runs no INT8 of its own making.
         work: folder that keeps exported files.
     """
@@ -64,6 +67,7 @@ class Plan:
     curve_rounds: int = 3
     data: str | None = None
     files: tuple[Path, ...] = ()
+    images: Path | None = None
     int8: Path | None = None
     work: Path | None = None
 
@@ -84,19 +88,26 @@ def bench(model: str = "cats-tiny", plan: Plan | None = None) -> dict[str, Any]:
         Plain JSON types, as ``bench.schema.json`` beside this module describes them.
 
     Raises:
-        InputError, CheckpointError: no such model.
+        InputError, CheckpointError: no such model, or no two photos in ``plan.images``.
         BackendError: the baseline does not run.
     """
     plan = plan or Plan()
     threads = plan.threads or min(physical_cores(), usable_cpus())
     chosen = load_model(model)
+    pairs = demo_pairs() if plan.images is None else pairs_from_folder(plan.images)
+    load = machine_load()
+    if load["busy"]:
+        note(
+            f"warning: the machine is busy (load average {load['average']:.2f} on {load['cores']} cores): "
+            "other work is in these figures"
+        )
     with tempfile.TemporaryDirectory(prefix="cats-bench-") as temporary:
         folder = plan.work or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         exports = Exports(chosen.model, folder)
         running, missing = _start(exports, plan, threads)
         try:
-            rows = _measure(running, chosen.model, plan, Path(temporary))
+            rows = _measure(running, chosen.model, plan, pairs, Path(temporary))
             curves = _curves(running, exports, plan, threads, missing)
         finally:
             for process, _ in running.values():
@@ -126,6 +137,8 @@ def bench(model: str = "cats-tiny", plan: Plan | None = None) -> dict[str, Any]:
         "confidence": CONFIDENCE,
         "baseline": BASELINE,
         "data": plan.data,
+        "drift_on": f"{len(pairs)} pair{'s' if len(pairs) > 1 else ''} of {pairs.name}",
+        "load": load,
         "contestants": rows,
         "missing": missing,
         "roofline": {**cost, **peaks},
@@ -228,7 +241,7 @@ def _no_engine() -> dict[str, Any]:
 
 
 def _measure(
-    running: dict[str, tuple[Process, Path | None]], model: CATs, plan: Plan, folder: Path
+    running: dict[str, tuple[Process, Path | None]], model: CATs, plan: Plan, pairs: PairSource, folder: Path
 ) -> list[dict[str, Any]]:
     note(f"{plan.rounds} interleaved rounds of {len(running)} contestants")
     calls = {name: _timed(process) for name, (process, _) in running.items()}
@@ -238,7 +251,7 @@ def _measure(
         for name, (process, _) in running.items():
             time.sleep(PAUSE)
             laps[name].append(process.ask("stages"))
-    inputs, expected = _expected(model, folder)
+    inputs, expected = _expected(model, pairs, folder)
     rows = []
     for name, (process, file) in running.items():
         flows = folder / "flows.npy"
@@ -267,9 +280,15 @@ def _timed(process: Process, batch: int = 1) -> Callable[[], float]:
     return lambda: float(process.ask("run", batch=batch)["ms"]) / batch
 
 
-def _expected(model: CATs, folder: Path) -> tuple[Path, Any]:
-    """Inputs of the verification pairs as a file, and PyTorch's flow and confidence in float32."""
-    pairs = list(demo_pairs().inputs(model.config.preprocessing))
+def machine_load() -> dict[str, Any]:
+    """How busy the machine was before: ``average`` of runnable processes over a minute, ``cores``, and ``busy``."""
+    average, cores = os.getloadavg()[0], usable_cpus()
+    return {"average": round(average, 2), "cores": cores, "busy": average >= _BUSY * cores}
+
+
+def _expected(model: CATs, source: PairSource, folder: Path) -> tuple[Path, Any]:
+    """Inputs of pairs as a file, and PyTorch's flow and confidence in float32."""
+    pairs = list(source.inputs(model.config.preprocessing))
     a, b = (np.stack([pair[side] for pair in pairs]) for side in (0, 1))
     path = folder / "inputs.npz"
     np.savez(path, a=a, b=b)

@@ -25,6 +25,8 @@ Examples:
 
 - `cats-bench best.pt --data willow:PF-WILLOW --int8 photos/ --html report.html --output new.json`
 
+- `cats-bench best.pt --images photos/` the drift of every backend on your photos
+
 - `cats-bench resnet101 --file model.int8.onnx --only onnx` the published structure, chosen contestants
 
 - `cats-bench --compare old.json new.json` exit status 1 where new is slower or less accurate beyond the intervals
@@ -51,6 +53,10 @@ def main_command(
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="Annotated pairs KIND:DIR; measure PCK@0.1 too.", show_default=False)
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder of your photos: measure the drift on up to 16 pairs of them.", show_default=False),
     ] = None,
     batches: Annotated[str, typer.Option(help="Sizes of the batch curve, empty for none.")] = "1,2,4,8",
     many: Annotated[str, typer.Option(help="Sizes of the one-to-many curve, empty for none.")] = "1,4,16,64",
@@ -81,7 +87,9 @@ def main_command(
             raise InputError(f"model {path} does not exist")
     if int8 is not None and not int8.is_dir():
         raise InputError(f"--int8 {int8}: there is no such folder of photos")
-    outputs = OutputPlan(force=force).reads(*(file or ()), int8).reads_data(data)
+    if images is not None and not images.is_dir():
+        raise InputError(f"--images {images}: there is no such folder of photos")
+    outputs = OutputPlan(force=force).reads(*(file or ()), int8, images).reads_data(data)
     outputs.writes(output, html).check()
     if html is not None:
         require("matplotlib", extra="bench", purpose="draw the report's plots")
@@ -95,6 +103,7 @@ def main_command(
         many=() if quick else _sizes(many, "--many"),
         data=data,
         files=tuple(file or ()),
+        images=images,
         int8=int8,
         work=work,
     )
@@ -135,6 +144,14 @@ def show(results: dict[str, Any]) -> None:
     if not stdout.is_terminal:
         stdout.width = max(stdout.width, 160)  # redirected, nothing is cut
     stdout.print(table(title, columns, rows))
+    if "drift_on" in results:
+        stdout.print(Text(plain(f"drift: from PyTorch in float32, on {results['drift_on']}")), soft_wrap=True)
+    if results.get("load", {}).get("busy"):
+        load = results["load"]
+        stdout.print(
+            f"the machine was busy at the start (load average {load['average']:.2f} on {load['cores']} cores): "
+            "run this again when nothing else runs"
+        )
     for item in results["missing"]:
         stdout.print(Text(plain(f"not run: {item['name']}: {item['reason']}")), soft_wrap=True)
     cost = results["roofline"]

@@ -35,6 +35,7 @@ def html_report(results: dict[str, Any]) -> str:
         f"<h1>{_text(title)}</h1>",
         f"<p class='sub'>{_text(model['description'])}; {model['parameters'] / 1e6:.1f} million parameters. "
         f"{_text(machine.get('CPU', ''))}; {_count(results['threads'], 'thread')}; {_text(results['date'])}.</p>",
+        _load_note(results),
         "<h2>Latency of one pair</h2>",
         f"<figure>{_latency_plot(results)}<figcaption>Medians of {results['rounds']} interleaved rounds, each in a "
         f"process of its own; bars span the {results.get('confidence', 0.95):.0%} bootstrap interval. Ratios are taken "
@@ -42,7 +43,9 @@ def html_report(results: dict[str, Any]) -> str:
         "<h2>Speed, memory and accuracy</h2>",
         f"<div class='scroll'>{_main_table(results)}</div>",
         "<p class='note'>Ready: from the start of a fresh process to the end of its first match. Drift: distance of "
-        "the flow from PyTorch in float32, in pixels at 256 x 256, over the verification pairs."
+        "the flow from PyTorch in float32, in pixels at 256 x 256, over "
+        + _text(results.get("drift_on", "the verification pairs"))
+        + "."
         + (f" PCK on {_text(results['data'])}, protocol corrected." if results.get("data") else "")
         + _argmax_note(results)
         + "</p>",
@@ -73,6 +76,15 @@ def html_report(results: dict[str, Any]) -> str:
         + "\n".join(parts)
         + "\n</body></html>\n"
     )
+
+
+def _load_note(results: dict[str, Any]) -> str:
+    """What other work ran, where that is known; in bold where it is in the figures."""
+    load = results.get("load")
+    if load is None:
+        return ""
+    text = f"Load average at the start: {load['average']:.2f} on {load['cores']} cores."
+    return f"<p><b>The machine was busy. {text}</b></p>" if load["busy"] else f"<p class='note'>{text}</p>"
 
 
 def _main_table(results: dict[str, Any]) -> str:

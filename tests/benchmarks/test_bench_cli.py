@@ -27,7 +27,7 @@ def measured(tmp_path_factory):
     patch, capture = pytest.MonkeyPatch(), Capture()
     arguments = ("--rounds", 3, "--threads", 1, "--only", "ONNX Runtime", "--skip", "naive", "--skip", "--for")
     arguments += ("--batches", "1,2", "--many", "1,2", "--work", folder / "work")
-    arguments += ("--int8", folder / "photos")
+    arguments += ("--int8", folder / "photos", "--images", folder / "photos")
     with patch.context():
         done = runner(cli.main, "cats-bench", patch, capture)(
             folder / "small.pt", *arguments, "-o", folder / "r.json", "--html", folder / "r.html", "--json"
@@ -57,6 +57,9 @@ def test_results_hold_what_was_measured(measured):
     assert rows["ONNX Runtime int8"]["drift"]["p99_px"] > rows["ONNX Runtime"]["drift"]["p99_px"]
     assert rows["ONNX Runtime int8"]["file_mb"] < rows["ONNX Runtime"]["file_mb"]
     assert rows["ONNX Runtime int8"]["peak_share"] is None  # the peaks are of floats
+    assert results["drift_on"] == f"1 pair of {folder / 'photos'}"
+    load = results["load"]
+    assert load["busy"] == (load["average"] >= load["cores"] / 2)
     assert rows[BASELINE]["ratio"] == {"median": 1.0, "low": 1.0, "high": 1.0}
     ours = rows["ONNX Runtime"]
     assert 0 < ours["ms"]["low"] <= ours["ms"]["median"] <= ours["ms"]["high"]
@@ -97,6 +100,16 @@ def test_report_escapes_what_it_is_given(measured):
     assert "<b>x" not in text
 
 
+@pytest.mark.parametrize(("busy", "words"), [(True, "<b>The machine was busy"), (False, "<p class='note'>Load")])
+def test_report_says_whether_the_machine_was_busy(measured, busy, words):
+    results = json.loads((measured[1] / "r.json").read_text())
+    results["load"] = {"average": 3.25, "cores": 2, "busy": busy}
+    text = html_report(results)
+    assert words in text
+    assert "3.25 on 2 cores" in text
+    assert f"over 1 pair of {measured[1] / 'photos'}." in text
+
+
 def test_comparison_exits_by_what_it_finds(measured, command, tmp_path):
     _, folder = measured
     same = command("--compare", folder / "r.json", folder / "r.json")
@@ -122,4 +135,5 @@ def test_refusals(command, tmp_path):
     assert "does not exist" in command("-o", tmp_path / "no" / "r.json").error
     assert "--batches" in command("--batches", "1,x").error
     assert "does not exist" in command("--file", tmp_path / "none.onnx").error
-    assert "no such folder of photos" in command("--int8", tmp_path / "none").error
+    for option in ("--int8", "--images"):
+        assert "no such folder of photos" in command(option, tmp_path / "none").error
