@@ -38,7 +38,8 @@ def matches_document(
 
     Returns:
         ``{"a", "b", "size_a", "size_b", "model", "matches": [{"a", "b", "confidence"}, ...], "time_ms"}``; each match
-        has ``forward_backward`` (pixels of a) too where the match knows it.
+        has ``probability`` of being right too where the model's confidence was fitted, and ``forward_backward`` (pixels
+        of a) where the match knows it.
     """
     start = as_points(points)
     places, confidence = match.transfer(start), match.confidence_at(start)
@@ -46,6 +47,9 @@ def matches_document(
         {"a": _rounded(p), "b": _rounded(q), "confidence": round(float(c), 4)}
         for p, q, c in zip(start, places, confidence, strict=True)
     ]
+    if match.is_calibrated:
+        for entry, probability in zip(matches, match.probability_at(start), strict=True):
+            entry["probability"] = round(float(probability), 4)
     if match.backward_flow is not None:
         for entry, error in zip(matches, match.forward_backward_error(start), strict=True):
             entry["forward_backward"] = round(float(error), 3)

@@ -57,6 +57,7 @@ def draw_matches(
     *,
     names: tuple[str, str] = ("a", "b"),
     subtitle: str = "",
+    scale: str = "confidence",
 ) -> Image.Image:
     """Draw a match.
 
@@ -67,6 +68,7 @@ def draw_matches(
         confidence: (N,) in [0, 1]; the surest are drawn on top. Up to 30 points are numbered from 1, in their order.
         names: captions of the photos.
         subtitle: a line of text beside the legend.
+        scale: what the colours are, see :func:`scale_name`.
 
     Returns:
         RGB image of at most about 1600 pixels a side.
@@ -90,7 +92,7 @@ def draw_matches(
     if len(start) <= _NUMBERED:
         _draw_numbers(canvas, ends)
     _draw_captions(canvas, panels, names)
-    _draw_legend(canvas, len(start), subtitle)
+    _draw_legend(canvas, len(start), subtitle, scale)
     return canvas
 
 
@@ -104,7 +106,12 @@ def draw_match(match: Match, *, count: int = 10) -> Image.Image:
         raise InputError("this match was made without images: there is nothing to draw")
     a, b = read_image(match.image_a), read_image(match.image_b)
     points = spread_points(match, a, count)
-    return draw_matches(a, b, points, match.transfer(points), match.confidence_at(points))
+    return draw_matches(a, b, points, match.transfer(points), match.shown_at(points), scale=scale_name(match))
+
+
+def scale_name(match: Match) -> str:
+    """What :meth:`cats.runtime.Match.shown_at` gives."""
+    return "probability" if match.is_calibrated else "confidence"
 
 
 def confidence_colours(confidence: ArrayLike) -> NDArray[np.uint8]:
@@ -217,8 +224,8 @@ def draw_points(canvas: Image.Image, places: Floats, confidence: Floats | None, 
     _draw_numbers(canvas, (places,))
 
 
-def _draw_legend(canvas: Image.Image, count: int, subtitle: str) -> None:
-    """A bar from confidence 0 to 1 at the lower right, and what the picture shows at the lower left."""
+def _draw_legend(canvas: Image.Image, count: int, subtitle: str, label: str) -> None:
+    """A bar from 0 to 1 at the lower right, and what the picture shows at the lower left."""
     pen = ImageDraw.Draw(canvas)
     font = default_font(13)
     width = min(180, canvas.width // 3)
@@ -227,7 +234,6 @@ def _draw_legend(canvas: Image.Image, count: int, subtitle: str) -> None:
     canvas.paste(Image.fromarray(np.ascontiguousarray(bar)), (right - width, top))
     for value, anchor in ((0.0, "la"), (0.5, "ma"), (1.0, "ra")):
         pen.text((right - width * (1 - value), top + 13), f"{value:g}", FAINT, font=font, anchor=anchor)
-    label = "confidence"
     pen.text((right - width - 10, top + 5), label, FAINT, font=font, anchor="rm")
     text = f"{count} match{'' if count == 1 else 'es'}"
     room = right - width - 20 - pen.textlength(label, font=font) - _MARGIN

@@ -21,7 +21,7 @@ from cats.core.images import read_image
 from cats.core.outputs import OutputPlan, make_folder
 from cats.core.tables import PairRow, read_pairs
 from cats.runtime.document import matches_document, model_document
-from cats.runtime.draw import draw_matches
+from cats.runtime.draw import draw_matches, scale_name
 from cats.runtime.matcher import Matcher
 from cats.runtime.overlay import overlay
 from cats.runtime.result import Match
@@ -295,10 +295,10 @@ def _draw(
             order = np.argsort(-match.confidence_at(kept), kind="stable")[: selection.count]
             shown = kept[np.sort(order)]
         if len(shown):
-            places, confidence = match.transfer(shown), match.confidence_at(shown)
+            places, confidence = match.transfer(shown), match.shown_at(shown)
             model = f"{matcher.path.name}, {matcher.metadata.precision}"
             pictures[outputs.picture] = draw_matches(
-                image_a, image_b, shown, places, confidence, names=names, subtitle=model
+                image_a, image_b, shown, places, confidence, names=names, subtitle=model, scale=scale_name(match)
             )
     if outputs.sheet is not None:
         pictures[outputs.sheet] = draw_sheet(match, names=names, max_pixels=matcher.max_pixels)

@@ -50,7 +50,9 @@ class Matcher:
             ``X.matcher.onnx``, or ``X``; only that can :meth:`encode`.
         backend: ``onnxruntime``, ``tensorrt``, ...; ``None`` chooses by the file.
         max_pixels: larger images are refused, see :func:`cats.core.images.read_image`.
-        calibrated: give confidences as fitted probabilities, see :attr:`Match.calibrated_confidence`.
+        calibrated: True gives confidences as fitted probabilities, see :attr:`Match.calibrated_confidence`. By default
+            they are the model's own, and pictures and documents show the probability too where the file has one; False
+            leaves it out of these.
         options: settings of the backend, see its class. ONNX Runtime: ``provider``, ``device``, ``threads``,
             ``cache_dir``; OpenVINO: ``precision``, ``hint``, ``threads``, ``device``.
 
@@ -73,7 +75,7 @@ class Matcher:
         backend: str | None = None,
         *,
         max_pixels: int = MAX_PIXELS,
-        calibrated: bool = False,
+        calibrated: bool | None = None,
         **options: Any,
     ) -> None:
         start = time.perf_counter()
@@ -344,7 +346,7 @@ class Matcher:
                 },
                 image_a=a.source,
                 image_b=b.source,
-                calibration=self.metadata.calibration,
+                calibration=None if self.calibrated is False else self.metadata.calibration,
                 model=self._document,
                 probabilities=results[index].get(PROBABILITIES),
                 likeness=float(results[index][LIKENESS]) if LIKENESS in results[index] else None,

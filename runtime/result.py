@@ -139,6 +139,28 @@ class Match:
             values[covered] = self.second_look.confidence_at(array[covered])
         return values
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the model has a fitted mapping, so that :meth:`probability_at` and the others give something."""
+        return bool((self.calibration or {}).get("confidence"))
+
+    def probability_at(self, points: ArrayLike) -> Floats:
+        """Probability (N,) in [0, 1] that the match of each point of a is right: :attr:`calibrated_confidence` there.
+
+        Raises:
+            InputError: as :meth:`transfer`, or the model has no fitted mapping.
+        """
+        mapping = confidence_mapping(self.calibration)
+        values = self.confidence_at(points)
+        if self.raw_confidence is not None:
+            return values
+        probability: Floats = np.interp(values, mapping["confidence"], mapping["probability"])
+        return probability
+
+    def shown_at(self, points: ArrayLike) -> Floats:
+        """What pictures colour points of a by: :meth:`probability_at`, or the confidence of a model without it."""
+        return self.probability_at(points) if self.is_calibrated else self.confidence_at(points)
+
     def forward_backward_error(self, points: ArrayLike) -> Floats:
         """How far a -> b -> a leads away from points of a: (N,) in pixels of a; small where the match is consistent.
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from cats.core.errors import InputError
 from cats.core.geometry import Floats, Size
 from cats.core.images import read_image
-from cats.runtime.draw import BACKGROUND, INK, confidence_colours, draw_caption, draw_points
+from cats.runtime.draw import BACKGROUND, INK, confidence_colours, draw_caption, draw_points, scale_name
 from cats.runtime.result import Match
 
 _MARGIN, _GAP, _CAPTION = 20, 14, 28
@@ -45,7 +45,7 @@ def draw_sheet(match: Match, *, names: tuple[str, str] = ("a", "b"), max_pixels:
         (small_a, f"a   {names[0]}"),
         (small_b, f"b   {names[1]}"),
         (bent, "b bent into the frame of a"),
-        (_confidence(match, small_a), "confidence: red 0, yellow 0.5, turquoise 1"),
+        (_confidence(match, small_a), f"{scale_name(match)}: red 0, yellow 0.5, turquoise 1"),
         (_bent_grid(match, small_b), "the grid of a, in b"),
         (_checkerboard(small_a, bent), "a and the bent b by turns"),
     ]
@@ -141,8 +141,8 @@ def _small(image: Image.Image, size: Size) -> Image.Image:
 
 def _confidence(match: Match, a: Image.Image) -> Image.Image:
     """Image a in grey under the colours of the confidence."""
-    grid = match.confidence.shape
-    colours = confidence_colours(match.confidence.reshape(-1)).reshape(*grid, 3)
+    shown = match.calibrated_confidence if match.is_calibrated else match.confidence
+    colours = confidence_colours(shown.reshape(-1)).reshape(*shown.shape, 3)
     layer = Image.fromarray(colours).resize(a.size, Image.Resampling.BILINEAR)
     return Image.blend(a.convert("L").convert("RGB"), layer, 0.6)
 

@@ -111,9 +111,9 @@ class ConfidenceFit:
     Attributes:
         temperature, old_temperature: of the soft-argmax.
         mapping: ``confidence`` -> ``probability`` of being right and ``error_px``, as knots to interpolate between.
-        before, after: held-out figures: ``ece``, ``mean_error_px``, ``right``, ``mean_confidence``, and on pairs of
-            other kinds ``others_confidence``, the mean confidence of matches that are all wrong; after with temperature
-            and mapping.
+        before, after: held-out figures: ``ece``, ``mean_error_px``, ``right``, ``mean_confidence``, and with pairs of
+            other kinds ``others_confidence``, the mean confidence of their matches, which are all wrong, and
+            ``ece_with_others``, over as many of these as of the others; after with temperature and mapping.
         bins_before, bins_after: reliability on held-out pairs: (confidence, share right, count) of each filled bin.
     """
 
@@ -145,11 +145,14 @@ class ConfidenceFit:
         }
 
 
-def fit_confidence(source: FloatModel, pairs: KnownPairs, *, threads: int | None = None) -> ConfidenceFit:
+def fit_confidence(
+    source: FloatModel, pairs: KnownPairs, *, keep_temperature: bool = False, threads: int | None = None
+) -> ConfidenceFit:
     """Fit temperature and mapping on some pairs and judge both on others.
 
     The temperature minimises the mean error, each error capped at 32 pixels; the old one stays where no true match is
-    known, and unless the fitted one is better on the fitted pairs by more than half a percent.
+    known, unless the fitted one is better on the fitted pairs by more than half a percent, and where it is to be kept:
+    then graph and matches stay as they are.
 
     Raises:
         ModelFileError: the graph's soft-argmax is not as cats-export writes it.
@@ -170,7 +173,7 @@ def fit_confidence(source: FloatModel, pairs: KnownPairs, *, threads: int | None
         return float(np.minimum(predict(fitting, temperature, head).error, _CAP).mean())
 
     temperature = old
-    if pairs.annotated:
+    if pairs.annotated and not keep_temperature:
         losses = {float(old * factor): loss(float(old * factor)) for factor in _FACTORS}
         best = min(losses, key=lambda value: (losses[value], value))
         temperature = round(best, 6) if losses[best] < 0.995 * loss(old) else old
@@ -180,8 +183,14 @@ def fit_confidence(source: FloatModel, pairs: KnownPairs, *, threads: int | None
     mapped = apply_mapping(mapping, tempered.confidence)
     before, after = _figures(raw, raw.confidence), _figures(tempered, mapped)
     if others[1::2]:
-        before["others_confidence"] = _mean(predict(others[1::2], old, head).confidence)
-        after["others_confidence"] = _mean(apply_mapping(mapping, predict(others[1::2], temperature, head).confidence))
+        for figures, values, own, scale in (
+            (before, predict(others[1::2], old, head).confidence, raw, raw.confidence),
+            (after, apply_mapping(mapping, predict(others[1::2], temperature, head).confidence), tempered, mapped),
+        ):
+            lost = _as_many(values, len(scale))
+            figures["others_confidence"] = _mean(values)
+            right = np.concatenate([own.right, np.zeros(len(lost), bool)])
+            figures["ece_with_others"] = round(expected_calibration_error(np.concatenate([scale, lost]), right), 6)
     return ConfidenceFit(
         temperature,
         old,
@@ -242,8 +251,7 @@ def fit_mapping(predictions: Predictions, wrong: Predictions | None = None) -> d
     from scipy.optimize import isotonic_regression
 
     if wrong is not None:
-        step = -(-len(wrong.confidence) // len(predictions.confidence))
-        lost = wrong.confidence[::step]
+        lost = _as_many(wrong.confidence, len(predictions.confidence))
         predictions = Predictions(
             np.concatenate([predictions.error, np.full(len(lost), _ASTRAY)]),
             np.concatenate([predictions.confidence, lost]),
@@ -263,6 +271,11 @@ def fit_mapping(predictions: Predictions, wrong: Predictions | None = None) -> d
         falling = np.concatenate([[max(_ASTRAY, falling[0])], falling])
     values = {"confidence": confidence, "probability": rising, "error_px": falling}
     return {name: [round(float(v), 6) for v in array] for name, array in values.items()}
+
+
+def _as_many(values: Floats, count: int) -> Floats:
+    """At most ``count`` of the values, evenly spaced."""
+    return values[:: -(-len(values) // count)]
 
 
 def reliability(confidence: Floats, right: NDArray[np.bool_]) -> list[tuple[float, float, int]]:

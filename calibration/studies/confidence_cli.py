@@ -25,6 +25,7 @@ LABELS = {
     "right": "share of right matches",
     "mean_confidence": "mean confidence",
     "others_confidence": "the same of pairs of different kinds",
+    "ece_with_others": "calibration error with pairs of different kinds",
 }
 
 EXAMPLES = """
@@ -51,6 +52,10 @@ def fit_and_write(
     plot: Annotated[
         Path | None, typer.Option(help="Reliability diagram: .png, .svg or .pdf.", show_default=False)
     ] = None,
+    keep_temperature: Annotated[
+        bool,
+        typer.Option("--keep-temperature", help="Fit the probabilities alone: matches and verification stay."),
+    ] = False,
     threads: Threads = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -68,7 +73,7 @@ def fit_and_write(
     source = load_float_model(model)
     metadata = source.metadata
     pairs = open_known_pairs(data, metadata.grid[0], limit)
-    fit = fit_confidence(source, pairs, threads=threads)
+    fit = fit_confidence(source, pairs, keep_temperature=keep_temperature, threads=threads)
     if plot is not None:
         plot_reliability(fit, plot)
     write_model(*with_confidence(source, fit, pairs, threads=threads), destination)

@@ -30,7 +30,7 @@ def draw_difference(pair: ComparedPair, names: tuple[str, str], models: tuple[Ma
     sides = []
     for name, matcher in zip(names, models, strict=True):
         match = matcher.match(a, b)
-        sides.append(Ranked(b, f"{pair.b.name}   {name}", match.transfer(points), match.confidence_at(points)))
+        sides.append(Ranked(b, f"{pair.b.name}   {name}", match.transfer(points), match.shown_at(points)))
     return draw_ranking(a, pair.a.name, points, sides)
 
 

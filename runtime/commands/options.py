@@ -47,11 +47,13 @@ MinConfidence = Annotated[
     float, number_option(help="Leave out matches of less confidence.", panel=SELECTION, min=0, max=1)
 ]
 Calibrated = Annotated[
-    bool,
+    bool | None,
     typer.Option(
-        "--calibrated",
-        help="Give confidences as the probabilities that cats fit-confidence fitted.",
+        "--calibrated/--raw-confidence",
+        help="Give confidences as the probabilities that cats fit-confidence fitted; or the model's confidences alone. "
+        "By default these, with pictures coloured by probability where the model has them.",
         rich_help_panel=SELECTION,
+        show_default=False,
     ),
 ]
 Backend = Annotated[

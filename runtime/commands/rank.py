@@ -83,7 +83,7 @@ def main_command(
     force: Force = False,
     count: Count = 8,
     min_confidence: MinConfidence = 0.0,
-    calibrated: Calibrated = False,
+    calibrated: Calibrated = None,
     backend: Backend = None,
     provider: Provider = None,
     device: Device = None,
@@ -158,7 +158,7 @@ def _draw(matcher: Matcher, a: Path, found: Ranking, top: int, count: int, min_c
             read_image(photo, max_pixels=matcher.max_pixels),
             f"{rank}   {photo.name}   {value:.3f}",
             match.transfer(points),
-            match.confidence_at(points),
+            match.shown_at(points),
         )
         for rank, (value, photo, match) in enumerate(best, start=1)
     ]

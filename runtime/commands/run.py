@@ -138,7 +138,7 @@ def main_command(
             show_default=False,
         ),
     ] = None,
-    calibrated: Calibrated = False,
+    calibrated: Calibrated = None,
     max_forward_backward: Annotated[
         float | None,
         number_option(
@@ -316,10 +316,13 @@ def _report_pair(
             note(f"wrote {path}")
     if confidences:
         mean = statistics.fmean(confidences)
+        probable = [match["probability"] for match in document["matches"] if "probability" in match]
+        likely = f", probability of being right {statistics.fmean(probable):.2f}" if probable else ""
         where = " on an even grid" if selection.grid is None and not points else ""
         shown = f"; the picture shows at most {selection.count}, sure ones" if where and outputs.picture else ""
         note(
-            f"{len(confidences)} match{'' if len(confidences) == 1 else 'es'}{where}, mean confidence {mean:.2f}{shown}"
+            f"{len(confidences)} match{'' if len(confidences) == 1 else 'es'}{where}, mean confidence {mean:.2f}"
+            f"{likely}{shown}"
         )
     if loading is not None:
         times = {**loading, **document["time_ms"]}

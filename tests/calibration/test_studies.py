@@ -286,6 +286,20 @@ def test_fit_confidence(cats, float_file, photos, tmp_path):
         Matcher(float_file, threads=1, calibrated=True)
 
 
+def test_the_temperature_can_be_kept(source, photos):
+    cells = identity_cells(source.metadata.grid[0]).reshape(2, -1).T
+    known = [KnownPair(a, b, cells, cells) for a, b in itertools.pairwise(sorted(photos.iterdir()))]
+    others = [KnownPair(pair.image_a, pair.image_b, cells) for pair in known[:2]]
+    pairs = KnownPairs(known[::2], known[1::2], others, True, "test")
+    fit = fit_confidence(source, pairs, keep_temperature=True)
+    assert fit.temperature == fit.old_temperature == temperature_of(source.model)
+    assert fit.after["mean_error_px"] == fit.before["mean_error_px"]
+    assert 0 <= fit.after["ece_with_others"] <= 1
+    model, metadata = with_confidence(source, fit, pairs)
+    assert model is source.model
+    assert metadata.parity == source.metadata.parity
+
+
 def test_another_temperature_is_verified_again(source, photos):
     cells = identity_cells(source.metadata.grid[0]).reshape(2, -1).T
     names = sorted(photos.iterdir())

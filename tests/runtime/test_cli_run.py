@@ -54,6 +54,29 @@ def test_direction_through_the_command(cats_run: Command, work: Path, model_file
         assert match["confidence"] > 0.5
 
 
+def test_probability_stands_beside_the_confidence(
+    cats_run: Command, work: Path, make_model: Callable[..., Path]
+) -> None:
+    mapping = {"confidence": [0.0, 1.0], "probability": [0.1, 0.6], "error_px": [90.0, 5.0]}
+    model = make_model(calibration={"confidence": {"mapping": mapping}})
+    done = cats_run(model, "a.png", "b.png", "--json", "-o", "fitted.png")
+    assert done.code == 0, done.err
+    matches = json.loads(done.out)["matches"]
+    for match in matches:
+        assert match["probability"] == pytest.approx(0.1 + 0.5 * match["confidence"], abs=2e-4)
+    mean = np.mean([match["probability"] for match in matches])
+    assert f"probability of being right {mean:.2f}" in done.err
+    raw = cats_run(model, "a.png", "b.png", "--json", "--raw-confidence", "-o", "raw.png")
+    assert [match["confidence"] for match in json.loads(raw.out)["matches"]] == [m["confidence"] for m in matches]
+    assert all("probability" not in match for match in json.loads(raw.out)["matches"])
+    assert "probability of being right" not in raw.err
+    replaced = json.loads(cats_run(model, "a.png", "b.png", "--json", "--calibrated").out)["matches"]
+    assert [match["confidence"] for match in replaced] == [match["probability"] for match in matches]
+    fitted, unfitted = (np.asarray(Image.open(name)) for name in ("fitted.png", "raw.png"))
+    assert fitted.shape == unfitted.shape
+    assert (fitted != unfitted).any()  # the colours, and the word beside their scale
+
+
 def test_direction_with_images_of_different_sizes(cats_run: Command, work: Path, model_file: Path) -> None:
     """b is shown at another size and shape: the shift scales with it."""
     with Image.open("b.png") as b:
