@@ -68,12 +68,12 @@ class Exports:
             InputError: the folder has no two photos, or one cannot be read.
         """
         from cats.calibration.calibrate import calibrate, load_float_model, measure_ranges
-        from cats.calibration.inputs import pairs_from_images
+        from cats.calibration.inputs import photos_from_folder
 
         path = self._path("int8", "onnx")
         if not path.exists():
             source = load_float_model(self.pair(OURS))
-            ranges = measure_ranges(source, pairs_from_images(photos).spread(CALIBRATION_PAIRS), threads=threads)
+            ranges = measure_ranges(source, photos_from_folder(photos).spread(CALIBRATION_PAIRS), threads=threads)
             calibrate(source, ranges, path, target="cpu", threads=threads)
         return path
 

@@ -25,15 +25,15 @@ Factors = dict[str, NDArray[np.float32]]
 """By the module of a LayerNorm, the factor of each channel."""
 
 
-def balance_factors(
+def choose_factors(
     model: onnx.ModelProto, channels: Mapping[str, NDArray[np.float32]], strength: float = STRENGTH
 ) -> Factors:
-    """Factors for all norms that are read by linear layers alone.
+    """Choose factors for all norms that are read by linear layers alone.
 
     Args:
         model: float32 export.
         channels: largest magnitude by channel of the values that linear layers read
-            (:class:`cats.calibration.ranges.Channels`).
+            (:class:`cats.calibration.distribution.Channels`).
         strength: 0 evens out the weights, 1 the activations.
 
     Returns:
@@ -53,8 +53,8 @@ def balance_factors(
     return factors
 
 
-def balanced(model: onnx.ModelProto, factors: Factors) -> onnx.ModelProto:
-    """The same model with the factors moved; a copy."""
+def balance_norms(model: onnx.ModelProto, factors: Factors) -> onnx.ModelProto:
+    """Move the factors between the norms and the layers that read them, in a copy of the model."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph = Graph(result)

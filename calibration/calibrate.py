@@ -12,20 +12,20 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import numpy_helper
 
-from cats.calibration.balance import Factors, balance_factors
-from cats.calibration.graph import is_half, name_nodes, own_weights, quantizable_modules
-from cats.calibration.inputs import PairSet, demo_pairs
+from cats.calibration.balance import Factors, choose_factors
+from cats.calibration.graph import is_half, name_nodes, quantizable_modules, separate_weights
+from cats.calibration.inputs import PhotoPairs, demo_photos
 from cats.calibration.quantize import quantize
 from cats.calibration.ranges import Ranges, collect_ranges
-from cats.calibration.sessions import Session, SessionMatcher, fixed_batch
+from cats.calibration.sessions import ProbeSession, SessionMatcher, fixed_batch
 from cats.core.console import progress
 from cats.core.errors import InputError, ModelFileError
 from cats.core.metadata import Metadata, read_onnx_metadata, write_model
 from cats.evaluation.parity import TOLERANCE, Parity, measure_parity, pck_drift
 from cats.export.fp16.assign import is_quantized, to_fp16
-from cats.export.fp16.emulate import computes_in_half, rounded
-from cats.export.fp16.input_moments import channel_moments
-from cats.export.modules import in_modules
+from cats.export.fp16.emulate import computes_in_half, emulate_fp16
+from cats.export.fp16.input_moments import measure_moments
+from cats.export.modules import is_inside
 from cats.runtime.backends import CHECKPOINT_SUFFIXES, ENGINE_SUFFIXES
 
 _DOMAINS = {"", "ai.onnx", "cats"}  # of the operators that an exported graph has
@@ -117,11 +117,11 @@ def load_float_model(path: str | Path) -> FloatModel:
         raise ModelFileError(f"{path} was made for float32 on CPUs: give the export without --for cpu")
     if not quantizable_modules(model):
         raise ModelFileError(f"{path}: no weight has the name of its layer, another tool renamed them: export it again")
-    return FloatModel(Path(path), own_weights(model), metadata)
+    return FloatModel(Path(path), separate_weights(model), metadata)
 
 
 def measure_ranges(
-    source: FloatModel, pairs: PairSet, *, balance: bool | Factors = True, threads: int | None = None
+    source: FloatModel, pairs: PhotoPairs, *, balance: bool | Factors = True, threads: int | None = None
 ) -> Ranges:
     """Ranges of the activations over all pairs, with a progress bar.
 
@@ -137,7 +137,7 @@ def measure_ranges(
         ModelFileError: an activation is not finite.
     """
 
-    def collect(chosen: PairSet, factors: Factors, what: str) -> Ranges:
+    def collect(chosen: PhotoPairs, factors: Factors, what: str) -> Ranges:
         with progress() as bar:
             task = bar.add_task(f"{what}, pairs", total=len(chosen))
             return collect_ranges(
@@ -155,7 +155,7 @@ def measure_ranges(
             return collect(pairs, {}, "measuring ranges")
         first = collect(pairs.spread(BALANCE_PAIRS), {}, "measuring channels")
         largest = {name: item.channels.largest for name, item in first.tensors.items() if item.channels is not None}
-        balance = balance_factors(source.model, largest)
+        balance = choose_factors(source.model, largest)
     return collect(pairs, balance, "measuring ranges")
 
 
@@ -177,7 +177,7 @@ def calibrate(
     target: str = "tensorrt",
     keep: Collection[str] = (),
     weight_bits: int = 8,
-    pairs: PairSet | None = None,
+    pairs: PhotoPairs | None = None,
     data: str | None = None,
     found: Mapping[str, Any] | None = None,
     threads: int | None = None,
@@ -199,7 +199,7 @@ def calibrate(
         InputError: an option is out of range, an image cannot be read, or the file cannot be written.
     """
     if precision == "fp16":
-        moments = channel_moments(source.model, source.metadata.preprocessing)
+        moments = measure_moments(source.model, source.metadata.preprocessing)
         result = to_fp16(source.model, sorted(keep), moments)
     else:
         if ranges is None:
@@ -209,10 +209,10 @@ def calibrate(
             source.model, ranges, precision=precision, method=method, keep=keep, target=target, weight_bits=weight_bits
         )
     drift = measure_drift(
-        source, result, pairs or demo_pairs(), tolerance=TOLERANCE[precision], data=data, threads=threads
+        source, result, pairs or demo_photos(), tolerance=TOLERANCE[precision], data=data, threads=threads
     )
     names = list(quantizable_modules(source.model))
-    kept = tuple(name for name in names if in_modules(name, keep))
+    kept = tuple(name for name in names if is_inside(name, keep))
     quantized = tuple(name for name in names if name not in kept)
     part: dict[str, Any] = {"precision": precision, "quantized_modules": len(quantized), "kept": list(kept)}
     if ranges is not None:
@@ -239,7 +239,7 @@ def calibrate(
 def measure_drift(
     source: FloatModel,
     result: onnx.ModelProto,
-    pairs: PairSet,
+    pairs: PhotoPairs,
     *,
     tolerance: float,
     data: str | None = None,
@@ -249,7 +249,7 @@ def measure_drift(
     :func:`calibrate`."""
     preprocessing, batch = source.metadata.preprocessing, fixed_batch(source.model)
     sessions = {
-        name: Session(rounded(model)[0] if computes_in_half(model) else model, threads=threads)
+        name: ProbeSession(emulate_fp16(model)[0] if computes_in_half(model) else model, threads=threads)
         for name, model in (("float", source.model), ("quantized", result))
     }
     outputs = []

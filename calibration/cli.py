@@ -136,7 +136,7 @@ def main_command(
 ) -> None:
     """Quantize a CATs model with photos, leave in float32 what a bound on the matches needs, and compare the result."""
     from cats.calibration.calibrate import HELD_OUT, calibrate, check_ranges, load_float_model, measure_ranges
-    from cats.calibration.inputs import SMALL, demo_pairs
+    from cats.calibration.inputs import SMALL, demo_photos
     from cats.calibration.ranges import Ranges
     from cats.calibration.search import parse_bound, print_answer, search
     from cats.calibration.timing import compare_speed, print_speed
@@ -167,7 +167,7 @@ def main_command(
     note(f"made for {'CPUs' if where == 'cpu' else 'TensorRT'}: {reason}")
     found: Ranges | None = None
     if photos is None:
-        judged_on = demo_pairs()
+        judged_on = demo_photos()
         found = Ranges.load_all(from_ranges or [])
         check_ranges(source, found)
     else:

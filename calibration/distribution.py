@@ -49,7 +49,7 @@ class Channels:
         moments = (values.mean(axis=others, dtype=np.float64), np.square(values).mean(axis=others, dtype=np.float64))
         return cls(np.abs(values).max(axis=others), *(moment.astype(np.float32) for moment in moments))
 
-    def merged(self, other: Channels, share: float) -> Channels:
+    def merge(self, other: Channels, share: float) -> Channels:
         """Channels of the values of both, ``share`` of which are the other's."""
         mean, square = (
             ((1 - share) * mine.astype(np.float64) + share * its).astype(np.float32)
@@ -110,7 +110,7 @@ class TensorRange:
         counts = np.bincount(index - first)
         return cls(low, high, width, first, counts, None if axis is None else Channels.of(values, axis))
 
-    def merged(self, other: TensorRange) -> TensorRange:
+    def merge(self, other: TensorRange) -> TensorRange:
         """Distribution of the values of both."""
         width = max(self.width, other.width)
         parts = [part._rebinned(width) for part in (self, other)]
@@ -121,7 +121,7 @@ class TensorRange:
             counts[part.first - first : part.first - first + len(part.counts)] += part.counts
         channels = None
         if self.channels is not None and other.channels is not None:
-            channels = self.channels.merged(other.channels, int(other.counts.sum()) / int(counts.sum()))
+            channels = self.channels.merge(other.channels, int(other.counts.sum()) / int(counts.sum()))
         return TensorRange(
             min(self.minimum, other.minimum), max(self.maximum, other.maximum), width, first, counts, channels
         )
@@ -173,15 +173,15 @@ class TensorRange:
 
     def symmetric_limit(self, method: str, *, steps: int = 127, percentile: float = _PERCENTILE) -> float:
         """Largest magnitude to be represented by ``steps`` steps on either side of zero; see :meth:`limits`."""
-        low, high = self.mirrored().limits(method, levels=2 * steps, percentile=percentile)
+        low, high = self.mirror().limits(method, levels=2 * steps, percentile=percentile)
         return max(-low, high)
 
-    def mirrored(self) -> TensorRange:
+    def mirror(self) -> TensorRange:
         """Distribution of the values and their negatives."""
         mirror = TensorRange(
             -self.maximum, -self.minimum, self.width, -(self.first + len(self.counts)), self.counts[::-1]
         )
-        return replace(self, channels=None).merged(mirror)
+        return replace(self, channels=None).merge(mirror)
 
     def _squared_error(self, low: float, high: float, levels: int) -> float:
         values = self.centres

@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from cats.export.modules import in_modules, module_of
+from cats.export.modules import is_inside, module_of
 
 QUANTIZABLE = ("Conv", "Gemm", "MatMul")
 """Operators whose weight and input are quantized; the weight is their second input."""
@@ -36,11 +36,11 @@ def condense(kept: Collection[str], names: Collection[str]) -> list[str]:
     """The fewest beginnings of paths that keep just these of all modules, in their order."""
     found: list[str] = []
     for module in kept:
-        if in_modules(module, found):
+        if is_inside(module, found):
             continue
         parts = module.split(".")
         beginnings = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
-        found.append(next(b for b in beginnings if all(name in kept for name in names if in_modules(name, [b]))))
+        found.append(next(b for b in beginnings if all(name in kept for name in names if is_inside(name, [b]))))
     return found
 
 
@@ -122,8 +122,8 @@ class Graph:
         return weight is not None and weight.dtype == np.float32
 
 
-def own_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same model in which every module has its parameters for itself; a copy.
+def separate_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Give every module its parameters for itself, in a copy of the model.
 
     The exporter stores equal constants once, under the name of the first module, such as the norms of a model that was
     not trained yet: then neither could the others be told apart, nor one be changed without them.

@@ -25,7 +25,7 @@ Feeds = dict[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
-class PairSet:
+class PhotoPairs:
     """Pairs of image files.
 
     Attributes:
@@ -41,14 +41,14 @@ class PairSet:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def spread(self, count: int) -> PairSet:
+    def spread(self, count: int) -> PhotoPairs:
         """At most ``count`` pairs, spread evenly over all."""
         if count >= len(self):
             return self
         chosen = tuple(self.pairs[k * len(self) // count] for k in range(count))
-        return PairSet(f"{count} of {self.name}", chosen, self.skipped)
+        return PhotoPairs(f"{count} of {self.name}", chosen, self.skipped)
 
-    def split(self, held_out: int) -> tuple[PairSet, PairSet]:
+    def split(self, held_out: int) -> tuple[PhotoPairs, PhotoPairs]:
         """Pairs to measure ranges on, and ``held_out`` others, spread evenly, to judge the result on.
 
         A set with fewer than ``2 * held_out`` pairs is not split: both are all of it.
@@ -58,7 +58,7 @@ class PairSet:
         chosen = {k * len(self) // held_out for k in range(held_out)}
         rest = tuple(pair for k, pair in enumerate(self.pairs) if k not in chosen)
         held = tuple(pair for k, pair in enumerate(self.pairs) if k in chosen)
-        return PairSet(self.name, rest, self.skipped), PairSet(f"held out of {self.name}", held)
+        return PhotoPairs(self.name, rest, self.skipped), PhotoPairs(f"held out of {self.name}", held)
 
     def feeds(self, preprocessing: Preprocessing, batch: int | None = None) -> Iterator[Feeds]:
         """Inputs ``image_a`` and ``image_b``, float32 (B, 3, S, S), of all pairs.
@@ -82,12 +82,12 @@ class PairSet:
 
 
 def pair_feeds(a: ImageSource, b: ImageSource, preprocessing: Preprocessing, batch: int | None = None) -> Feeds:
-    """Inputs of one pair, as often as a fixed batch needs it; see :meth:`PairSet.feeds`."""
+    """Inputs of one pair, as often as a fixed batch needs it; see :meth:`PhotoPairs.feeds`."""
     tensors = (preprocess(read_image(image), preprocessing)[None] for image in (a, b))
     return {f"image_{side}": np.repeat(tensor, batch or 1, axis=0) for side, tensor in zip("ab", tensors, strict=True)}
 
 
-def pairs_from_images(folder: str | Path) -> PairSet:
+def photos_from_folder(folder: str | Path) -> PhotoPairs:
     """Photos of a folder (searched recursively), each with the next one of its own sub-folder, no photo twice where
     there are enough.
 
@@ -103,15 +103,15 @@ def pairs_from_images(folder: str | Path) -> PairSet:
         pairs += zip(files[::2], files[1::2], strict=False)
     if len(pairs) < SMALL:  # every neighbour, and photos that are alone in their folders too
         pairs = list(itertools.pairwise(photos.paths))
-    return PairSet(str(folder), tuple(pairs), photos.skipped)
+    return PhotoPairs(str(folder), tuple(pairs), photos.skipped)
 
 
-def pairs_from_csv(path: str | Path) -> PairSet:
+def photos_from_csv(path: str | Path) -> PhotoPairs:
     """Pairs of a CSV with columns a, b; raises :class:`InputError` as :func:`cats.core.tables.read_pairs` does."""
-    return PairSet(str(path), tuple((row.a, row.b) for row in read_pairs(path)))
+    return PhotoPairs(str(path), tuple((row.a, row.b) for row in read_pairs(path)))
 
 
-def pairs_from_data(spec: str, split: str | None = None) -> PairSet:
+def photos_from_data(spec: str, split: str | None = None) -> PhotoPairs:
     """Pairs of a data set ``KIND:DIR``; its points are not used. ``categories:DIR`` is a folder of folders of photos.
 
     Raises:
@@ -119,12 +119,12 @@ def pairs_from_data(spec: str, split: str | None = None) -> PairSet:
     """
     kind, path = parse_data(spec, (*KINDS, "categories"))
     if kind == "categories":
-        return pairs_from_images(path)
+        return photos_from_folder(path)
     dataset = open_dataset(spec, split)
-    return PairSet(dataset.description, tuple((sample.image_a, sample.image_b) for sample in dataset))
+    return PhotoPairs(dataset.description, tuple((sample.image_a, sample.image_b) for sample in dataset))
 
 
-def demo_pairs() -> PairSet:
+def demo_photos() -> PhotoPairs:
     """The two shipped photos, both ways."""
     a, b = (asset(name) for name in ("astronaut.jpg", "grace_hopper.jpg"))
-    return PairSet("the two demo photos", ((a, b), (b, a)))
+    return PhotoPairs("the two demo photos", ((a, b), (b, a)))

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cats.calibration.inputs import PairSet, pairs_from_csv, pairs_from_data, pairs_from_images
+from cats.calibration.inputs import PhotoPairs, photos_from_csv, photos_from_data, photos_from_folder
 from cats.core.errors import InputError
 from cats.runtime.hardware import nvidia
 
@@ -87,7 +87,7 @@ def open_photos(
     data: str | None,
     split: str | None,
     from_ranges: list[Path] | None = None,
-) -> PairSet | None:
+) -> PhotoPairs | None:
     """The pairs that the options name; None with ``--from-ranges``.
 
     Raises:
@@ -104,10 +104,10 @@ def open_photos(
     if split is not None and data is None:
         raise InputError("--split belongs to --data: leave it out")
     if images is not None:
-        return pairs_from_images(images)
+        return photos_from_folder(images)
     if pairs is not None:
-        return pairs_from_csv(pairs)
-    return pairs_from_data(data, split) if data is not None else None
+        return photos_from_csv(pairs)
+    return photos_from_data(data, split) if data is not None else None
 
 
 def choose_target(target: str | None, precision: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from cats.calibration.graph import Graph
-from cats.export.modules import in_modules, module_of
+from cats.export.modules import is_inside, module_of
 
 _ACTIVATIONS = ("Relu", "Clip")
 
@@ -80,7 +80,7 @@ class Plan:
         takes the place of a weight."""
         for node, layers in self.graph.attention_products():
             module = module_of(node)
-            if in_modules(module, keep) or any(in_modules(f"{module}.{layer}", keep) for layer in layers):
+            if is_inside(module, keep) or any(is_inside(f"{module}.{layer}", keep) for layer in layers):
                 continue
             left, right = node.input
             self._add(left, node)

@@ -26,16 +26,16 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from cats.calibration.balance import balanced
+from cats.calibration.balance import balance_norms
 from cats.calibration.distribution import METHODS, Channels
 from cats.calibration.graph import Graph, is_half, quantizable_modules
 from cats.calibration.options import TARGETS
 from cats.calibration.qdq import Plan, Point, Weight, rewrite
 from cats.calibration.ranges import Ranges
-from cats.calibration.weight_rounding import mean_error, round_weights
+from cats.calibration.weight_rounding import mean_error, round_to_integers
 from cats.core.errors import InputError, ModelFileError
 from cats.export.fp16.assign import is_quantized
-from cats.export.modules import in_modules, module_of
+from cats.export.modules import is_inside, module_of
 
 PRECISIONS = ("int8", "fp8")
 
@@ -81,9 +81,9 @@ def quantize(
     _check_options(model, precision, method, keep, target)
     if weight_bits not in (7, 8) or (weight_bits == 7 and precision != "int8"):
         raise InputError(f"weights of {weight_bits} bits in {precision}: int8 has 8, or 7 for CPUs without VNNI")
-    result = balanced(model, ranges.balance)
+    result = balance_norms(model, ranges.balance)
     graph = Graph(result)
-    chosen = [node for node in graph.quantizable() if not in_modules(module_of(node), keep)]
+    chosen = [node for node in graph.quantizable() if not is_inside(module_of(node), keep)]
     if not chosen:
         raise InputError("every module is kept in float: nothing is left to quantize")
     choose = _chooser(ranges, precision, method, target, percentile)
@@ -118,7 +118,7 @@ def _check_options(model: onnx.ModelProto, precision: str, method: str, keep: Co
         raise ModelFileError("the model is typed in float16: give the float32 export")
     known_modules = quantizable_modules(model)
     for name in keep:
-        if not any(in_modules(module, [name]) for module in known_modules):
+        if not any(is_inside(module, [name]) for module in known_modules):
             raise InputError(f"there is no quantizable module {name!r} to keep; see the table of cats sensitivity")
 
 
@@ -164,7 +164,7 @@ def _weights(
         channels = inputs.get(node.input[0])
         if name not in by_name:
             if name not in rounded:
-                rounded[name] = _rounded(values, scale, axis, steps, precision, channels)
+                rounded[name] = _round(values, scale, axis, steps, precision, channels)
             by_name[name] = _quantized_weight(module, name, rounded[name][0], scale, axis)
         found[node.name, 1] = by_name[name]
         if node.op_type != "Conv" or len(node.input) < 3 or not node.input[2]:
@@ -195,7 +195,7 @@ def _weight_scale(values: NDArray[np.float32], axis: int, steps: float) -> NDArr
     return np.maximum(largest / np.float32(steps), np.float32(max(float(largest.max()), 1e-6) * 1e-4 / steps))
 
 
-def _rounded(
+def _round(
     values: NDArray[np.float32],
     scale: NDArray[np.float32],
     axis: int,
@@ -211,7 +211,7 @@ def _rounded(
     elif inputs is None:
         stored = np.clip(np.rint(ratio), -steps, steps).astype(np.int8)
     else:
-        stored = np.clip(round_weights(ratio, inputs, int(steps)), -steps, steps).astype(np.int8)
+        stored = np.clip(round_to_integers(ratio, inputs, int(steps)), -steps, steps).astype(np.int8)
     shift = np.zeros_like(scale) if inputs is None else mean_error(stored.astype(np.float32) - ratio, inputs) * scale
     return np.ascontiguousarray(np.moveaxis(stored.reshape(first.shape), 0, axis)), shift
 

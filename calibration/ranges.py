@@ -17,10 +17,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from cats.calibration.balance import Factors, balanced
+from cats.calibration.balance import Factors, balance_norms
 from cats.calibration.distribution import TensorRange, finite_array
 from cats.calibration.graph import Graph
-from cats.calibration.sessions import Session
+from cats.calibration.sessions import ProbeSession
 from cats.core.errors import InputError, ModelFileError
 from cats.core.files import write_text
 from cats.core.json_text import read_json
@@ -66,7 +66,7 @@ class Ranges:
                 "ranges of differently balanced models cannot be merged: measure both with --no-balance, or the second "
                 "with --balance-as FIRST.json"
             )
-        tensors = {name: value.merged(other.tensors[name]) for name, value in self.tensors.items()}
+        tensors = {name: value.merge(other.tensors[name]) for name, value in self.tensors.items()}
         sources = tuple(dict.fromkeys((*self.sources, *other.sources)))
         return Ranges(self.weights_sha256, tensors, self.pairs + other.pairs, sources, self.balance)
 
@@ -173,9 +173,9 @@ def collect_ranges(
         ModelFileError: an activation is not finite.
     """
     if balance:
-        model = balanced(model, balance)
+        model = balance_norms(model, balance)
     wanted = observed_tensors(model)
-    session = Session(model, outputs=list(wanted), threads=threads)
+    session = ProbeSession(model, outputs=list(wanted), threads=threads)
     tensors: dict[str, TensorRange] = {}
     pairs = 0
     for feeds in batches:
@@ -184,7 +184,7 @@ def collect_ranges(
                 measured = TensorRange.of(values, axis=wanted[name])
             except ModelFileError as error:
                 raise ModelFileError(f"{name} has {error}: the model's weights are broken") from error
-            tensors[name] = tensors[name].merged(measured) if name in tensors else measured
+            tensors[name] = tensors[name].merge(measured) if name in tensors else measured
         count = len(next(iter(feeds.values())))
         pairs += count
         if on_batch is not None:

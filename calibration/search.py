@@ -9,7 +9,7 @@ from typing import Any
 
 from cats.calibration.graph import condense
 from cats.calibration.studies.sensitivity import measure_sensitivity
-from cats.calibration.variants import Effect, Variants, groups
+from cats.calibration.variants import Effect, Variants, group_modules
 from cats.core.console import note, progress, stderr, table
 from cats.core.errors import InputError, VerificationError
 
@@ -106,7 +106,7 @@ def search(variants: Variants, bound: Bound, *, by: str = "block") -> SearchResu
     Args:
         variants: on pairs to judge by.
         bound: what must hold.
-        by: ``module`` or ``block``, see :func:`cats.calibration.variants.groups`.
+        by: ``module`` or ``block``, see :func:`cats.calibration.variants.group_modules`.
 
     Raises:
         InputError: a bound on PCK without annotated pairs, or ``by`` is unknown.
@@ -114,7 +114,7 @@ def search(variants: Variants, bound: Bound, *, by: str = "block") -> SearchResu
     """
     if bound.max_pck_drop is not None and variants.dataset is None:
         raise InputError("--max-pck-drop needs annotated pairs: give --check KIND:DIR")
-    chosen = groups(variants.candidates, by)
+    chosen = group_modules(variants.candidates, by)
     everything = variants.measure(())
     kept: list[str] = []
     alone: dict[str, float] = {}

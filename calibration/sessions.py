@@ -14,8 +14,8 @@ from cats.core.protocols import OneByOne, PairFlow
 from cats.runtime.backends.ort_session import OrtSession
 
 
-class Session(OrtSession):
-    """A loaded model.
+class ProbeSession(OrtSession):
+    """A loaded model that also gives values from inside its graph.
 
     Args:
         model: 2 GB at most.
@@ -58,7 +58,7 @@ def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelPro
 class SessionMatcher(OneByOne):
     """A loaded pair model as a matcher for :func:`~.evaluate.evaluate`; ``batch`` as the model has it fixed."""
 
-    def __init__(self, session: Session, preprocessing: Preprocessing, batch: int | None) -> None:
+    def __init__(self, session: ProbeSession, preprocessing: Preprocessing, batch: int | None) -> None:
         self.session, self.preprocessing, self.batch = session, preprocessing, batch
 
     def match(self, a: ImageSource, b: ImageSource) -> PairFlow:

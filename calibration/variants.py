@@ -15,19 +15,19 @@ import onnx
 
 from cats.calibration.calibrate import FloatModel, check_ranges, measure_ranges
 from cats.calibration.graph import QUANTIZABLE, Graph, quantizable_modules
-from cats.calibration.inputs import Feeds, PairSet, pairs_from_data
+from cats.calibration.inputs import Feeds, PhotoPairs, photos_from_data
 from cats.calibration.quantize import RoundedWeights, quantize
 from cats.calibration.ranges import Ranges
-from cats.calibration.sessions import Session, SessionMatcher, fixed_batch
+from cats.calibration.sessions import ProbeSession, SessionMatcher, fixed_batch
 from cats.core.errors import InputError
 from cats.core.files import write_text
 from cats.core.json_text import read_json
 from cats.data import open_dataset
 from cats.data.samples import PairDataset
 from cats.evaluation.parity import flow_distance
-from cats.export.fp16.assign import half_tensors, to_fp16
-from cats.export.fp16.emulate import rounded
-from cats.export.fp16.input_moments import channel_moments
+from cats.export.fp16.assign import find_half_tensors, to_fp16
+from cats.export.fp16.emulate import emulate_fp16
+from cats.export.fp16.input_moments import measure_moments
 from cats.export.modules import module_of
 
 PRECISIONS = ("int8", "fp8", "fp16")
@@ -88,7 +88,7 @@ class Variants:
         self,
         source: FloatModel,
         ranges: Ranges | None,
-        pairs: PairSet,
+        pairs: PhotoPairs,
         *,
         precision: str = "int8",
         options: dict[str, Any] | None = None,
@@ -108,7 +108,7 @@ class Variants:
             _half_modules(source.model) if precision == "fp16" else list(quantizable_modules(source.model))
         )
         self.nodes = _node_names(source.model, self.candidates)
-        self._moments = channel_moments(source.model, source.metadata.preprocessing) if precision == "fp16" else None
+        self._moments = measure_moments(source.model, source.metadata.preprocessing) if precision == "fp16" else None
         self._feeds: list[Feeds] | None = None
         self._reference: tuple[Any, float | None] | None = None
         self._known: dict[tuple[str, ...], Effect] = {}
@@ -151,12 +151,12 @@ class Variants:
         """Work of each candidate."""
         return count_work(self.source.model, self.feeds()[0], self.nodes, self.threads)
 
-    def session(self, keep: Collection[str]) -> Session:
-        """The variant, ready to run."""
+    def open_session(self, keep: Collection[str]) -> ProbeSession:
+        """Build the variant and load it, ready to run."""
         model = self.build(keep)
         if self.precision == "fp16" and model is not self.source.model:
-            model = rounded(model)[0]
-        return Session(model, threads=self.threads)
+            model = emulate_fp16(model)[0]
+        return ProbeSession(model, threads=self.threads)
 
     def feeds(self) -> list[Feeds]:
         """Inputs of all pairs, read once."""
@@ -168,7 +168,7 @@ class Variants:
         expected, float_pck = self._float()
         if set(self.candidates) <= set(key):
             return Effect(0.0, 0.0, 0.0, None if self.dataset is None else 0.0)
-        session = self.session(key)
+        session = self.open_session(key)
         flow = self._run(session)
         distance = flow_distance(expected, flow)
         drop = None if float_pck is None else round(float_pck - self._pck(session), 6)
@@ -176,15 +176,15 @@ class Variants:
 
     def _float(self) -> tuple[Any, float | None]:
         if self._reference is None:
-            session = Session(self.source.model, threads=self.threads)
+            session = ProbeSession(self.source.model, threads=self.threads)
             self._reference = self._run(session), None if self.dataset is None else self._pck(session)
         return self._reference
 
-    def _run(self, session: Session) -> Any:
+    def _run(self, session: ProbeSession) -> Any:
         """Flows over all pairs."""
         return np.concatenate([session(item)["flow"] for item in self.feeds()])[: len(self.pairs)]
 
-    def _pck(self, session: Session) -> float:
+    def _pck(self, session: ProbeSession) -> float:
         from cats.evaluation.evaluate import evaluate
 
         matcher = SessionMatcher(session, self.source.metadata.preprocessing, fixed_batch(self.source.model))
@@ -235,7 +235,7 @@ class Variants:
 
 def open_variants(
     source: FloatModel,
-    photos: PairSet | None,
+    photos: PhotoPairs | None,
     from_ranges: list[Path],
     *,
     precision: str,
@@ -246,7 +246,7 @@ def open_variants(
     threads: int | None,
     state: Path | None,
 ) -> Variants:
-    """Variants on pairs that the ranges are not measured on, where there are enough (:meth:`.PairSet.split`).
+    """Variants on pairs that the ranges are not measured on, where there are enough (:meth:`.PhotoPairs.split`).
 
     Raises:
         InputError: there are no pairs to judge by.
@@ -255,7 +255,7 @@ def open_variants(
     if photos is None:
         if check is None:
             raise InputError("--from-ranges leaves no pairs to judge by: give --check KIND:DIR too")
-        judged_on, measured_on = pairs_from_data(check).spread(VALIDATION), None
+        judged_on, measured_on = photos_from_data(check).spread(VALIDATION), None
     else:
         measured_on, judged_on = photos.spread(limit).split(VALIDATION)
     ranges = None
@@ -294,9 +294,8 @@ def count_work(
     found = {module: [by_name[name] for name in names] for module, names in nodes.items()}
     wanted = {name for items in found.values() for node in items for name in (node.input[0], node.output[0])}
     wanted -= {value.name for value in model.graph.input} | set(graph.initializers)
-    sizes = {
-        name: values.size for name, values in Session(model, outputs=sorted(wanted), threads=threads)(feeds).items()
-    }
+    session = ProbeSession(model, outputs=sorted(wanted), threads=threads)
+    sizes = {name: values.size for name, values in session(feeds).items()}
 
     def work(node: onnx.NodeProto) -> float:
         size = sizes.get(node.output[0], 0)
@@ -307,8 +306,8 @@ def count_work(
     return {module: max(1.0, sum(map(work, items))) for module, items in found.items()}
 
 
-def groups(candidates: Iterable[str], by: str = "module") -> dict[str, list[str]]:
-    """Modules by the name under which they are varied together.
+def group_modules(candidates: Iterable[str], by: str = "module") -> dict[str, list[str]]:
+    """Group modules by the name under which they are varied together.
 
     Args:
         candidates: modules in graph order.
@@ -332,7 +331,7 @@ def groups(candidates: Iterable[str], by: str = "module") -> dict[str, list[str]
 def _half_modules(model: onnx.ModelProto) -> list[str]:
     """Modules without other modules inside that compute in float16 when the whole model is typed."""
     typed = to_fp16(model)
-    halves = set(half_tensors(typed))
+    halves = set(find_half_tensors(typed))
     nodes = [node for node in typed.graph.node if node.op_type != "Cast" and halves.intersection(node.output)]
     names = [name for name in dict.fromkeys(module_of(node) for node in nodes) if name]
     return [name for name in names if not any(other.startswith(f"{name}.") for other in names)]

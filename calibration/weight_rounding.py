@@ -22,8 +22,8 @@ _FLIPS = 4  # of one filter, at most
 Floats = NDArray[np.float32]
 
 
-def round_weights(ratio: Floats, inputs: Channels, steps: int) -> Floats:
-    """Integers for one layer's weights.
+def round_to_integers(ratio: Floats, inputs: Channels, steps: int) -> Floats:
+    """Round one layer's weights to integers.
 
     Args:
         ratio: weights in steps of their output channel: (O, C, taps), C the input channels of its group.

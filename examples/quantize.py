@@ -6,10 +6,10 @@ from tempfile import TemporaryDirectory
 
 from cats.assets import asset
 from cats.calibration.calibrate import calibrate, load_float_model, measure_ranges
-from cats.calibration.inputs import demo_pairs, pairs_from_images
+from cats.calibration.inputs import demo_photos, photos_from_folder
 
 model = sys.argv[1] if len(sys.argv) > 1 else asset("cats-tiny.onnx")
-photos = pairs_from_images(sys.argv[2]) if len(sys.argv) > 2 else demo_pairs()
+photos = photos_from_folder(sys.argv[2]) if len(sys.argv) > 2 else demo_photos()
 
 source = load_float_model(model)
 ranges = measure_ranges(source, photos)

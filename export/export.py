@@ -20,10 +20,10 @@ from cats.core.outputs import OutputPlan
 from cats.data import open_dataset
 from cats.export.forms import FORMS, build_form
 from cats.export.fp16.assign import to_fp16
-from cats.export.fp16.input_moments import channel_moments
+from cats.export.fp16.input_moments import measure_moments
 from cats.export.graph.deployment import DeploymentOptions
 from cats.export.kernels.plugin_nodes import has_correlation, use_plugins
-from cats.export.modules import modules_in
+from cats.export.modules import find_modules
 from cats.export.onnx_writer import DEFAULT_OPSET
 from cats.export.pairs import PairSource, demo_pairs
 from cats.export.storage import inline_functions, store_as_half, weight_factors
@@ -117,8 +117,8 @@ def export_onnx(
     for kind, exported in models.items():
         if fp16:
             with working("typing it in float16"):
-                modules = modules_in(exported, float32)
-                exported = to_fp16(exported, modules, channel_moments(exported, model.config.preprocessing))
+                modules = find_modules(exported, float32)
+                exported = to_fp16(exported, modules, measure_moments(exported, model.config.preprocessing))
         if inline:
             exported = inline_functions(exported)
         if plugins and has_correlation(exported):
@@ -201,7 +201,7 @@ def _check_before(files: dict[str, Path], data: str | None) -> None:
 
 def _check_modules(models: dict[str, onnx.ModelProto], wanted: Collection[str]) -> None:
     """Refuse names that no file has; each file has those of its own part of the model."""
-    unknown = set(wanted).difference(*(modules_in(model, wanted) for model in models.values()))
+    unknown = set(wanted).difference(*(find_modules(model, wanted) for model in models.values()))
     if unknown:
         raise InputError(f"the model has no module {', '.join(sorted(unknown))} to leave in float32")
 

@@ -16,7 +16,7 @@ from PIL import Image
 from cats.core.images import ImageSource, preprocess, read_image
 from cats.core.metadata import Preprocessing
 from cats.core.protocols import OneByOne, PairFlow
-from cats.export.fp16.emulate import PEAKS, computes_in_half, rounded
+from cats.export.fp16.emulate import PEAKS, computes_in_half, emulate_fp16
 from cats.runtime.backends.ort_session import OrtSession
 
 Floats = NDArray[np.float32]
@@ -73,12 +73,12 @@ class ExportedModel(OneByOne):
         return PairFlow(self.run(*inputs)["flow"][0].astype(np.float32))
 
 
-class Session(OrtSession):
+class PeakSession(OrtSession):
     """An ONNX model in ONNX Runtime on the CPU, with the largest values of its tensors.
 
     Args:
         model: any.
-        tensors: of :func:`cats.export.fp16.emulate.rounded`, whose largest values are kept in ``peaks``.
+        tensors: of :func:`cats.export.fp16.emulate.emulate_fp16`, whose largest values are kept in ``peaks``.
     """
 
     def __init__(self, model: onnx.ModelProto, tensors: Sequence[str] = ()) -> None:
@@ -95,5 +95,5 @@ class Session(OrtSession):
         return results
 
 
-def _session(model: onnx.ModelProto) -> Session:
-    return Session(*rounded(model, peaks=True)) if computes_in_half(model) else Session(model)
+def _session(model: onnx.ModelProto) -> PeakSession:
+    return PeakSession(*emulate_fp16(model, peaks=True)) if computes_in_half(model) else PeakSession(model)

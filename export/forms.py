@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cats.core.errors import InputError
-from cats.export.graph.deployment import DeploymentOptions, EncodeGraph, MatchGraph, PairGraph
+from cats.export.graph.deployment import DeploymentOptions, EncoderFileGraph, MatcherFileGraph, PairGraph
 from cats.export.graph.end_to_end import EndToEndGraph
 from cats.export.onnx_writer import DEFAULT_OPSET, to_onnx
 from cats.model import CATs
@@ -67,14 +67,14 @@ def _pair(model: CATs, opset: int, batch: int | None, options: DeploymentOptions
 
 def _split(model: CATs, opset: int, batch: int | None, options: DeploymentOptions) -> dict[str, onnx.ModelProto]:
     names, image = feature_names(model), _image(model, batch)
-    encoder = EncodeGraph(model, options).eval()
+    encoder = EncoderFileGraph(model, options).eval()
     axes = {} if batch else {"image": _BATCH}
     exported = to_onnx(encoder, {"image": image}, names, dynamic_axes=axes, opset=opset)
     with torch.no_grad():
         encoded = dict(zip(names, encoder(image), strict=True))
     inputs = {f"{name}_{side}": value.clone() for side in "ab" for name, value in encoded.items()}
     axes = {} if batch else dict.fromkeys(inputs, _BATCH)
-    matcher = to_onnx(MatchGraph(model, options), inputs, ["flow", "confidence"], dynamic_axes=axes, opset=opset)
+    matcher = to_onnx(MatcherFileGraph(model, options), inputs, ["flow", "confidence"], dynamic_axes=axes, opset=opset)
     return {"encoder": exported, "matcher": matcher}
 
 

@@ -17,12 +17,12 @@ def module_of(node: onnx.NodeProto) -> str:
     return node.name.rpartition("/")[0]
 
 
-def in_modules(path: str, modules: Collection[str]) -> bool:
+def is_inside(path: str, modules: Collection[str]) -> bool:
     """Whether a module is one of ``modules`` or inside one; ``""`` holds only itself."""
     return path in modules or any(module and path.startswith(f"{module}.") for module in modules)
 
 
-def modules_in(model: onnx.ModelProto, modules: Collection[str]) -> set[str]:
-    """Those of ``modules`` for which a model has nodes."""
+def find_modules(model: onnx.ModelProto, modules: Collection[str]) -> set[str]:
+    """Find those of ``modules`` for which a model has nodes."""
     paths = {module_of(node) for node in model.graph.node}
-    return {module for module in modules if any(in_modules(path, (module,)) for path in paths)}
+    return {module for module in modules if any(is_inside(path, (module,)) for path in paths)}

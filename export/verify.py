@@ -24,7 +24,7 @@ from cats.evaluation.parity import (
     print_figures,
 )
 from cats.evaluation.torch_matcher import TorchMatcher
-from cats.export.exported import ExportedModel, Floats, Session
+from cats.export.exported import ExportedModel, Floats, PeakSession
 from cats.export.fp16.assign import LARGE_ACTIVATION
 from cats.export.modules import module_of
 from cats.export.pairs import PairSource
@@ -100,7 +100,7 @@ def verify(
     if exported.in_half:
         how = ", each value rounded to float16 where the file has it so,"
         for file in models.values():
-            Session(file)
+            PeakSession(file)
     points_px = None
     if exported.takes_pixels:
         actual, points_px = _run_pixels(exported, pairs)
@@ -127,7 +127,7 @@ def verify(
         parity,
         points_px=points_px,
         pck=pck_drift({"pytorch": TorchMatcher(model), "exported": exported}, data) if data else None,
-        activations=activation_range(exported.peaks()) if exported.in_half else None,
+        activations=summarize_peaks(exported.peaks()) if exported.in_half else None,
     )
 
 
@@ -159,8 +159,8 @@ def score_difference(
     return share if np.isfinite(share) else 1e6
 
 
-def activation_range(peaks: Mapping[str, float]) -> dict[str, Any]:
-    """How near the values of a float16 model come to its end.
+def summarize_peaks(peaks: Mapping[str, float]) -> dict[str, Any]:
+    """Say how near the values of a float16 model come to its end.
 
     Args:
         peaks: largest absolute value by tensor, in the order of computation.

@@ -33,7 +33,7 @@ import typer
 
 from cats.assets import asset
 from cats.calibration.calibrate import calibrate, load_float_model, measure_ranges
-from cats.calibration.inputs import pairs_from_data
+from cats.calibration.inputs import photos_from_data
 from cats.core.console import execute, new_app, note
 from cats.core.files import write_bytes, write_text
 
@@ -73,8 +73,8 @@ def make(
     folder.mkdir(parents=True, exist_ok=True)
     figures = {}
     willow = f"willow:{SHARED / 'data' / 'PF-WILLOW'}"
-    photos = pairs_from_data(f"categories:{SHARED / 'data' / 'Caltech-101'}").spread(pairs)
-    judged = pairs_from_data(willow).spread(36)
+    photos = photos_from_data(f"categories:{SHARED / 'data' / 'Caltech-101'}").spread(pairs)
+    judged = photos_from_data(willow).spread(36)
     copied = folder / "cats-tiny.onnx"
     write_bytes(copied, Path(model or asset("cats-tiny.onnx")).read_bytes())
     source = load_float_model(copied)
@@ -106,7 +106,7 @@ def make_resnet101(folder: Folder) -> None:
     from cats.export.export import export_onnx
 
     folder.mkdir(parents=True, exist_ok=True)
-    photos = pairs_from_data(f"categories:{SHARED / 'data' / 'Caltech-101'}").spread(2)
+    photos = photos_from_data(f"categories:{SHARED / 'data' / 'Caltech-101'}").spread(2)
     export_onnx(tamed_resnet101(), folder / "resnet101.onnx", verified=False)
     source = load_float_model(folder / "resnet101.onnx")
     report = calibrate(

@@ -36,9 +36,9 @@ from cats.evaluation.evaluate import evaluate
 from cats.export.exported import ExportedModel, Floats
 from cats.export.forms import build_form
 from cats.export.fp16.assign import to_fp16
-from cats.export.fp16.input_moments import channel_moments
+from cats.export.fp16.input_moments import measure_moments
 from cats.export.pairs import demo_pairs
-from cats.export.verify import activation_range
+from cats.export.verify import summarize_peaks
 from cats.model import CATs
 from cats.training.configs import find_config
 from cats.training.starts import start_as_consensus
@@ -131,7 +131,7 @@ def accuracy(model: CATs, data: str, every: int) -> dict[str, Any]:
     """Figures of one model."""
     built = build_form(model, "split")
     preprocessing = model.config.preprocessing
-    typed = {kind: to_fp16(file, moments=channel_moments(file, preprocessing)) for kind, file in built.items()}
+    typed = {kind: to_fp16(file, moments=measure_moments(file, preprocessing)) for kind, file in built.items()}
     matchers = {k: SplitMatcher(m, preprocessing) for k, m in (("fp32", built), ("fp16", typed))}
     found: dict[str, Any] = {}
     images = list(demo_pairs().images())
@@ -149,7 +149,7 @@ def accuracy(model: CATs, data: str, every: int) -> dict[str, Any]:
         **{f"pck@0.1 {name}": round(score, 3) for name, score in scores.items()},
         "drift": round(scores["fp16"] - scores["fp32"], 3),
     }
-    found["largest float16 value"] = activation_range(matchers["fp16"].exported.peaks())
+    found["largest float16 value"] = summarize_peaks(matchers["fp16"].exported.peaks())
     return found
 
 

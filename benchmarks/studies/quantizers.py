@@ -29,7 +29,7 @@ import typer
 from cats.assets import asset
 from cats.benchmarks.record import RESULTS, SHARED, describe_run, write_record
 from cats.calibration.calibrate import FloatModel, load_float_model, measure_drift, measure_ranges
-from cats.calibration.inputs import pairs_from_images
+from cats.calibration.inputs import photos_from_folder
 from cats.calibration.quantize import quantize
 from cats.calibration.search import Bound, search
 from cats.calibration.timing import compare_speed
@@ -70,7 +70,7 @@ def make(
     folder.mkdir(parents=True, exist_ok=True)
     float_file = folder / "float.onnx"
     write_bytes(float_file, Path(model or asset("cats-tiny.onnx")).read_bytes())
-    source, pairs = load_float_model(float_file), pairs_from_images(images)
+    source, pairs = load_float_model(float_file), photos_from_folder(images)
     items = list(pairs.feeds(source.metadata.preprocessing))
     feeds = {name: np.concatenate([item[name] for item in items]) for name in items[0]}
     ranges = measure_ranges(source, pairs, threads=threads)

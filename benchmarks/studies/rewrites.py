@@ -39,7 +39,7 @@ TEXTS = {
     "constant_position": "constant positional embedding",
     "split_heads": "one weight each for query, key and value; no regrouping of tokens",
     "mean_first": "mean over the levels before the last projection",
-    "moments": "soft-argmax and its variance as one product",
+    "soft_argmax_as_matmul": "soft-argmax and its variance as one product",
     "winograd": "3x3 convolutions with half the multiplications (`--for cpu`)",
 }
 

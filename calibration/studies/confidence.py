@@ -22,7 +22,7 @@ from onnx import numpy_helper
 from cats.calibration.calibrate import FloatModel
 from cats.calibration.graph import Graph
 from cats.calibration.inputs import pair_feeds
-from cats.calibration.sessions import Session, fixed_batch
+from cats.calibration.sessions import ProbeSession, fixed_batch
 from cats.calibration.studies.known_pairs import KnownPair, KnownPairs
 from cats.core.console import progress
 from cats.core.errors import ModelFileError
@@ -56,7 +56,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class SoftArgmax:
+class NumpySoftArgmax:
     """A model's soft-argmax in numpy.
 
     Attributes:
@@ -70,7 +70,7 @@ class SoftArgmax:
     grid: int
 
     @classmethod
-    def of(cls, graph: Graph, grid: int) -> SoftArgmax:
+    def of(cls, graph: Graph, grid: int) -> NumpySoftArgmax:
         """Read the constants of an exported graph; raises :class:`ModelFileError` where it has none."""
         found = []
         for node in graph.model.graph.node:
@@ -159,7 +159,7 @@ def fit_confidence(
     """
     graph = Graph(source.model)
     scores_name, old = _temperature_node(graph)[0].input[0], temperature_of(source.model)
-    session = Session(source.model, outputs=[scores_name], threads=threads)
+    session = ProbeSession(source.model, outputs=[scores_name], threads=threads)
     with progress() as bar:
         task = bar.add_task("matching, pairs", total=len(pairs.fit_on) + len(pairs.held_out) + len(pairs.others))
 
@@ -167,7 +167,7 @@ def fit_confidence(
             return [_scores(session, source, pair, lambda: bar.advance(task)) for pair in chosen]
 
         fitting, judging, others = collect(pairs.fit_on), collect(pairs.held_out), collect(pairs.others)
-    head = SoftArgmax.of(graph, source.metadata.grid[0])
+    head = NumpySoftArgmax.of(graph, source.metadata.grid[0])
 
     def loss(temperature: float) -> float:
         return float(np.minimum(predict(fitting, temperature, head).error, _CAP).mean())
@@ -206,7 +206,7 @@ def fit_confidence(
     )
 
 
-def _scores(session: Session, source: FloatModel, pair: KnownPair, done: Callable[[], None]) -> Scores:
+def _scores(session: ProbeSession, source: FloatModel, pair: KnownPair, done: Callable[[], None]) -> Scores:
     cells = source.metadata.grid[0] * source.metadata.grid[1]
     batch = fixed_batch(source.model)
     found = []
@@ -222,7 +222,7 @@ def _scores(session: Session, source: FloatModel, pair: KnownPair, done: Callabl
     return Scores(found[0], found[1], pair.cells, pair.truth)
 
 
-def predict(scores: list[Scores], temperature: float, soft_argmax: SoftArgmax) -> Predictions:
+def predict(scores: list[Scores], temperature: float, soft_argmax: NumpySoftArgmax) -> Predictions:
     """Errors and confidences of the soft-argmax at a temperature."""
     errors, confidences = [], []
     for item in scores:
@@ -315,8 +315,8 @@ def temperature_of(model: onnx.ModelProto) -> float:
     return round(float(value.reshape(())), 9)
 
 
-def with_temperature(model: onnx.ModelProto, temperature: float) -> onnx.ModelProto:
-    """A copy whose soft-argmax has another temperature; other readers of the old constant keep it."""
+def replace_temperature(model: onnx.ModelProto, temperature: float) -> onnx.ModelProto:
+    """Give a copy of the model another temperature of the soft-argmax; other readers of the old constant keep it."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph = Graph(result)
@@ -349,10 +349,10 @@ def _temperature_node(graph: Graph) -> tuple[onnx.NodeProto, str]:
     raise ModelFileError("the graph has no soft-argmax with a constant temperature: export the model again")
 
 
-def with_confidence(
+def apply_fit(
     source: FloatModel, fit: ConfidenceFit, pairs: KnownPairs, *, threads: int | None = None
 ) -> tuple[onnx.ModelProto, Metadata]:
-    """The model with the fitted temperature, and its metadata with the mapping.
+    """Put the fitted temperature into a copy of the model, and the mapping into its metadata.
 
     Where the temperature changed, figures of accuracy, measured at the old one, go; parity is measured anew: the
     graph's flow against the soft-argmax at the new temperature, in numpy, of the scores of the verified graph.
@@ -360,10 +360,10 @@ def with_confidence(
     part = {**(source.metadata.calibration or {}), "confidence": fit.to_dict()}
     if fit.temperature == fit.old_temperature:
         return source.model, source.metadata.with_(calibration=part)
-    model = with_temperature(source.model, fit.temperature)
-    scores = Session(source.model, outputs=[_temperature_node(Graph(source.model))[0].input[0]], threads=threads)
-    changed = Session(model, threads=threads)
-    head, batch = SoftArgmax.of(Graph(source.model), source.metadata.grid[0]), fixed_batch(source.model)
+    model = replace_temperature(source.model, fit.temperature)
+    scores = ProbeSession(source.model, outputs=[_temperature_node(Graph(source.model))[0].input[0]], threads=threads)
+    changed = ProbeSession(model, threads=threads)
+    head, batch = NumpySoftArgmax.of(Graph(source.model), source.metadata.grid[0]), fixed_batch(source.model)
     expected, actual = [], []
     for pair in pairs.held_out:
         feeds = pair_feeds(pair.image_a, pair.image_b, source.metadata.preprocessing, batch)

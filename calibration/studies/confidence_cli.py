@@ -62,7 +62,7 @@ def fit_and_write(
 ) -> None:
     """Fit the soft-argmax's temperature, and what probability of being right each confidence stands for."""
     from cats.calibration.calibrate import load_float_model
-    from cats.calibration.studies.confidence import fit_confidence, plot_reliability, with_confidence
+    from cats.calibration.studies.confidence import apply_fit, fit_confidence, plot_reliability
     from cats.calibration.studies.known_pairs import open_known_pairs
 
     quiet_pillow()
@@ -76,7 +76,7 @@ def fit_and_write(
     fit = fit_confidence(source, pairs, keep_temperature=keep_temperature, threads=threads)
     if plot is not None:
         plot_reliability(fit, plot)
-    write_model(*with_confidence(source, fit, pairs, threads=threads), destination)
+    write_model(*apply_fit(source, fit, pairs, threads=threads), destination)
     if as_json:
         print_json(fit.to_dict())
     else:

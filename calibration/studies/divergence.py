@@ -11,13 +11,13 @@ import numpy as np
 import onnx
 
 from cats.calibration.calibrate import load_pair
-from cats.calibration.inputs import PairSet
-from cats.calibration.sessions import Session, fixed_batch
+from cats.calibration.inputs import PhotoPairs
+from cats.calibration.sessions import ProbeSession, fixed_batch
 from cats.core.console import note, progress, stdout, table
 from cats.core.errors import InputError
 from cats.core.metadata import Metadata
 from cats.export.fp16.assign import HALF_LARGEST, LARGE_ACTIVATION, is_quantized
-from cats.export.fp16.emulate import computes_in_half, rounded
+from cats.export.fp16.emulate import computes_in_half, emulate_fp16
 from cats.export.modules import module_of
 
 THRESHOLD_8_BIT, THRESHOLD_16_BIT = 0.3, 0.03
@@ -106,7 +106,7 @@ class Divergence:
 
 
 def find_divergence(
-    a: str | Path, b: str | Path, pairs: PairSet, *, threshold: float | None = None, threads: int | None = None
+    a: str | Path, b: str | Path, pairs: PhotoPairs, *, threshold: float | None = None, threads: int | None = None
 ) -> Divergence:
     """Compare two files of one model value by value, in ONNX Runtime on the CPU.
 
@@ -139,7 +139,7 @@ def find_divergence(
     if batch_a != batch_b:
         raise InputError(f"{a} and {b} have other batch sizes: export both alike")
     sessions = [
-        Session(_runnable(model), outputs=list(dict.fromkeys(names)), threads=threads)
+        ProbeSession(_runnable(model), outputs=list(dict.fromkeys(names)), threads=threads)
         for model, names in (
             (model_a, [node.output[0] for node, _ in matched]),
             (model_b, [other.output[0] for _, other in matched]),
@@ -165,7 +165,7 @@ def _balanced(metadata: Metadata) -> set[str]:
 
 
 def _runnable(model: onnx.ModelProto) -> onnx.ModelProto:
-    return rounded(model)[0] if computes_in_half(model) else model
+    return emulate_fp16(model)[0] if computes_in_half(model) else model
 
 
 def _matched(

@@ -42,12 +42,12 @@ def divergence(
     as_json: AsJson = False,
 ) -> None:
     """Name the first node where two precisions of one model part, on photos or the two demo photos."""
-    from cats.calibration.inputs import demo_pairs
+    from cats.calibration.inputs import demo_photos
     from cats.calibration.studies.divergence import find_divergence, percent, print_walk
 
     quiet_pillow()
     photos = open_photos(images, pairs, data, split) if images or pairs or data or split else None
-    chosen = demo_pairs() if photos is None else photos.spread(limit)
+    chosen = demo_photos() if photos is None else photos.spread(limit)
     found = find_divergence(a, b, chosen, threshold=threshold, threads=threads)
     if as_json:
         print_json(found.to_dict())

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cats.calibration.variants import Effect, Variants, groups
+from cats.calibration.variants import Effect, Variants, group_modules
 from cats.core.console import progress, stdout, table
 from cats.evaluation.figures import save_figure
 
@@ -58,13 +58,13 @@ def measure_sensitivity(variants: Variants, *, by: str = "module", cumulative: b
 
     Args:
         variants: of the model.
-        by: ``module`` or ``block``, see :func:`cats.calibration.variants.groups`.
+        by: ``module`` or ``block``, see :func:`cats.calibration.variants.group_modules`.
         cumulative: also measure the modules added one after the other, the least sensitive first.
 
     Raises:
         InputError: ``by`` is unknown.
     """
-    chosen = groups(variants.candidates, by)
+    chosen = group_modules(variants.candidates, by)
     with progress() as bar:
         task = bar.add_task("one at a time", total=len(chosen))
         alone = {}

@@ -54,7 +54,7 @@ class Parity:
             its own size (root mean squares): it is judged in place of the flow, against ``refined_tolerance``.
         points_px: of an end-to-end model, how far its points are at most from the transfer of its flow.
         pck: of :func:`pck_drift`, where annotated pairs were given.
-        activations: of a model in float16, :func:`cats.export.verify.activation_range` of its tensors.
+        activations: of a model in float16, :func:`cats.export.verify.summarize_peaks` of its tensors.
     """
 
     median_px: float

@@ -32,9 +32,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from cats.core.errors import InputError
-from cats.export.fp16.correlation import half_correlation
-from cats.export.fp16.weights import TYPICAL, Moments, round_weights
-from cats.export.modules import in_modules, module_of, modules_in
+from cats.export.fp16.correlation import convert_correlation
+from cats.export.fp16.weights import TYPICAL, Moments, round_to_fp16
+from cats.export.modules import find_modules, is_inside, module_of
 
 FLOAT_MODULES = (
     "correlation", "preprocess", "soft_argmax", "transfer",
@@ -103,7 +103,7 @@ def to_fp16(model: onnx.ModelProto, keep: Collection[str] = (), moments: Moments
             are stored in float16 become float32 first.
         keep: modules to leave in float32, each with all inside it, such as ``feature_extraction.backbone.conv1`` or
             ``decoder.blocks.0.mlp``; ``""`` is what belongs to no module.
-        moments: of the inputs of convolutions (:func:`cats.export.fp16.input_moments.channel_moments`), by which their
+        moments: of the inputs of convolutions (:func:`cats.export.fp16.input_moments.measure_moments`), by which their
         weights
             are rounded; of those that are missing something typical is assumed.
 
@@ -127,7 +127,7 @@ def to_fp16(model: onnx.ModelProto, keep: Collection[str] = (), moments: Moments
     for function in result.functions:
         if (function.domain, function.name) == _FUNCTION and "correlation" not in keep:
             half |= {node.name for node in graph.node if (node.domain, node.op_type) == _FUNCTION}
-            function.CopyFrom(half_correlation(function))
+            function.CopyFrom(convert_correlation(function))
     _Typing(graph, half, moments or {}).apply()
     del graph.value_info[:]
     result = onnx.shape_inference.infer_shapes(result, strict_mode=True, data_prop=True)
@@ -140,8 +140,8 @@ def is_quantized(model: onnx.ModelProto) -> bool:
     return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node)
 
 
-def half_tensors(model: onnx.ModelProto) -> list[str]:
-    """Values of a typed model's graph that are in float16, in the order in which they are computed."""
+def find_half_tensors(model: onnx.ModelProto) -> list[str]:
+    """Find the values of a typed model's graph that are in float16, in the order in which they are computed."""
     halves = _types(model.graph, _HALF)
     return [name for node in model.graph.node for name in node.output if name in halves]
 
@@ -155,7 +155,7 @@ def _check(model: onnx.ModelProto, keep: Collection[str]) -> None:
     stored = {item.name for item in model.graph.initializer}
     if any(node.op_type == "Cast" and node.attribute[0].i == _HALF and node.input[0] not in stored for node in nodes):
         raise InputError("the model is in float16 already")
-    unknown = set(keep) - modules_in(model, keep)
+    unknown = set(keep) - find_modules(model, keep)
     if unknown:
         raise InputError(f"the model has no module {', '.join(sorted(unknown))} to leave in float32")
 
@@ -191,7 +191,7 @@ def _nodes_in_half(graph: onnx.GraphProto, keep: Collection[str]) -> set[str]:
         if node.op_type in ("Cast", "Constant", "ConstantOfShape", "Range"):
             continue
         path = module_of(node)
-        if node.op_type in FLOAT_OPERATORS or in_modules(path, FLOAT_MODULES) or in_modules(path, keep):
+        if node.op_type in FLOAT_OPERATORS or is_inside(path, FLOAT_MODULES) or is_inside(path, keep):
             continue
         if node.op_type in LAYOUT_OPERATORS:
             chosen = any(name in half_values for name in node.input)
@@ -224,7 +224,7 @@ def _large_map_nodes(graph: onnx.GraphProto) -> set[str]:
         for value in (*graph.value_info, *graph.input, *graph.output)
         if len(value.type.tensor_type.shape.dim) == 4
     }
-    inside = [node for node in graph.node if in_modules(module_of(node), (_BACKBONE,))]
+    inside = [node for node in graph.node if is_inside(module_of(node), (_BACKBONE,))]
     image = sizes.get(inside[0].input[0]) if inside else None
     if not image:
         return set()
@@ -285,7 +285,7 @@ class _Typing:
             return values.astype(np.float16)
         name, mean, square = self.convolutions[item.name]
         bias = numpy_helper.to_array(self.weights[name]) if name in self.weights else None
-        return round_weights(values, bias, mean, square)
+        return round_to_fp16(values, bias, mean, square)
 
     def _wanted(self, node: onnx.NodeProto) -> int | None:
         """The type in which a node reads its floats; None leaves them as they come."""

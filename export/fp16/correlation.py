@@ -12,8 +12,8 @@ import onnx
 from onnx import TensorProto, helper
 
 
-def half_correlation(function: onnx.FunctionProto) -> onnx.FunctionProto:
-    """The definition of :func:`cats.export.graph.correlation.correlation_function` with its product in float16.
+def convert_correlation(function: onnx.FunctionProto) -> onnx.FunctionProto:
+    """Convert the definition of :func:`cats.export.graph.correlation.correlation_function` to a product in float16.
 
     Args:
         function: with inputs ``a_0 .. a_{L-1}, b_0 .. b_{L-1}``; its constants are taken over.

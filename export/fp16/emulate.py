@@ -1,7 +1,7 @@
 """What a model typed in float16 computes, on a CPU.
 
 ONNX Runtime has few float16 kernels for CPUs. It runs the other nodes in float32 and drops the casts between them, so
-that neither rounding nor overflow of float16 shows. :func:`rounded` makes both explicit.
+that neither rounding nor overflow of float16 shows. :func:`emulate_fp16` makes both explicit.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, inliner, numpy_helper
 
-from cats.export.fp16.assign import LAYOUT_OPERATORS, half_tensors, replace_all
+from cats.export.fp16.assign import LAYOUT_OPERATORS, find_half_tensors, replace_all
 
 PEAKS = "cats.largest"
-"""Output of :func:`rounded` with ``peaks``."""
+"""Output of :func:`emulate_fp16` with ``peaks``."""
 
 _ONE = "cats.one"
 _HALF, _FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
@@ -30,8 +30,8 @@ def computes_in_half(model: onnx.ModelProto) -> bool:
     )
 
 
-def rounded(model: onnx.ModelProto, peaks: bool = False) -> tuple[onnx.ModelProto, list[str]]:
-    """A float32 model that rounds every value to float16 where a typed model holds it in float16.
+def emulate_fp16(model: onnx.ModelProto, peaks: bool = False) -> tuple[onnx.ModelProto, list[str]]:
+    """Make a float32 model that rounds every value to float16 where a typed model holds it in float16.
 
     Sums inside a node are in float32, as tensor cores do them. Values past 65504 become infinite.
 
@@ -48,7 +48,7 @@ def rounded(model: onnx.ModelProto, peaks: bool = False) -> tuple[onnx.ModelProt
         if "/" not in node.name:
             node.name = f"correlation/{node.name}"
     result = onnx.shape_inference.infer_shapes(result, strict_mode=True, data_prop=True)
-    halves = set(half_tensors(result))
+    halves = set(find_half_tensors(result))
     graph = result.graph
     for item in graph.initializer:
         if item.data_type == _HALF:

@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from cats.core.metadata import Preprocessing
-from cats.export.exported import Session
+from cats.export.exported import PeakSession
 from cats.export.fp16.weights import Moments
 from cats.export.pairs import demo_pairs
 
@@ -18,8 +18,8 @@ _AXES, _FLAT = "cats.axes", "cats.flat"
 _PAIRS = 3  # of the demo: the two photos both ways, and one pair of views
 
 
-def channel_moments(model: onnx.ModelProto, preprocessing: Preprocessing) -> Moments:
-    """Mean and mean square of each channel of each convolution's input, over the first demo pairs; seconds.
+def measure_moments(model: onnx.ModelProto, preprocessing: Preprocessing) -> Moments:
+    """Measure mean and mean square of each channel of each convolution's input, over the first demo pairs; seconds.
 
     Of inputs of 1 x 1 convolutions the mean products of every two channels stand in place of the mean square.
 
@@ -48,7 +48,7 @@ def channel_moments(model: onnx.ModelProto, preprocessing: Preprocessing) -> Mom
             graph.node.append(helper.make_node("Transpose", [flat], [turned], perm=[0, 2, 1]))
             graph.node.append(helper.make_node("MatMul", [flat, turned], [results[-1]]))
         graph.output.extend(helper.make_tensor_value_info(target, TensorProto.FLOAT, None) for target in results)
-    session = Session(watched)
+    session = PeakSession(watched)
     batches = {value.name: value.type.tensor_type.shape.dim[0].dim_value or 1 for value in model.graph.input}
     sums: dict[str, Any] = {}
     feeds = _feeds(list(batches), preprocessing)

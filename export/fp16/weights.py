@@ -26,13 +26,13 @@ _BLOCK = 1 << 15  # weights whose search runs at once: three arrays of 256 kB
 _ALIKE = 0.9  # correlation of a channel's neighbouring positions
 
 
-def round_weights(
+def round_to_fp16(
     weight: NDArray[np.float32],
     bias: NDArray[np.float32] | None,
     mean: Array | float = TYPICAL[0],
     square: Array | float = TYPICAL[1],
 ) -> NDArray[np.float16]:
-    """A convolution's weight in float16.
+    """Round a convolution's weight to float16.
 
     Args:
         weight: (O, I, ...), O output channels; I is 1 for a depthwise convolution, of O input channels.

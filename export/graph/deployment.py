@@ -1,6 +1,7 @@
 """The deployment graph: what the model computes, algebraically reduced for inference.
 
-:class:`PairGraph` takes both images, :class:`EncoderGraph` one image, :class:`MatcherGraph` the encoded images. Each
+:class:`PairGraph` takes both images and consists of :class:`EncoderGraph` and :class:`MatcherGraph`. Those two become
+files of their own as :class:`EncoderFileGraph` and :class:`MatcherFileGraph`, with flat arguments and results. Each
 reduction is one flag of :class:`DeploymentOptions`, so that its gain can be measured and its parity tested alone.
 Modules keep the names they have in :class:`cats.model.CATs` (``feature_extraction.backbone.*``, ``proj.*``,
 ``decoder.*``), which become the names of the nodes in the ONNX file.
@@ -43,7 +44,7 @@ class DeploymentOptions:
             heads need.
         mean_first: in the last pass the mean over the levels is taken before the last two linear layers instead of
             after them, with which it commutes.
-        moments: mean and variance of the soft-argmax by one product with constant coordinates.
+        soft_argmax_as_matmul: mean and variance of the soft-argmax by one product with constant coordinates.
         winograd: 3x3 convolutions with half the multiplications (:mod:`cats.export.graph.winograd`); off, because it is
             faster on CPUs alone, and there in float32 and bfloat16 alone.
     """
@@ -55,12 +56,12 @@ class DeploymentOptions:
     constant_position: bool = True
     split_heads: bool = True
     mean_first: bool = True
-    moments: bool = True
+    soft_argmax_as_matmul: bool = True
     winograd: bool = False
 
 
 class EncoderGraph(nn.Module):
-    """Normalised images to the features that matching needs.
+    """Normalised images to what matching needs of them, as a part of :class:`PairGraph` and :class:`EncoderFileGraph`.
 
     Args:
         model: is not changed; parts of it are copied.
@@ -185,7 +186,7 @@ class SoftArgmax(nn.Module):
 
     def __init__(self, model: CATs, options: DeploymentOptions):
         super().__init__()
-        self.config, self.moments = model.config, options.moments
+        self.config, self.as_matmul = model.config, options.soft_argmax_as_matmul
         grid = self.config.feature_size
         scale = (grid - 1) / 2  # cells; coordinates are relative to the middle of the grid, where squares are smallest
         x, y = (c.detach().float() * scale for c in (model.x_normal, model.y_normal))
@@ -198,9 +199,9 @@ class SoftArgmax(nn.Module):
         """(B, N, N), rows a, to flow (B, 2, G, G) in cells and confidence (B, G, G)."""
         grid = self.config.feature_size
         p = (refined / self.config.temperature).softmax(dim=-1)
-        if self.moments:
-            moments = (p @ self.coordinates).transpose(1, 2)  # (B, 3, N)
-            mean, square = moments[:, :2], moments[:, 2]
+        if self.as_matmul:
+            sums = (p @ self.coordinates).transpose(1, 2)  # (B, 3, N)
+            mean, square = sums[:, :2], sums[:, 2]
             variance = (square - mean.square().sum(dim=1)).clamp(min=0)  # of rounding, which could make it negative
         else:
             distance = self.coordinates[:, :2].t()
@@ -211,7 +212,7 @@ class SoftArgmax(nn.Module):
 
 
 class MatcherGraph(nn.Module):
-    """Encoded images to flow and confidence."""
+    """Encoded images to flow and confidence, as a part of :class:`PairGraph` and :class:`MatcherFileGraph`."""
 
     def __init__(self, model: CATs, options: DeploymentOptions):
         super().__init__()
@@ -232,13 +233,13 @@ class MatcherGraph(nn.Module):
         return self.soft_argmax(self.decoder(corr, appearance_a, appearance_b))
 
 
-def matcher_graph(model: CATs, options: DeploymentOptions) -> nn.Module:
-    """What matches encoded images in a model's architecture."""
+def make_matcher(model: CATs, options: DeploymentOptions) -> nn.Module:
+    """Make what matches encoded images in a model's architecture."""
     return CotrMatcherGraph(model) if model.config.architecture == "cotr" else MatcherGraph(model, options)
 
 
-class EncodeGraph(nn.Module):
-    """:class:`EncoderGraph` with flat results, as a model file of its own: features of each level, then appearance."""
+class EncoderFileGraph(nn.Module):
+    """An encoder's file: :class:`EncoderGraph` with flat results, the features of each level, then the appearance."""
 
     def __init__(self, model: CATs, options: DeploymentOptions | None = None):
         super().__init__()
@@ -250,12 +251,13 @@ class EncodeGraph(nn.Module):
         return (*features, *([] if appearance is None else [appearance]))
 
 
-class MatchGraph(nn.Module):
-    """:class:`MatcherGraph` with flat arguments: all that :class:`EncodeGraph` gives for a, then for b."""
+class MatcherFileGraph(nn.Module):
+    """A matcher's file: :class:`MatcherGraph` with flat arguments, all that :class:`EncoderFileGraph` gives
+    for a, then for b."""
 
     def __init__(self, model: CATs, options: DeploymentOptions | None = None):
         super().__init__()
-        self.matcher = matcher_graph(model, options or DeploymentOptions())
+        self.matcher = make_matcher(model, options or DeploymentOptions())
 
     def forward(self, *encoded: Tensor) -> tuple[Tensor, Tensor]:
         """To flow (B, 2, G, G) in cells and confidence (B, G, G)."""
@@ -273,7 +275,7 @@ class PairGraph(nn.Module):
         options = options or DeploymentOptions()
         self.options = options
         self.encoder = EncoderGraph(model, options)
-        self.matcher = matcher_graph(model, options)
+        self.matcher = make_matcher(model, options)
 
     @property
     def config(self) -> CATsConfig:

@@ -18,7 +18,7 @@ _BITS = 22  # of Pillow's fixed-point weights
 _HALF_BITS = _BITS // 2
 
 
-def resize_weights(size: int, out: int) -> tuple[Tensor, Tensor]:
+def resampling_weights(size: int, out: int) -> tuple[Tensor, Tensor]:
     """Pillow's bilinear weights along one axis, in its fixed point: upper and lower 11 bits, (out, size) float32 each.
 
     A triangle as wide as the scale (at least one pixel to each side), every row summing to one. In units of
@@ -62,9 +62,9 @@ class Preprocess(nn.Module):
         """(B, H, W, 3) uint8 to (B, 3, height, width) float32, whole grey levels."""
         width, height = self.size
         pixels = image.float().permute(0, 3, 1, 2)
-        upper, lower = resize_weights(image.shape[2], width)
+        upper, lower = resampling_weights(image.shape[2], width)
         pixels = _whole(pixels @ upper.t(), pixels @ lower.t())
-        upper, lower = resize_weights(image.shape[1], height)
+        upper, lower = resampling_weights(image.shape[1], height)
         return _whole(upper @ pixels, lower @ pixels)
 
     def forward(self, image: Tensor) -> Tensor:

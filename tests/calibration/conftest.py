@@ -8,7 +8,7 @@ from tiny_models import tiny_model
 
 from cats.assets import asset
 from cats.calibration.calibrate import load_float_model, measure_ranges
-from cats.calibration.inputs import pairs_from_images
+from cats.calibration.inputs import photos_from_folder
 from cats.export import export_onnx
 
 
@@ -41,7 +41,7 @@ def source(float_file):
 
 @pytest.fixture(scope="session")
 def pairs(photos):
-    return pairs_from_images(photos)
+    return photos_from_folder(photos)
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from cats.calibration.balance import balance_factors, balanced
+from cats.calibration.balance import balance_norms, choose_factors
 from cats.calibration.calibrate import load_float_model, measure_ranges
 from cats.calibration.graph import Graph
-from cats.calibration.inputs import PairSet
+from cats.calibration.inputs import PhotoPairs
 from cats.calibration.quantize import quantize
-from cats.calibration.sessions import Session
+from cats.calibration.sessions import ProbeSession
 from cats.core.errors import InputError
 from cats.core.metadata import write_model
 from cats.evaluation.parity import flow_distance
@@ -20,20 +20,20 @@ def skewed(source):
     """The model with one channel of a norm made 100 times larger, and the rows that read it as much smaller."""
     factors = np.ones(Graph(source.model).constant("decoder.blocks.0.norm4.weight").shape, np.float32)
     factors[3] = 0.01
-    return balanced(source.model, {"decoder.blocks.0.norm4": factors})
+    return balance_norms(source.model, {"decoder.blocks.0.norm4": factors})
 
 
 def channels(model, feeds):
     names = [n.output[0] for n in model.graph.node if n.op_type == "LayerNormalization"]
-    values = Session(model, outputs=names)(feeds)
+    values = ProbeSession(model, outputs=names)(feeds)
     return {name: np.abs(value).reshape(-1, value.shape[-1]).max(axis=0) for name, value in values.items()}
 
 
 def test_the_same_result(source, feeds):
-    factors = balance_factors(source.model, channels(source.model, feeds))
+    factors = choose_factors(source.model, channels(source.model, feeds))
     assert set(factors) == {f"decoder.blocks.0.norm{k}" for k in (1, 2, 3, 4)}
-    changed = balanced(source.model, factors)
-    before, after = (Session(model)(feeds)["flow"] for model in (source.model, changed))
+    changed = balance_norms(source.model, factors)
+    before, after = (ProbeSession(model)(feeds)["flow"] for model in (source.model, changed))
     assert flow_distance(before, after).max() < 0.02
     assert not np.array_equal(before, after)
 
@@ -44,20 +44,20 @@ def test_a_planted_outlier_is_evened_out(skewed, feeds):
         return largest.max() / np.median(largest)
 
     assert spread(skewed) > 20
-    assert spread(balanced(skewed, balance_factors(skewed, channels(skewed, feeds)))) < spread(skewed) / 5
+    assert spread(balance_norms(skewed, choose_factors(skewed, channels(skewed, feeds)))) < spread(skewed) / 5
 
 
 def test_it_brings_int8_nearer_where_there_is_an_outlier(source, skewed, pairs, feeds):
     from dataclasses import replace
 
     model = replace(source, model=skewed)
-    expected = Session(skewed)(feeds)["flow"]
+    expected = ProbeSession(skewed)(feeds)["flow"]
     drift = {}
     for balance in (False, True):
         ranges = measure_ranges(model, pairs, balance=balance)
         assert bool(ranges.balance) == balance
         result = quantize(skewed, ranges, method="minmax", keep=["feature_extraction"])
-        drift[balance] = np.median(flow_distance(expected, Session(result)(feeds)["flow"]))
+        drift[balance] = np.median(flow_distance(expected, ProbeSession(result)(feeds)["flow"]))
     assert drift[True] < drift[False]
 
 
@@ -71,26 +71,26 @@ def test_norms_that_share_their_parameters(source, feeds, copy, tmp_path):
     kept = [item for item in model.graph.initializer if item.name in read]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
-    expected = Session(model)(feeds)["flow"]
+    expected = ProbeSession(model)(feeds)["flow"]
     largest = channels(model, feeds)
-    assert balance_factors(model, largest) == {}
+    assert choose_factors(model, largest) == {}
     write_model(model, source.metadata, tmp_path / "shared.onnx")
     loaded = load_float_model(tmp_path / "shared.onnx").model
-    factors = balance_factors(loaded, largest)
+    factors = choose_factors(loaded, largest)
     assert set(factors) == {f"decoder.blocks.0.norm{k}" for k in (1, 2, 3, 4)}
-    assert flow_distance(expected, Session(loaded)(feeds)["flow"]).max() == 0
-    assert flow_distance(expected, Session(balanced(loaded, factors))(feeds)["flow"]).max() < 0.02
+    assert flow_distance(expected, ProbeSession(loaded)(feeds)["flow"]).max() == 0
+    assert flow_distance(expected, ProbeSession(balance_norms(loaded, factors))(feeds)["flow"]).max() < 0.02
 
 
 def test_weights_stored_as_half(source, feeds):
     stored, _ = store_as_half(source.model)
-    changed = balanced(stored, balance_factors(stored, channels(stored, feeds)))
-    before, after = (Session(model)(feeds)["flow"] for model in (stored, changed))
+    changed = balance_norms(stored, choose_factors(stored, channels(stored, feeds)))
+    before, after = (ProbeSession(model)(feeds)["flow"] for model in (stored, changed))
     assert flow_distance(before, after).max() < 0.02
 
 
 def test_differently_balanced_ranges_do_not_merge(source, pairs, ranges):
-    few = PairSet("few", pairs.pairs[:1])
+    few = PhotoPairs("few", pairs.pairs[:1])
     with pytest.raises(InputError, match="differently balanced"):
         ranges.merge(measure_ranges(source, few, balance=False))
     assert ranges.merge(measure_ranges(source, few, balance=ranges.balance)).pairs == ranges.pairs + 1

@@ -12,7 +12,7 @@ from cats.calibration.calibrate import load_float_model
 from cats.calibration.cli import main
 from cats.calibration.graph import Graph, quantizable_modules
 from cats.calibration.ranges import Ranges
-from cats.calibration.sessions import Session
+from cats.calibration.sessions import ProbeSession
 from cats.core.errors import InputError, ModelFileError
 
 AS_IS = ("--as-is", "--no-time", "--from-ranges", "r.json", "-o", "q.onnx")
@@ -190,7 +190,7 @@ def test_missing_external_data_is_one_line(source, tmp_path):
     model = onnx.ModelProto()
     model.CopyFrom(source.model)
     onnx.save(model, tmp_path / "e.onnx", save_as_external_data=True, location="e.data", size_threshold=0)
-    assert Session(load_float_model(tmp_path / "e.onnx").model)
+    assert ProbeSession(load_float_model(tmp_path / "e.onnx").model)
     (tmp_path / "e.data").unlink()
     with pytest.raises(ModelFileError, match=r"e\.onnx"):
         load_float_model(tmp_path / "e.onnx")

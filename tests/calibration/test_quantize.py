@@ -7,11 +7,11 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from cats.calibration.balance import balanced
+from cats.calibration.balance import balance_norms
 from cats.calibration.distribution import METHODS
 from cats.calibration.graph import Graph, quantizable_modules
 from cats.calibration.quantize import quantize
-from cats.calibration.sessions import Session
+from cats.calibration.sessions import ProbeSession
 from cats.core.errors import InputError, ModelFileError
 from cats.evaluation.parity import flow_distance
 from cats.export.modules import module_of
@@ -29,7 +29,7 @@ def quantized(source, ranges):
 
 
 def drift(source, model, feeds):
-    expected, actual = (Session(m)(feeds)["flow"] for m in (source.model, model))
+    expected, actual = (ProbeSession(m)(feeds)["flow"] for m in (source.model, model))
     return flow_distance(expected, actual)
 
 
@@ -91,7 +91,7 @@ def test_names_carry_the_module(quantized):
 
 def test_weights_are_symmetric_per_channel_and_shared(source, ranges, quantized):
     graph = Graph(quantized["int8", "cpu"])
-    before = Graph(balanced(source.model, ranges.balance))
+    before = Graph(balance_norms(source.model, ranges.balance))
     for module, nodes in quantizable_modules(source.model).items():
         weight = before.constant(f"{module}.weight")
         stored = numpy_helper.to_array(graph.initializers[f"{module}.weight.int8"]).astype(np.float32)
@@ -219,7 +219,7 @@ def test_weights_stored_as_half_give_the_same_integers(source, ranges, copy):
     stored, _ = store_as_half(source.model)
     assert quantizable_modules(stored) == quantizable_modules(source.model)
     model = quantize(stored, ranges)
-    graph, before = Graph(model), Graph(balanced(stored, ranges.balance))
+    graph, before = Graph(model), Graph(balance_norms(stored, ranges.balance))
     for module in quantizable_modules(source.model):
         half = before.constant(f"{module}.weight")
         scale = numpy_helper.to_array(graph.initializers[f"{module}.weight.scale"])
@@ -231,7 +231,7 @@ def test_weights_stored_as_half_give_the_same_integers(source, ranges, copy):
 
 def test_a_batch_of_any_size(source, quantized, feeds):
     for model in quantized.values():
-        session = Session(model)
+        session = ProbeSession(model)
         whole = session(feeds)["flow"]
         one = session({name: value[:1] for name, value in feeds.items()})["flow"]
         assert flow_distance(whole[:1], one).max() < 30  # sums of another order may round to another integer
@@ -257,7 +257,7 @@ def test_openvino_computes_the_same(quantized, feeds, target):
     compiled = core.compile_model(
         core.read_model(model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
-    expected, actual = Session(model)(feeds), compiled(feeds)
+    expected, actual = ProbeSession(model)(feeds), compiled(feeds)
     flow = next(actual[output] for output in compiled.outputs if output.get_any_name() == "flow")
     assert np.median(flow_distance(expected["flow"], flow)) < 4
 

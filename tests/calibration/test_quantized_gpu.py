@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cats.calibration.quantize import quantize
-from cats.calibration.sessions import Session
+from cats.calibration.sessions import ProbeSession
 from cats.core.errors import CatsError
 from cats.core.metadata import write_model
 from cats.evaluation.parity import flow_distance
@@ -29,7 +29,7 @@ def test_engines_match_as_onnx_runtime_does(source, ranges, pairs, tmp_path, fla
     model = quantize(source.model, ranges, precision=precision)
     write_model(model, source.metadata.with_(precision=precision), tmp_path / "q.onnx")
     plan = build_engine(tmp_path / "q.onnx", flavour=flavour, options=EngineOptions(batch=(1, 1, 2)))
-    session = Session(model)
+    session = ProbeSession(model)
     distances = []
     with Matcher(plan) as matcher:
         for (a, b), feeds in zip(pairs.pairs, pairs.feeds(source.metadata.preprocessing), strict=True):

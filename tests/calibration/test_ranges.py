@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from cats.calibration.balance import balanced
+from cats.calibration.balance import balance_norms
 from cats.calibration.distribution import METHODS, TensorRange
 from cats.calibration.ranges import Ranges, collect_ranges, observed_tensors
 from cats.core.errors import InputError, ModelFileError
@@ -24,7 +24,7 @@ def same(a, b):
 
 @given(ARRAYS, ARRAYS)
 def test_merged_ranges_are_those_of_all_values(a, b):
-    merged = TensorRange.of(a).merged(TensorRange.of(b))
+    merged = TensorRange.of(a).merge(TensorRange.of(b))
     whole = TensorRange.of(np.concatenate([a, b]))
     assert merged.counts.sum() == len(a) + len(b)
     assert (merged.minimum, merged.maximum, merged.width) == (whole.minimum, whole.maximum, whole.width)
@@ -116,9 +116,9 @@ def test_two_halves_merge_to_the_whole(source, pairs, ranges):
 
 
 def test_what_is_observed_is_what_the_model_computes(source, ranges, feeds):
-    from cats.calibration.sessions import Session
+    from cats.calibration.sessions import ProbeSession
 
-    values = Session(balanced(source.model, ranges.balance), outputs=list(ranges.tensors))(feeds)
+    values = ProbeSession(balance_norms(source.model, ranges.balance), outputs=list(ranges.tensors))(feeds)
     assert set(values) == set(observed_tensors(source.model))
     for name, array in values.items():
         measured = ranges.tensors[name]

@@ -16,33 +16,33 @@ from cats.calibration.calibrate import FloatModel, measure_ranges
 from cats.calibration.calibrate import calibrate as calibrate_model
 from cats.calibration.cli import main as calibrate_main
 from cats.calibration.graph import condense, quantizable_modules
-from cats.calibration.inputs import pairs_from_images
+from cats.calibration.inputs import photos_from_folder
 from cats.calibration.quantize import quantize
 from cats.calibration.search import Bound, search
-from cats.calibration.sessions import Session
+from cats.calibration.sessions import ProbeSession
 from cats.calibration.studies.confidence import (
+    NumpySoftArgmax,
     Predictions,
     Scores,
-    SoftArgmax,
+    apply_fit,
     apply_mapping,
     expected_calibration_error,
     fit_confidence,
     fit_mapping,
     predict,
+    replace_temperature,
     temperature_of,
-    with_confidence,
-    with_temperature,
 )
 from cats.calibration.studies.divergence import find_divergence
 from cats.calibration.studies.known_pairs import KnownPair, KnownPairs, open_known_pairs
 from cats.calibration.studies.sensitivity import measure_sensitivity
-from cats.calibration.variants import Variants, groups
+from cats.calibration.variants import Variants, group_modules
 from cats.cli import main as cats_main
 from cats.core.errors import InputError
 from cats.core.geometry import identity_cells
 from cats.core.metadata import read_onnx_metadata, write_model
 from cats.export.fp16.assign import to_fp16
-from cats.export.modules import in_modules
+from cats.export.modules import is_inside
 from cats.runtime import Matcher
 
 BAD = "feature_extraction.backbone.blocks.2.0.conv_pwl"
@@ -148,7 +148,7 @@ def test_search_meets_its_bound_and_resumes(planted, planted_ranges, halves, tmp
     assert answer.effect.p99_px <= bound.max_drift
     assert BAD in answer.keep
     assert len(answer.keep) < len(quantizable_modules(planted.model))
-    flow = [Session(m)(first.feeds()[0])["flow"] for m in (planted.model, first.build(answer.keep))]
+    flow = [ProbeSession(m)(first.feeds()[0])["flow"] for m in (planted.model, first.build(answer.keep))]
     size = 256 / flow[0].shape[-1]
     assert np.quantile(np.linalg.norm(flow[0] - flow[1], axis=1), 0.5) * size <= bound.max_drift
     document = json.loads(state.read_text())
@@ -193,19 +193,19 @@ def test_float16_is_searched_too(source, halves):
 
 def test_blocks():
     names = ["a.0.x", "a.0.y", "a.p", "b.0", "b.1", "c"]
-    assert groups(names, "block") == {"a.0": ["a.0.x", "a.0.y"], "a.p": ["a.p"], "b": ["b.0", "b.1"], "c": ["c"]}
-    assert groups(names) == {name: [name] for name in names}
+    assert group_modules(names, "block") == {"a.0": ["a.0.x", "a.0.y"], "a.p": ["a.p"], "b": ["b.0", "b.1"], "c": ["c"]}
+    assert group_modules(names) == {name: [name] for name in names}
 
 
 def test_another_temperature_changes_the_flow(source, feeds):
     old = temperature_of(source.model)
     assert old == pytest.approx(source.metadata.config["temperature"])
-    changed = with_temperature(source.model, old / 4)
+    changed = replace_temperature(source.model, old / 4)
     assert temperature_of(changed) == pytest.approx(old / 4)
-    before, after = (Session(model)(feeds) for model in (source.model, changed))
+    before, after = (ProbeSession(model)(feeds) for model in (source.model, changed))
     assert np.abs(before["flow"] - after["flow"]).max() > 0.1
     assert after["confidence"].mean() > before["confidence"].mean()
-    same = Session(with_temperature(source.model, old))(feeds)
+    same = ProbeSession(replace_temperature(source.model, old))(feeds)
     np.testing.assert_allclose(same["flow"], before["flow"], atol=1e-5)
 
 
@@ -236,7 +236,7 @@ def test_the_way_back_judges_matches():
     identity = np.eye(64, dtype=np.float32) * 50
     away = np.roll(identity, 30, axis=1)
     cells = identity_cells(8).reshape(2, -1).T
-    head = SoftArgmax(cells, cells, 8)
+    head = NumpySoftArgmax(cells, cells, 8)
     agreeing = predict([Scores(identity, identity, cells, None)], 0.15, head)
     parting = predict([Scores(identity, away, cells, None)], 0.15, head)
     assert agreeing.right.all()
@@ -295,7 +295,7 @@ def test_the_temperature_can_be_kept(source, photos):
     assert fit.temperature == fit.old_temperature == temperature_of(source.model)
     assert fit.after["mean_error_px"] == fit.before["mean_error_px"]
     assert 0 <= fit.after["ece_with_others"] <= 1
-    model, metadata = with_confidence(source, fit, pairs)
+    model, metadata = apply_fit(source, fit, pairs)
     assert model is source.model
     assert metadata.parity == source.metadata.parity
 
@@ -307,7 +307,7 @@ def test_another_temperature_is_verified_again(source, photos):
     pairs = KnownPairs(known[::2], known[1::2], [], True, "test")
     fit = replace(fit_confidence(source, pairs), temperature=temperature_of(source.model) / 2)
     checked = FloatModel(source.path, source.model, source.metadata.with_(verified=True))
-    model, metadata = with_confidence(checked, fit, pairs)
+    model, metadata = apply_fit(checked, fit, pairs)
     assert temperature_of(model) == pytest.approx(fit.temperature)
     assert metadata.verified
     assert metadata.parity["p99_px"] < 0.05
@@ -351,7 +351,7 @@ def test_quantizing_keeps_the_fitted_confidence(source, ranges, photos, tmp_path
     metadata = source.metadata.with_(calibration={"confidence": {"mapping": mapping}})
     path = tmp_path / "q.onnx"
     report = calibrate_model(
-        FloatModel(source.path, source.model, metadata), ranges, path, pairs=pairs_from_images(photos)
+        FloatModel(source.path, source.model, metadata), ranges, path, pairs=photos_from_folder(photos)
     )
     assert report.metadata.calibration["confidence"]["mapping"] == mapping
     match = Matcher(path, threads=1, calibrated=True).match(*sorted(photos.iterdir())[:2])
@@ -393,7 +393,7 @@ def test_kept_modules_are_named_by_the_fewest_beginnings():
     kept = ["stem", "blocks.1.a", "blocks.1.b", "blocks.10.b", "head.a", "head.b"]
     short = condense(kept, names)
     assert short == ["stem", "blocks.1", "blocks.10.b", "head"]
-    assert [name for name in names if in_modules(name, short)] == kept
+    assert [name for name in names if is_inside(name, short)] == kept
     assert condense([], names) == []
 
 

@@ -26,7 +26,7 @@ def matchers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Pai
     pytest.importorskip("torch")
     onnx = pytest.importorskip("onnx")
     from cats.benchmarks.worker import FileContestant
-    from cats.calibration.sessions import Session, SessionMatcher
+    from cats.calibration.sessions import ProbeSession, SessionMatcher
     from cats.evaluation.torch_matcher import TorchMatcher
     from cats.export.exported import ExportedModel
 
@@ -37,7 +37,7 @@ def matchers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Pai
         yield {
             "Matcher": matcher,
             "TorchMatcher": TorchMatcher.load(asset("cats-tiny.pt")),
-            "SessionMatcher": SessionMatcher(Session(graph, threads=1), preprocessing, None),
+            "SessionMatcher": SessionMatcher(ProbeSession(graph, threads=1), preprocessing, None),
             "ExportedModel": ExportedModel({"pair": graph}, preprocessing, None),
             "FileContestant": FileContestant({"path": file, "options": {"threads": 1}}),
         }

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from cats.export.exported import Session
+from cats.export.exported import PeakSession
 from cats.export.graph.correlation import DOMAIN, NAME, Correlation, correlation, correlation_function
 from cats.model import correlation as published_correlation
 from cats.model import mutual_filter
@@ -50,7 +50,7 @@ def model_of(levels, channels, cells, opset=20):
 
 def run(model, a, b):
     feeds = {f"{side}{i}": x.numpy() for side, xs in (("a", a), ("b", b)) for i, x in enumerate(xs)}
-    return torch.from_numpy(Session(model)(feeds)["y"])
+    return torch.from_numpy(PeakSession(model)(feeds)["y"])
 
 
 @settings(max_examples=20, deadline=None)

@@ -13,7 +13,7 @@ from cats.core.geometry import pixels_to_cells, sample_grid, transfer_points
 from cats.core.images import preprocess, resize
 from cats.core.metadata import write_model
 from cats.export.export import describe
-from cats.export.exported import Session
+from cats.export.exported import PeakSession
 from cats.export.forms import build_form
 from cats.export.graph.end_to_end import Preprocess, Transfer
 from cats.runtime import Matcher
@@ -58,7 +58,7 @@ def test_file_against_the_python_path(forms, model, size_a, batch):
     points = (rng.random((batch, 7, 2)) * size_a - 0.5).astype(np.float32)
     points[:, :2] = [[-0.5, -0.5], [size_a[0] - 0.5, size_a[1] - 0.5]]
     feeds = {"image_a": np.stack(images[0]), "image_b": np.stack(images[1]), "points_a": points}
-    actual = Session(forms["end-to-end"])(feeds)
+    actual = PeakSession(forms["end-to-end"])(feeds)
 
     pre = model.config.preprocessing
     inputs = [torch.from_numpy(np.stack([preprocess(image, pre) for image in side])) for side in images]

@@ -10,7 +10,7 @@ from cats.core.metadata import write_model
 from cats.export.export import describe
 from cats.export.forms import build_form
 from cats.export.fp16.assign import to_fp16
-from cats.export.fp16.input_moments import channel_moments
+from cats.export.fp16.input_moments import measure_moments
 from cats.export.pairs import PairSource, demo_pairs
 from cats.export.verify import verify
 from cats.model import CATs
@@ -35,7 +35,7 @@ def case(request):
     """Name, model in PyTorch, typed pair model."""
     model = MODELS[request.param]()
     exported = build_form(model, "pair")["pair"]
-    moments = channel_moments(exported, model.config.preprocessing)
+    moments = measure_moments(exported, model.config.preprocessing)
     return request.param, model, to_fp16(exported, moments=moments)
 
 

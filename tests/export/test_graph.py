@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import image_pair, tiny_model
 
-from cats.export.graph.deployment import DeploymentOptions, EncodeGraph, MatchGraph, PairGraph, SoftArgmax
+from cats.export.graph.deployment import DeploymentOptions, EncoderFileGraph, MatcherFileGraph, PairGraph, SoftArgmax
 from cats.model import CATs, CATsConfig
 
 NONE = DeploymentOptions(*[False] * len(dataclasses.fields(DeploymentOptions)))
@@ -70,7 +70,7 @@ def test_vision_transformer():
 
 @torch.no_grad()
 def test_encoder_and_matcher_together_are_the_pair(model):
-    encode, match = EncodeGraph(model).eval(), MatchGraph(model).eval()
+    encode, match = EncoderFileGraph(model).eval(), MatcherFileGraph(model).eval()
     a, b = image_pair(model)
     flow, confidence = match(*encode(a), *encode(b))
     expected = PairGraph(model).eval()(a, b)

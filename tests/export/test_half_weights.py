@@ -5,10 +5,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from cats.export.exported import Session
+from cats.export.exported import PeakSession
 from cats.export.fp16.assign import to_fp16
-from cats.export.fp16.input_moments import channel_moments
-from cats.export.fp16.weights import round_weights
+from cats.export.fp16.input_moments import measure_moments
+from cats.export.fp16.weights import round_to_fp16
 
 
 def error_of_sums(weight, half, bias, inputs):
@@ -28,7 +28,7 @@ def test_errors_cancel(shape, products):
     channels = shape[0] if depthwise else shape[1]
     mean, deviation = rng.uniform(0.5, 2, channels), rng.uniform(0.1, 0.4, channels)
     square = mean**2 + deviation**2
-    half = round_weights(weight, bias, mean, np.outer(mean, mean) + np.diag(deviation**2) if products else square)
+    half = round_to_fp16(weight, bias, mean, np.outer(mean, mean) + np.diag(deviation**2) if products else square)
     nearest = weight.astype(np.float16)
     assert (half.shape, half.dtype) == (shape, np.float16)
     below, above = (np.nextafter(nearest, np.float16(side)) for side in (-np.inf, np.inf))
@@ -56,8 +56,8 @@ def test_channels_that_vary_together():
     values = rng.standard_normal((2000, 6)) @ rng.standard_normal((6, 96)) + 0.05 * rng.standard_normal((2000, 96))
     mean, products = values.mean(0), values.T @ values / len(values)
     halves = (
-        round_weights(weight, bias, mean, products),
-        round_weights(weight, bias, mean, np.diagonal(products)),
+        round_to_fp16(weight, bias, mean, products),
+        round_to_fp16(weight, bias, mean, np.diagonal(products)),
         weight.astype(np.float16),
     )
     together, alone, nearest = (error_of_sums(weight, half, bias, values) for half in halves)
@@ -67,7 +67,7 @@ def test_channels_that_vary_together():
 
 def test_without_a_bias_and_at_the_ends_of_float16():
     weight = np.array([[[[65504.0, -65504.0, 0.0, 1e-9]]]], np.float32)
-    half = round_weights(weight, None)
+    half = round_to_fp16(weight, None)
     assert np.isfinite(half).all()
     np.testing.assert_allclose(half[0, 0, 0, :2], weight[0, 0, 0, :2])
     assert np.abs(half[0, 0, 0, 2:]).max() < 1e-7
@@ -75,13 +75,13 @@ def test_without_a_bias_and_at_the_ends_of_float16():
 
 def test_weights_that_float16_holds_stay():
     weight = np.arange(-8, 8, dtype=np.float32).reshape(4, 4, 1, 1) / 4
-    np.testing.assert_array_equal(round_weights(weight, np.zeros(4, np.float32)), weight)
+    np.testing.assert_array_equal(round_to_fp16(weight, np.zeros(4, np.float32)), weight)
 
 
 @pytest.mark.parametrize("kind", ["pair", "encoder", "matcher", "end-to-end"])
 def test_moments_are_those_of_the_inputs(forms, model, kind):
     before = forms[kind].SerializeToString()
-    found = channel_moments(forms[kind], model.config.preprocessing)
+    found = measure_moments(forms[kind], model.config.preprocessing)
     assert forms[kind].SerializeToString() == before
     convolutions = [node for node in forms[kind].graph.node if node.op_type == "Conv"]
     assert set(found) == {node.input[0] for node in convolutions}
@@ -101,7 +101,7 @@ def test_moments_are_those_of_the_inputs(forms, model, kind):
 def test_typed_models_use_them(forms, model):
     """The features of the photos are nearer to float32's."""
     encoder, preprocessing = forms["encoder"], model.config.preprocessing
-    moments = channel_moments(encoder, preprocessing)
+    moments = measure_moments(encoder, preprocessing)
     typed = to_fp16(encoder, moments=moments)
     assert typed.SerializeToString(deterministic=True) == to_fp16(encoder, moments=moments).SerializeToString(
         deterministic=True
@@ -117,7 +117,7 @@ def test_typed_models_use_them(forms, model):
     rng = np.random.default_rng(1)
     image = np.repeat(np.repeat(rng.standard_normal((2, 3, 16, 16)), 4, 2), 4, 3).astype(np.float32)
     # ONNX Runtime computes typed files in float32 on a CPU: only the weights are rounded.
-    expected, ours, theirs = (Session(file)({"image": image}) for file in (encoder, typed, nearest))
+    expected, ours, theirs = (PeakSession(file)({"image": image}) for file in (encoder, typed, nearest))
     errors = [
         np.mean([np.mean((x[n] - expected[n]) ** 2) / np.mean(expected[n] ** 2) for n in ("features_0", "features_1")])
         for x in (ours, theirs)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cats.core.errors import CatsError, InputError
-from cats.export.exported import Session
+from cats.export.exported import PeakSession
 from cats.export.forms import build_form, feature_names
 from cats.export.modules import module_of
 from cats.export.onnx_writer import DEFAULT_OPSET, FORBIDDEN, to_onnx
@@ -186,7 +186,7 @@ def test_a_batch_keeps_its_name_through_reshapes():
     assert shapes(model.graph.output)["activated"] == ["batch", 2, 3]
     rng = np.random.default_rng(0)
     x = rng.standard_normal((5, 2, 3)).astype(np.float32)
-    activated, merged = Session(model)({"x": x}).values()
+    activated, merged = PeakSession(model)({"x": x}).values()
     np.testing.assert_array_equal(activated, np.maximum(x.reshape(5, 3, 2).transpose(0, 2, 1), 0))
     np.testing.assert_array_equal(merged, x.reshape(10, 3))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny_models import image_pair, tiny_model
 
-from cats.export.exported import Session
+from cats.export.exported import PeakSession
 from cats.runtime.backends.openvino import shared_core
 
 KINDS = ("pair", "pair-inline", "encoder", "matcher", "end-to-end")
@@ -43,7 +43,7 @@ def test_openvino_computes_the_same(forms, model, kind):
         core.read_model(exported.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
     feeds = feeds_of(model, kind, 3 if kind == "pair-inline" else 2)
-    expected, actual = Session(exported)(feeds), compiled(feeds)
+    expected, actual = PeakSession(exported)(feeds), compiled(feeds)
     for output in compiled.outputs:
         name = output.get_any_name()
         assert np.abs(actual[output] - expected[name]).max() < (0.05 if name == "points_b" else 2e-3), name
@@ -60,7 +60,7 @@ def test_parts_for_bf16_together_are_the_model(forms, model, kind):
     parts = list(precision_parts(ov, core.read_model(exported.SerializeToString())))
     assert [precision for _, precision in parts] == ["fp32", "bf16", "fp32"]
     values = feeds_of(model, kind, 1)
-    expected = Session(exported)(values)
+    expected = PeakSession(exported)(values)
     for part, _ in parts:
         compiled = core.compile_model(part, "CPU", settings)
         done = compiled({port.get_any_name(): values[port.get_any_name()] for port in compiled.inputs})

@@ -10,12 +10,12 @@ from onnx import TensorProto, helper, numpy_helper
 from tiny_models import image_pair, tiny_model
 
 from cats.core.errors import InputError
-from cats.export.exported import Session
+from cats.export.exported import PeakSession
 from cats.export.forms import build_form
 from cats.export.fp16.assign import to_fp16
-from cats.export.fp16.emulate import PEAKS, computes_in_half, rounded
+from cats.export.fp16.emulate import PEAKS, computes_in_half, emulate_fp16
 from cats.export.graph.deployment import DeploymentOptions
-from cats.export.modules import in_modules, module_of
+from cats.export.modules import is_inside, module_of
 from cats.export.storage import store_as_half
 
 KINDS = ("pair", "pair-inline", "encoder", "matcher", "end-to-end")
@@ -64,11 +64,9 @@ def test_what_is_in_which_type(typed, kind):
         path = module_of(node)
         if node.op_type == "Cast":
             continue
-        if node.op_type in ("Softmax", "GridSample") or in_modules(path, ("soft_argmax", "preprocess", "transfer")):
+        if node.op_type in ("Softmax", "GridSample") or is_inside(path, ("soft_argmax", "preprocess", "transfer")):
             assert HALF not in inputs, node.name
-        elif (
-            node.op_type == "LayerNormalization" or path.endswith((".q", ".fc1", ".fc2")) or in_modules(path, ["proj"])
-        ):
+        elif node.op_type == "LayerNormalization" or path.endswith((".q", ".fc1", ".fc2")) or is_inside(path, ["proj"]):
             assert inputs == {HALF}, node.name
             assert all(a.i == 1 for a in node.attribute if a.name == "stash_type")
     convolutions = [n for n in model.graph.node if n.op_type == "Conv"]
@@ -109,10 +107,10 @@ def test_results_are_near(forms, typed, model, kind):
     if kind == "encoder":
         feeds = {"image": a}
     elif kind == "matcher":
-        encoder = Session(forms["encoder"])
+        encoder = PeakSession(forms["encoder"])
         feeds = {f"{n}_{s}": v for s, x in (("a", a), ("b", b)) for n, v in encoder({"image": x}).items()}
-    expected = Session(forms[kind])(feeds)
-    for actual in (Session(typed[kind])(feeds), Session(rounded(typed[kind])[0])(feeds)):
+    expected = PeakSession(forms[kind])(feeds)
+    for actual in (PeakSession(typed[kind])(feeds), PeakSession(emulate_fp16(typed[kind])[0])(feeds)):
         for name, value in expected.items():
             assert actual[name].dtype == np.float32
             scale = np.abs(value).max()
@@ -128,7 +126,7 @@ def test_end_to_end_is_near(forms, typed):
         "image_b": rng.integers(0, 256, (2, 50, 120, 3), dtype=np.uint8),
         "points_a": rng.uniform(0, 70, (2, 5, 2)).astype(np.float32),
     }
-    expected, actual = Session(forms["end-to-end"])(feeds), Session(rounded(typed["end-to-end"])[0])(feeds)
+    expected, actual = PeakSession(forms["end-to-end"])(feeds), PeakSession(emulate_fp16(typed["end-to-end"])[0])(feeds)
     for name, value in expected.items():
         assert np.quantile(np.abs(actual[name] - value), 0.95) < 0.02 * np.abs(value).max(), name
 
@@ -138,13 +136,13 @@ def test_kept_modules_are_float32(forms, keep):
     model = to_fp16(forms["pair"], keep)
     found = types(model)
     for node in model.graph.node:
-        if in_modules(module_of(node), keep) and node.op_type != "Cast":
+        if is_inside(module_of(node), keep) and node.op_type != "Cast":
             assert HALF not in {found[name] for name in (*node.input, *node.output)}, node.name
     assert computes_in_half(model)
     if keep == {"correlation"}:
         assert model.functions[0] == forms["pair"].functions[0]
     a, b = (x.numpy() for x in image_pair(tiny_model(), 2))
-    assert np.isfinite(Session(model)({"image_a": a, "image_b": b})["flow"]).all()
+    assert np.isfinite(PeakSession(model)({"image_a": a, "image_b": b})["flow"]).all()
 
 
 def test_everything_kept_is_the_same_model(forms, model):
@@ -155,10 +153,10 @@ def test_everything_kept_is_the_same_model(forms, model):
 
 
 def test_modules_are_told_apart_at_dots():
-    assert in_modules("proj.1", {"proj"})
-    assert not in_modules("projection", {"proj"})
-    assert not in_modules("proj", {""})
-    assert in_modules("", {""})
+    assert is_inside("proj.1", {"proj"})
+    assert not is_inside("projection", {"proj"})
+    assert not is_inside("proj", {""})
+    assert is_inside("", {""})
 
 
 def test_stored_weights_become_float32_first(forms):
@@ -204,7 +202,8 @@ def test_every_structure_is_typed(changes):
     exported = build_form(model, "pair")["pair"]
     a, b = (x.numpy() for x in image_pair(model, 2))
     feeds = {"image_a": a, "image_b": b}
-    expected, actual = Session(exported)(feeds)["flow"], Session(rounded(to_fp16(exported))[0])(feeds)["flow"]
+    typed = emulate_fp16(to_fp16(exported))[0]
+    expected, actual = PeakSession(exported)(feeds)["flow"], PeakSession(typed)(feeds)["flow"]
     assert np.quantile(np.abs(actual - expected), 0.95) < 0.05
 
 
@@ -217,7 +216,7 @@ def test_without_rewrites_too():
     onnx.checker.check_model(typed, full_check=True)
     a, b = (x.numpy() for x in image_pair(model, 2))
     feeds = {"image_a": a, "image_b": b}
-    expected, actual = Session(exported)(feeds)["flow"], Session(rounded(typed)[0])(feeds)["flow"]
+    expected, actual = PeakSession(exported)(feeds)["flow"], PeakSession(emulate_fp16(typed)[0])(feeds)["flow"]
     assert np.quantile(np.abs(actual - expected), 0.95) < 0.05
 
 
@@ -238,9 +237,9 @@ def chain(factors):
 def test_overflow_shows_where_onnx_runtime_hides_it():
     typed = to_fp16(chain([1000.0, 1000.0, 1e-6]))
     x = np.float32([1, 0.5, 2, 0.1])
-    assert np.isfinite(Session(typed)({"x": x})["y"]).all()
-    model, names = rounded(typed, peaks=True)
-    results = Session(model)({"x": x})
+    assert np.isfinite(PeakSession(typed)({"x": x})["y"]).all()
+    model, names = emulate_fp16(typed, peaks=True)
+    results = PeakSession(model)({"x": x})
     assert not np.isfinite(results["y"]).all()
     assert names[1:] == ["m0/Mul", "m1/Mul", "m2/Mul"]
     assert results[PEAKS][-3:-1].tolist() == [2000, 2_000_000]
@@ -251,7 +250,7 @@ def test_rounding_is_that_of_float16():
     x = np.float32([0.123456, 1.7, -2.2, 0.9])
     half = ((x.astype(np.float16) * np.float16(0.1)) * np.float16(3)).astype(np.float64)
     e = np.exp(half - half.max())
-    np.testing.assert_allclose(Session(rounded(typed)[0])({"x": x})["y"], e / e.sum(), rtol=1e-6)
+    np.testing.assert_allclose(PeakSession(emulate_fp16(typed)[0])({"x": x})["y"], e / e.sum(), rtol=1e-6)
 
 
 def test_the_pass_needs_no_torch():

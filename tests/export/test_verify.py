@@ -15,7 +15,7 @@ from cats.evaluation.parity import TOLERANCE
 from cats.export.forms import build_form
 from cats.export.fp16.assign import to_fp16
 from cats.export.pairs import demo_pairs, pairs_from_csv, pairs_from_folder
-from cats.export.verify import activation_range, compare, jumps_without_order, make_batches, print_parity, verify
+from cats.export.verify import compare, jumps_without_order, make_batches, print_parity, summarize_peaks, verify
 
 
 def result(difference=0.0, grid=16, batch=2):
@@ -92,7 +92,7 @@ def test_untrained_weights_are_judged_by_the_refined_correlation(model, capsys, 
 
 def test_activations_near_the_end_of_float16_are_named_by_module():
     peaks = {"a/Conv": 12.0, "b.c/MatMul": 40_000.0, "b.c/Add": 50_000.0, "d/Mul": float("inf"), "/Add": 1.0}
-    found = activation_range(peaks)
+    found = summarize_peaks(peaks)
     assert (found["largest"], found["module"], found["tensor"]) == (1e38, "d", "d/Mul")
     assert found["above"] == [["b.c", 50_000.0], ["d", 1e38]]
     json.dumps(found, allow_nan=False)

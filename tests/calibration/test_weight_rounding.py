@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cats.calibration.distribution import Channels
-from cats.calibration.weight_rounding import mean_error, round_weights
+from cats.calibration.weight_rounding import mean_error, round_to_integers
 
 
 def inputs_of(values):
@@ -29,7 +29,7 @@ def test_the_output_is_nearer(shape, channels):
     # As behind an activation: channels with means, and positions under a filter that are nearly equal.
     common = np.abs(rng.standard_normal((400, channels, 1))) + rng.uniform(0, 2, (1, channels, 1))
     values = (common + 0.2 * rng.standard_normal((400, channels, shape[2]))).astype(np.float32)
-    whole = round_weights(ratio, inputs_of(values), 127)
+    whole = round_to_integers(ratio, inputs_of(values), 127)
     assert np.array_equal(whole, np.rint(whole))
     assert np.abs(whole - ratio).max() < 1
     assert output_error(whole, ratio, values) < 0.5 * output_error(np.rint(ratio), ratio, values)
@@ -55,10 +55,10 @@ def test_the_mean_error_is_that_of_the_outputs():
 def test_whole_weights_and_the_largest_stay():
     ratio = np.float32([[[127.0, -127.0, 3.0, 126.8]]])
     channels = Channels(*(np.float32([v]) for v in (6, 3, 12)))
-    assert round_weights(ratio, channels, 127).tolist() == [[[127, -127, 3, 127]]]
+    assert round_to_integers(ratio, channels, 127).tolist() == [[[127, -127, 3, 127]]]
 
 
 def test_silent_channels_are_rounded_to_the_nearest():
     ratio = np.float32([[[0.4, 0.6, -0.6]]])
     channels = Channels(*(np.float32([0]) for _ in range(3)))
-    assert round_weights(ratio, channels, 127).tolist() == [[[0, 1, -1]]]
+    assert round_to_integers(ratio, channels, 127).tolist() == [[[0, 1, -1]]]
