@@ -13,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cats.core.errors import InputError
+from cats.core.hub import CHECKPOINTS, MODELS, fetch, parse_hub_name
 
 _FOLDER = Path(__file__).resolve().parent
 
@@ -31,11 +32,19 @@ def asset(name: str) -> Path:
 
 
 def find_model(model: str | Path, suffix: str = ".onnx") -> Path:
-    """A model file as it was given, or the shipped one of that name: ``cats-tiny``, where no such file is here.
+    """The file that a name stands for: every command and :class:`cats.runtime.Matcher` look it up here.
 
     Args:
+        model: a file; the name of a shipped model, ``cats-tiny``, where no such file is here; or
+            ``hf://user/repo[@revision][/file]``, see :mod:`cats.core.hub`.
         suffix: of the shipped file: ``.onnx``, or ``.pt`` where a checkpoint is wanted.
+
+    Raises:
+        InputError, ModelFileError: as :func:`cats.core.hub.fetch`.
     """
+    on_hub = parse_hub_name(model)
+    if on_hub is not None:
+        return fetch(on_hub, MODELS if suffix == ".onnx" else CHECKPOINTS)
     path = Path(model)
     shipped = _FOLDER / f"{path.name}{suffix}"
     return shipped if path == Path(path.name) and not path.exists() and shipped.is_file() else path

@@ -31,6 +31,7 @@ COMMANDS = {
     "eval": Room("cats.evaluation.cli", "Measure PCK of a checkpoint, ONNX file or engine on a data set.", "train"),
     "compare": Room("cats.evaluation.compare_cli", "Compare two models on photos without labels.", "cpu"),
     "export": Room("cats.export.cli", "Write a checkpoint as ONNX, verified against PyTorch.", "export"),
+    "convert": Room("cats.export.convert", "Write a checkpoint as .safetensors or .pt.", "export"),
     "calibrate": Room("cats.calibration.cli", "Quantize an ONNX file to int8 or fp8 with photos.", "calibrate"),
     "sensitivity": Room(
         "cats.calibration.studies.sensitivity_cli", "Rank a model's modules by what lower precision does.", "calibrate"
@@ -50,6 +51,8 @@ COMMANDS = {
     "triton": Room("cats.serving.commands.triton", "Write a model repository for NVIDIA Triton.", "cpu"),
     "web": Room("cats.serving.commands.web", "Write a page that matches in the browser, as static files.", "cpu"),
     "c-sdk": Room("cats.runtime.c.sdk", "Write the C library as a folder for C and C++ projects.", "cpu"),
+    "pull": Room("cats.runtime.commands.pull", "Fetch a model from a hub.", "hub"),
+    "push": Room("cats.runtime.commands.push", "Put a model on a hub, with its card.", "hub"),
     "inspect": Room("cats.runtime.commands.inspect", "Show what is in a checkpoint, ONNX file or engine.", "cpu"),
     "doctor": Room("cats.runtime.commands.doctor", "Show what works on this machine, and how to fix the rest.", "cpu"),
 }

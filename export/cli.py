@@ -44,7 +44,9 @@ Exit status: 0 done; 1 the file is written, but differs from PyTorch by more tha
 def main_command(
     ckpt: Annotated[
         Path | None,
-        typer.Option(help="best.pt, cats-tiny, the authors' folder or model_best.pth.", show_default=False),
+        typer.Option(
+            help="best.pt, cats-tiny, hf://user/repo, the authors' folder or model_best.pth.", show_default=False
+        ),
     ] = None,
     backbone: Annotated[
         str | None,

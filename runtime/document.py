@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import ArrayLike
 
 from cats.core.geometry import Floats, as_points
+from cats.core.hub import hub_source
 
 if TYPE_CHECKING:
     from cats.runtime.matcher import Matcher
@@ -15,10 +16,11 @@ if TYPE_CHECKING:
 
 
 def model_document(matcher: Matcher) -> dict[str, Any]:
-    """The ``model`` part of a matches document."""
-    metadata = matcher.metadata
+    """The ``model`` part of a matches document; ``source`` is of a file of a hub: ``hf://user/repo@commit/file``."""
+    metadata, source = matcher.metadata, hub_source(matcher.path)
     return {
         "file": str(matcher.path),
+        **({"source": source} if source else {}),
         "precision": metadata.precision,
         "verified": metadata.verified,
         "weights_sha256": metadata.weights_sha256,

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, overload
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from cats.assets import find_model
 from cats.core.ahead import map_ahead
 from cats.core.errors import CatsError, InputError, ModelFileError
+from cats.core.hub import HubName, parse_hub_name
 from cats.core.images import MAX_PIXELS, ImageSource
 from cats.core.onnx_file import PROBABILITIES
 from cats.runtime.backends import open_backend
@@ -46,8 +48,9 @@ class Matcher:
 
     Args:
         model: ONNX file of ``cats-export``, or engine of ``cats-build`` with its sidecar beside it, for pairs or
-            end-to-end; or the name of a shipped model, ``cats-tiny``. Of a split model either of ``X.encoder.onnx`` and
-            ``X.matcher.onnx``, or ``X``; only that can :meth:`encode`.
+            end-to-end; the name of a shipped model, ``cats-tiny``; or ``hf://user/repo[@revision][/file]``, see
+            :mod:`cats.core.hub`. Of a split model either of ``X.encoder.onnx`` and ``X.matcher.onnx``, or ``X``; only
+            that can :meth:`encode`.
         backend: ``onnxruntime``, ``tensorrt``, ...; ``None`` chooses by the file.
         max_pixels: larger images are refused, see :func:`cats.core.images.read_image`.
         calibrated: True gives confidences as fitted probabilities, see :attr:`Match.calibrated_confidence`. By default
@@ -83,6 +86,8 @@ class Matcher:
         self.max_pixels, self.calibrated = max_pixels, calibrated
         self.encoder: Backend | None = None
         self._opened_with = (backend, options)
+        if parse_hub_name(model) is not None:
+            model = self.path = find_model(model)
         split = find_split(model)
         if split is not None:
             self.path = split[1]
@@ -101,6 +106,25 @@ class Matcher:
             raise
         self._document = model_document(self)
         self.load_ms = milliseconds_since(start)
+
+    @classmethod
+    def from_pretrained(
+        cls, repo: str, *, revision: str | None = None, file: str | None = None, **options: Any
+    ) -> Matcher:
+        """A model of a hub, fetched into its cache where it is not there: ``Matcher("hf://user/repo")`` in parts.
+
+        Args:
+            repo: ``user/repo``.
+            revision: branch, tag or commit; None takes ``main``.
+            file: path in the repository; None takes the only ONNX file there.
+            options: as of :class:`Matcher`.
+
+        Raises:
+            InputError: no such repository, revision or file, several files, or no way to the hub.
+            BackendError: ``huggingface_hub`` (extra ``hub``) is not installed. Else as :class:`Matcher`.
+        """
+        name = HubName(repo.removeprefix("hf://"), quote(revision, safe="") if revision else None, file)
+        return cls(str(name), **options)
 
     def match(
         self,

@@ -334,7 +334,7 @@ def _settings(
         raise InputError(f"batch_size {batch_size}, num_cpus {num_cpus}, num_gpus {num_gpus}: too small")
     if choose_backend(find_file(model), options.get("backend")) == "onnxruntime":
         options = {"provider": "cuda" if num_gpus else "cpu", "threads": max(1, int(num_cpus)), **options}
-    places = {"model": str(find_model(model).resolve()), "folder": str(Path(folder).resolve())}
+    places = {"model": str(find_model(model).absolute()), "folder": str(Path(folder).resolve())}
     return {**places, "batch_size": batch_size, "options": options}
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from cats.assets import find_model
 from cats.core.errors import CatsError, ModelFileError
 from cats.core.files import settle
+from cats.core.hub import parse_hub_name
 from cats.runtime.backends import BACKENDS, open_backend
 from cats.runtime.backends.base import Array, Backend
 from cats.runtime.batches import run_batches
@@ -19,7 +21,8 @@ KINDS = ("encoder", "matcher")
 
 
 def find_split(model: str | Path) -> tuple[Path, Path] | None:
-    """Files ``X.encoder.onnx`` and ``X.matcher.onnx`` (or ``.plan``), given one of them, ``X`` or ``X.onnx``.
+    """Files ``X.encoder.onnx`` and ``X.matcher.onnx`` (or ``.plan``), given one of them, ``X`` or ``X.onnx``,
+    or a name on the hub.
 
     Returns:
         (encoder, matcher), or None where ``model`` is a file of its own or nothing fits.
@@ -27,7 +30,7 @@ def find_split(model: str | Path) -> tuple[Path, Path] | None:
     Raises:
         ModelFileError: one of the two is missing.
     """
-    path = Path(model)
+    path = find_model(model) if parse_hub_name(model) else Path(model)
     for kind in KINDS:
         if path.stem.endswith(f".{kind}"):
             base, suffixes = path.with_name(path.stem[: -len(kind) - 1]), [path.suffix]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cats.assets import find_model
 from cats.core.console import Force, execute, new_app, note, print_json, progress, stdout, table
 from cats.core.errors import InputError, require
 from cats.core.files import write_text
@@ -202,6 +203,7 @@ def open_matcher(
         given = {name: value for name, value in options.items() if value is not None}
         opened = Matcher(model, backend, **given)
         return opened, opened.backend.describe()
+    model = find_model(model, ".pt")
     if backend is not None:
         raise InputError(f"{model} is a checkpoint, which runs in PyTorch; leave out --backend {backend}")
     torch = require("torch", extra="train", purpose=f"evaluate the checkpoint {model} (exported models do without)")

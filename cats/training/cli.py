@@ -103,15 +103,15 @@ def load_initial(init: str) -> tuple[Any, str]:
     """The model of ``--init`` and its name with a digest, for :func:`cats.training.configs.fine_tuning`.
 
     Args:
-        init: a checkpoint, or the name of a shipped one: ``cats-tiny``.
+        init: a checkpoint, or a name that :func:`cats.assets.find_model` knows: ``cats-tiny``, ``hf://user/repo``.
 
     Raises:
         CheckpointError: it cannot be read.
     """
-    from cats.assets import asset
+    from cats.assets import find_model
     from cats.checkpoints import load_checkpoint, weights_sha256
 
-    path = asset(f"{init}.pt") if init == TINY and not Path(init).exists() else Path(init)
+    path = find_model(init, ".pt")
     model = load_checkpoint(path).model
     return model, f"{path.stem} {weights_sha256(model)[:12]}"
 

@@ -54,7 +54,7 @@ BACKENDS: dict[str, Entry] = {
     ),
 }
 
-CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt")
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
 
 
 def choose_backend(path: str | Path, backend: str | None = None) -> str:

@@ -9,6 +9,7 @@ import typer
 
 from cats.core.console import note
 from cats.core.errors import InputError
+from cats.core.hub import hub_source
 from cats.core.images import MAX_PIXELS
 from cats.core.metadata import trust_warning
 from cats.runtime.backends import BACKENDS
@@ -33,7 +34,7 @@ def number_option(*names: str, help: str, panel: str, default: bool | str = True
 Model = Annotated[
     Path,
     typer.Argument(
-        help="ONNX file of cats-export, .plan of cats-build, or a shipped model: cats-tiny.",
+        help="ONNX file of cats-export, .plan of cats-build, a shipped model: cats-tiny, or hf://user/repo.",
         metavar="MODEL",
         readable=False,
     ),
@@ -113,7 +114,7 @@ def engine_options(
 
 def note_model(matcher: Matcher, model: Path) -> None:
     """Say on stderr what a model runs on, and warn of one that is not verified."""
-    note(f"{model}: {matcher.backend.describe()}")
+    note(f"{hub_source(matcher.path) or model}: {matcher.backend.describe()}")
     warning = trust_warning(matcher.metadata, model)
     if warning:
         note(warning)
