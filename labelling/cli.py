@@ -24,8 +24,9 @@ from cats.labelling.formats.common import name_of
 from cats.labelling.formats.yolo import check_output
 from cats.labelling.gather import Gathered, check_references, common_root, gather_photos
 from cats.labelling.journal import Journal
-from cats.labelling.label import MODEL, LabelledPhoto, label_photos, open_for_labelling
+from cats.labelling.label import MODEL, LabelledPhoto, goes_through, label_photos, open_for_labelling
 from cats.labelling.review import Reviewed, write_sheet
+from cats.labelling.through import FEW, NEIGHBOURS
 from cats.runtime import Matcher
 from cats.runtime.commands.options import (
     ENGINE,
@@ -118,13 +119,14 @@ def main_command(
         number_option(help="Times that a photo is matched, from the second on cut to the object.", panel=LABELS, min=1),
     ] = 2,
     through: Annotated[
-        int,
+        int | None,
         number_option(
-            help="So many photos that were just labelled help with the others; then a broken run begins anew.",
+            help="So many photos that were just labelled help with each of the others.",
             panel=LABELS,
+            default=f"{NEIGHBOURS} for a category of at most {FEW} labelled objects, else 0",
             min=0,
         ),
-    ] = 0,
+    ] = None,
     model: Annotated[
         Path | None,
         path_option(
@@ -159,7 +161,8 @@ def main_command(
     run = {**_describe_run(references, given, file), **settings, **engine}
     if threads is not None:
         engine["threads"] = threads
-    kept = Journal(output, run)
+    together = gathered.photos if goes_through(given, through) else []
+    kept = Journal(output, run, together)
     try:
         with open_for_labelling(file, streams, **engine) as matcher:
             note_model(matcher, file)
@@ -237,23 +240,29 @@ def _label(
     settings: dict[str, Any],
 ) -> list[LabelledPhoto]:
     """Results of all photos in their order, out of the journal or new."""
-    keeps = settings["through"] == 0  # else a result depends on the other photos, and comes when all were looked at
-    kept = {photo: journal.get(*photo) for photo in gathered.photos} if keeps else {}
+    if journal.count:
+        note(f"{journal.count} photos were looked at before the last run ended; {journal.path.name} has kept them")
+    together = goes_through(references, settings["through"])  # then all photos are needed, kept or not
+    kept = {} if together else {photo: journal.get(*photo) for photo in gathered.photos}
     done = {photo: result for photo, result in kept.items() if result is not None}
-    if done:
-        note(f"{len(done)} photos were labelled before the last run ended; {journal.path.name} has kept them")
     missing = [photo for photo in gathered.photos if photo not in done]
-    passes = 1 if keeps else 2
+    passes = 2 if together else 1
     with progress() as bar:
         task = bar.add_task("labelling", total=passes * len(gathered.photos), completed=passes * len(done))
         results = label_photos(
-            references, missing, matcher, **settings, streams=streams, on_photo=lambda: bar.advance(task)
+            references,
+            missing,
+            matcher,
+            **settings,
+            streams=streams,
+            memory=journal,
+            on_photo=lambda: bar.advance(task),
         )
         for photo, result in zip(missing, results, strict=True):
             done[photo] = result
             if result.error is not None:
                 note(result.error if str(result.path) in result.error else f"{result.path}: {result.error}")
-            elif keeps:
+            else:
                 journal.add(result, photo[1])
     return [done[photo] for photo in gathered.photos]
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +28,8 @@ from cats.labelling.draw import draw_annotation
 from cats.labelling.outlines import carry_box, carry_mask, carry_polygons
 from cats.labelling.passes import Finding, look_for
 from cats.labelling.probability import point_probability, same_kind_probability
-from cats.labelling.references import LookStore, collect_references, descriptor, look_at
-from cats.labelling.through import Through
+from cats.labelling.references import LookStore, References, collect_references, descriptor, look_at
+from cats.labelling.through import Through, count_neighbours
 from cats.runtime import Matcher
 from cats.runtime.backends import choose_backend
 from cats.runtime.hardware import physical_cores, usable_cpus
@@ -44,6 +45,7 @@ SAME_KIND = 0.5
 _CATEGORIES_TRIED = 3
 
 Photo = Path | str | tuple[Path | str, str | None]
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,11 +120,12 @@ def label_photos(
     model: str | Path | Matcher | None = None,
     *,
     looks: int = 2,
-    through: int = 0,
+    through: int | None = None,
     min_probability: float = 0.0,
     max_references: int = MAX_REFERENCES,
     streams: int | None = None,
     on_photo: Callable[[], None] | None = None,
+    memory: Memory | None = None,
 ) -> Iterator[LabelledPhoto]:
     """Carry the labels of a few photos to others.
 
@@ -133,11 +136,13 @@ def label_photos(
             a split model every photo is encoded once, and the references are chosen by what they look like.
         looks: 1 matches whole photos; 2 again, cut to the object; further looks cut anew.
         through: so many other photos of ``photos`` are references too once they are labelled, with half the weight.
-            Then nothing is yielded before all were looked at.
+            None: four where a category has one or two references, none where it has more. With any, nothing is yielded
+            before all photos were looked at, and a photo's labels depend on the others.
         min_probability: points below are given visibility 0.
         max_references: the references that look most like a photo are matched to it, at most so many.
         streams: photos labelled side by side; None takes one for each core on a CPU.
-        on_photo: called after each photo; with ``through``, twice.
+        on_photo: called after each photo; where :func:`goes_through`, twice.
+        memory: where :func:`goes_through`: what a run that was broken off has found, and keeps what this one finds.
 
     Yields:
         One result for each photo, in order. A photo that cannot be read is a result with ``error``.
@@ -159,7 +164,26 @@ def label_photos(
             model = stack.enter_context(open_for_labelling(model or asset(MODEL), streams))
         side_by_side = streams or (1 if model.backend.prefers_batches else _cores())
         labeller = Labeller(model, references, settings)
-        yield from labeller.label(wanted, side_by_side, on_photo or (lambda: None))
+        yield from labeller.label(wanted, side_by_side, on_photo or (lambda: None), memory)
+
+
+def goes_through(references: Annotations, through: int | None) -> bool:
+    """Whether photos of any category are labelled through one another, see :func:`label_photos`."""
+    counts = Counter(annotation.category for _, annotation in references.objects())
+    return any(count_neighbours(count, through) for count in counts.values())
+
+
+class Memory(Protocol):
+    """What was found about photos before; :class:`cats.labelling.journal.Journal` is one."""
+
+    def get(self, photo: Path, category: str | None) -> LabelledPhoto | None:
+        """The result for a photo."""
+
+    def get_finding(self, photo: Path, category: str | None, references: dict[str, References]) -> Finding | None:
+        """What the references say about a photo, before the others help."""
+
+    def add_finding(self, found: Finding, category: str | None) -> None:
+        """Keep that."""
 
 
 def open_for_labelling(
@@ -196,12 +220,12 @@ def open_labeller(
 @dataclass(frozen=True)
 class _Settings:
     looks: int
-    through: int
+    through: int | None
     min_probability: float
     max_references: int
 
     def __post_init__(self) -> None:
-        if self.looks < 1 or self.through < 0 or self.max_references < 1 or not 0 <= self.min_probability <= 1:
+        if self.looks < 1 or (self.through or 0) < 0 or self.max_references < 1 or not 0 <= self.min_probability <= 1:
             raise InputError(
                 f"looks {self.looks} and max_references {self.max_references} must be at least 1, "
                 f"through {self.through} at least 0, min_probability {self.min_probability} from 0 to 1"
@@ -214,36 +238,52 @@ class Labeller:
     def __init__(self, matcher: Matcher, references: Annotations, settings: _Settings) -> None:
         self.matcher, self.settings, self.store = matcher, settings, LookStore(matcher)
         self.references = collect_references(self.store, references)
+        self._goes_through = goes_through(references, settings.through)
 
     def label(
-        self, wanted: Sequence[tuple[Path, str | None]], streams: int, on_photo: Callable[[], None]
+        self,
+        wanted: Sequence[tuple[Path, str | None]],
+        streams: int,
+        on_photo: Callable[[], None],
+        memory: Memory | None = None,
     ) -> Iterator[LabelledPhoto]:
         """Results in order, ``streams`` of them in work at once."""
+        if self._goes_through:
+            yield from self._label_through(wanted, streams, on_photo, memory)
+            return
+        for result in map_ahead(lambda item: _or_error(item, lambda: self.finish(self.find(*item))), wanted, streams):
+            on_photo()
+            yield result
+
+    def _label_through(
+        self,
+        wanted: Sequence[tuple[Path, str | None]],
+        streams: int,
+        on_photo: Callable[[], None],
+        memory: Memory | None,
+    ) -> Iterator[LabelledPhoto]:
+        """Every photo by the references first, then with the help of the others."""
 
         def find(item: tuple[Path, str | None]) -> Finding | LabelledPhoto:
-            try:
-                return self.find(*item)
-            except InputError as error:
-                return LabelledPhoto(item[0], (0, 0), item[1], error=str(error))
+            known = memory.get_finding(*item, self.references) if memory is not None else None
+            return known if known is not None else _or_error(item, lambda: self.find(*item))
 
-        def finish(found: Finding | LabelledPhoto) -> LabelledPhoto:
-            return found if isinstance(found, LabelledPhoto) else self.finish(found)
-
-        if not self.settings.through:
-            for result in map_ahead(lambda item: finish(find(item)), wanted, streams):
-                on_photo()
-                yield result
-            return
         findings = []
-        for found in map_ahead(find, wanted, streams):
+        for item, found in zip(wanted, map_ahead(find, wanted, streams), strict=True):
             on_photo()
-            findings.append(found)
+            findings.append((item, found))
+            if memory is not None and isinstance(found, Finding):
+                memory.add_finding(found, item[1])
         through = Through(
-            self.matcher, self.store, [f for f in findings if isinstance(f, Finding)], self.settings.through
+            self.matcher, self.store, [f for _, f in findings if isinstance(f, Finding)], self.settings.through
         )
 
-        def improve(found: Finding | LabelledPhoto) -> LabelledPhoto:
-            return finish(through.improve(found) if isinstance(found, Finding) else found)
+        def improve(entry: tuple[tuple[Path, str | None], Finding | LabelledPhoto]) -> LabelledPhoto:
+            item, found = entry
+            if isinstance(found, LabelledPhoto):  # with its error
+                return found
+            known = memory.get(*item) if memory is not None else None
+            return known if known is not None else _or_error(item, lambda: self.finish(through.improve(found)))
 
         for result in map_ahead(improve, findings, streams):
             on_photo()
@@ -307,6 +347,14 @@ class Labeller:
             return list(self.references)
         likeness = {name: found.likeness(kind) for name, found in self.references.items()}
         return sorted(likeness, key=lambda name: -likeness[name])[:_CATEGORIES_TRIED]
+
+
+def _or_error(item: tuple[Path, str | None], work: Callable[[], _Result]) -> _Result | LabelledPhoto:
+    """What ``work`` gives for a photo, or a result that says why it cannot."""
+    try:
+        return work()
+    except InputError as error:
+        return LabelledPhoto(item[0], (0, 0), item[1], error=str(error))
 
 
 def _named(photo: Photo) -> tuple[Path, str | None]:

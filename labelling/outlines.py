@@ -62,13 +62,12 @@ def _fit_line(start: Floats, end: Floats, weight: Floats, edges: Floats) -> Floa
 def carry_polygons(finding: Finding) -> tuple[Floats, ...]:
     """The outlines of the best reference in the photo, each corner moved by the flow; within the photo."""
     best = finding.best()
+    start, end = best.reference.window, finding.window
     result = []
     limit = np.asarray(finding.size) - 1.0
     for polygon in best.reference.annotation.polygons:
-        moved = transfer_points(
-            best.looked.window.to_window(polygon), best.forward.flow, best.looked.window.size, finding.look.window.size
-        )
-        result.append(np.clip(finding.look.window.to_photo(moved), 0, limit))
+        moved = transfer_points(start.to_window(polygon), best.flow, start.size, end.size)
+        result.append(np.clip(end.to_photo(moved), 0, limit))
     return tuple(result)
 
 
@@ -84,7 +83,7 @@ def carry_mask(finding: Finding) -> Mask | None:
     masked = [item for item in finding.carried if item.reference.annotation.mask is not None]
     if not masked:
         return None
-    window = finding.look.window
+    window = finding.window
     size: Size = (min(MASK_SIDE, window.size[0]), min(MASK_SIDE, window.size[1]))
     x, y = np.meshgrid(*((np.arange(side) + 0.5) / side for side in size))
     points = np.stack([x.ravel(), y.ravel()], axis=1) * window.size - 0.5
@@ -93,11 +92,13 @@ def carry_mask(finding: Finding) -> Mask | None:
         mask = item.reference.annotation.mask
         assert mask is not None  # of those chosen above
         array = mask.to_array()
-        back = transfer_points(points, item.backward.flow, window.size, item.looked.window.size)
-        place = np.rint(item.looked.window.to_photo(back)).astype(int)
+        there = item.reference.window
+        back = transfer_points(points, item.backward_flow, window.size, there.size)
+        place = np.rint(there.to_photo(back)).astype(int)
         column, row = np.clip(place[:, 0], 0, array.shape[1] - 1), np.clip(place[:, 1], 0, array.shape[0] - 1)
-        cells = pixels_to_cells(points, window.size, item.backward.grid)
-        weight = sample_grid(item.backward.confidence[None], cells)[:, 0] + 0.02
+        confidence = item.backward_confidence
+        cells = pixels_to_cells(points, window.size, confidence.shape[-1])
+        weight = sample_grid(confidence[None], cells)[:, 0] + 0.02
         inside += weight * array[row, column]
         total += weight
     picture = Image.fromarray(((inside / total).reshape(size[::-1]) * 255).astype(np.uint8))

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from cats.core.geometry import Floats, Size, pixels_to_cells, sample_grid, transfer_points
 from cats.labelling.consensus import Votes, extent, find_consensus
 from cats.labelling.references import Look, LookStore, Reference, References, descriptor, look_at, spanning
 from cats.runtime import Match, Matcher
-from cats.runtime.windows import object_window
+from cats.runtime.windows import Window, object_window
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,29 +22,29 @@ class Carried:
     """One reference matched to a photo in the last look.
 
     Attributes:
-        reference: that was matched.
-        looked: what was matched of its photo.
-        forward, backward: reference -> photo and back, between the two windows.
+        reference: that was matched, its window.
+        flow: (2, G, G) float32 in cells, reference -> photo, between the two windows.
+        backward_flow, backward_confidence: (2, G, G) and (G, G) float32, photo -> reference.
     """
 
     reference: Reference
-    looked: Look
-    forward: Match
-    backward: Match
+    flow: NDArray[np.float32]
+    backward_flow: NDArray[np.float32]
+    backward_confidence: NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
 class Finding:
-    """What the references say about one photo.
+    """What the references say about one photo; without its features, so that thousands can be kept.
 
     Attributes:
         path, size: of the photo.
         references: all of its category.
         votes: for the keypoints and anchors, those of the last look last.
         places: (K + A, 2) their consensus, in pixels of the photo.
-        look: the last look at the photo.
+        window: what the last look showed of the photo.
         carried: what was matched in the last look.
-        kind: descriptor of the whole photo, None where the model is not split.
+        kind, seen: descriptors of the whole photo and of the last look, None where the model is not split.
     """
 
     path: Path
@@ -51,9 +52,10 @@ class Finding:
     references: References
     votes: Votes
     places: Floats
-    look: Look
+    window: Window
     carried: list[Carried]
     kind: Floats | None
+    seen: Floats | None
 
     @property
     def keypoints(self) -> int:
@@ -63,11 +65,9 @@ class Finding:
     @property
     def likeness(self) -> float:
         """Cosine of the kinds of the object, as the last look shows it, and of the nearest reference; NaN without."""
-        seen = descriptor(self.look)
-        kinds = [item.reference.kind for item in self.carried]
-        if seen is None:
+        if self.seen is None:
             return float("nan")
-        return max(float(seen @ kind) for kind in kinds if kind is not None)
+        return max(float(self.seen @ item.reference.kind) for item in self.carried if item.reference.kind is not None)
 
     @property
     def last_weights(self) -> Floats:
@@ -110,7 +110,9 @@ def look_for(
         places = find_consensus(votes)
         here = look_at(matcher, image, object_window(spanning(places[:keypoints], places[keypoints:]), image.size))
         votes, carried = cast_votes(matcher, chosen, shown, here, both_ways=number == looks - 1)
-    return Finding(path, image.size, references, votes, find_consensus(votes), here, carried, descriptor(whole))
+    places = find_consensus(votes)
+    kind, seen = descriptor(whole), descriptor(here)
+    return Finding(path, image.size, references, votes, places, here.window, carried, kind, seen)
 
 
 def cast_votes(
@@ -131,7 +133,7 @@ def cast_votes(
         backward = matches[index + len(references)] if both_ways else None
         votes.append(_vote(reference, look, photo, matches[index], backward))
         if backward is not None:
-            carried.append(Carried(reference, look, matches[index], backward))
+            carried.append(Carried(reference, matches[index].flow, backward.flow, backward.confidence))
     return Votes.join(votes), carried
 
 

@@ -2,6 +2,9 @@
 
 A reference that shows the object from the front says little about one from the side, but more about a photo in between,
 whose predicted labels then help. Each vote of such a photo counts half, times its own probability.
+
+One labelled photo cannot disagree with itself: where it errs nobody says so. Its neighbours do. More than three agree
+without help, and then matching every photo again is no longer worth it.
 """
 
 from __future__ import annotations
@@ -23,6 +26,20 @@ TRUST = 0.5
 LEAST_PROBABILITY = 0.3
 """Predicted points below it are no references for others."""
 
+FEW, NEIGHBOURS = 3, 4
+"""With so many references of a category, or fewer, so many other photos help with each photo unless asked otherwise."""
+
+
+def count_neighbours(references: int, through: int | None) -> int:
+    """How many other photos are matched to a photo whose category has so many references.
+
+    Args:
+        through: as of :func:`cats.labelling.label.label_photos`.
+    """
+    if through is not None:
+        return through
+    return NEIGHBOURS if references <= FEW else 0
+
 
 class Through:
     """The photos labelled so far, as further references of one another.
@@ -30,11 +47,13 @@ class Through:
     Args:
         matcher, store: as everywhere.
         findings: first results for all photos.
-        count: so many of them are matched to each photo.
+        through: how many of them are matched to each photo, see :func:`count_neighbours`.
     """
 
-    def __init__(self, matcher: Matcher, store: LookStore, findings: Sequence[Finding], count: int) -> None:
-        self._matcher, self._store, self._count = matcher, store, count
+    def __init__(
+        self, matcher: Matcher, store: LookStore, findings: Sequence[Finding], through: int | None = None
+    ) -> None:
+        self._matcher, self._store, self._through = matcher, store, through
         self._items: dict[str, list[tuple[Reference, float]]] = {}
         for found in findings:
             sure = same_kind_probability(found)
@@ -48,7 +67,7 @@ class Through:
         chosen = self._neighbours(found)
         if not chosen:
             return found
-        here = self._store.look(found.path, found.look.window)
+        here = self._store.look(found.path, found.window)
         shown = [self._store.look(item.path, item.window) for item in chosen]
         votes, _ = cast_votes(self._matcher, chosen, shown, here, both_ways=True)
         joined = Votes.join([votes, found.votes])  # the last look's stay last
@@ -67,7 +86,8 @@ class Through:
             likeness = float(found.kind @ item.kind) if found.kind is not None and item.kind is not None else 0.0
             return likeness + float(item.trust.mean())
 
-        return [item for item, _ in sorted(others, key=rank, reverse=True)[: self._count]]
+        count = count_neighbours(len(found.references.items), self._through)
+        return [item for item, _ in sorted(others, key=rank, reverse=True)[:count]]
 
 
 def as_reference(found: Finding) -> Reference:

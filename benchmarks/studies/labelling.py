@@ -37,11 +37,12 @@ from cats.labelling.label import MODEL, label_photos, open_for_labelling
 from cats.labelling.passes import Finding, cast_votes, look_for
 from cats.labelling.probability import FILE, KIND_MEASURES, POINT_MEASURES, kind_measures, point_measures
 from cats.labelling.references import Look, LookStore, Reference, References, look_at, make_reference
-from cats.labelling.through import Through
+from cats.labelling.through import Through, count_neighbours
 from cats.runtime import Match, Matcher
 
 COUNTS = (1, 2, 3, 5, 9)
 DRAWS = 5
+THROUGH_DRAWS = 10  # each of the ten photos of a category is a reference equally often
 ALPHA = 0.1
 KIND_REFERENCES, KIND_PHOTOS = 3, 1
 SPEED_PHOTOS, SPEED_REFERENCES = 100, 5
@@ -115,6 +116,14 @@ class Willow:
         """As ``label_photos`` does."""
         image, items = read_image(photo.path), references.items
         return look_for(self.matcher, self.store, photo.path, image, photo.whole, references, items, looks)
+
+    def groups(self, count: int, number: int) -> Iterator[tuple[int, list[Photo], list[Photo]]]:
+        """Draw number, references for a category, and its other photos; ten draws take each photo equally often."""
+        for draw in range(number):
+            for name, photos in self.photos.items():
+                order = random.Random(f"through {count} {name}").sample(photos, len(photos))
+                order = order[draw % len(order) :] + order[: draw % len(order)]
+                yield draw, order[:count], order[count:]
 
     def draws(self, count: int) -> Iterator[tuple[int, Photo, list[Photo]]]:
         """Draw number, photo without labels, and its references."""
@@ -190,21 +199,19 @@ def measure_through(
 ) -> None:
     """K references drawn for a whole category, the other photos labelled, alone and through one another."""
     for count in counts:
-        for draw in range(willow.number):
-            rng = random.Random(f"through {count} {draw}")
-            for photos in willow.photos.values():
-                chosen = rng.sample(photos, count)
-                references = willow.references(chosen)
-                rest = [photo for photo in photos if photo not in chosen]
-                findings = [willow.look(photo, references) for photo in rest]
-                for through in throughs:
-                    further = Through(willow.matcher, willow.store, findings, through)
-                    for photo, found in zip(rest, findings, strict=True):
-                        better = further.improve(found) if through else found
-                        table.add(f"through {through}", count, draw, photo, better.places)
-                        if through:
-                            measures = point_measures(better)[: len(photo.points)]
-                            points.append((photo.category, count, measures, correct(better.places, photo)))
+        start = time.perf_counter()
+        for draw, chosen, rest in willow.groups(count, THROUGH_DRAWS):
+            references = willow.references(chosen)
+            findings = [willow.look(photo, references) for photo in rest]
+            for through in throughs:
+                further = Through(willow.matcher, willow.store, findings, through)
+                for photo, found in zip(rest, findings, strict=True):
+                    better = further.improve(found) if through else found
+                    table.add(f"through {through}", count, draw, photo, better.places)
+                    if through == count_neighbours(count, None):
+                        measures = point_measures(better)[: len(photo.points)]
+                        points.append((photo.category, count, measures, correct(better.places, photo)))
+        print(f"through, K = {count}: {time.perf_counter() - start:.0f} s", flush=True)
 
 
 def measure_speed(model: str, backend: str | None, options: dict[str, Any]) -> dict[str, Any]:

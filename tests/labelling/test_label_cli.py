@@ -23,7 +23,9 @@ from cats.core.images import MAX_PIXELS, image_size, read_image
 from cats.labelling import cli
 from cats.labelling.annotations import AnnotatedPhoto, Annotation, Annotations, Category
 from cats.labelling.formats import read_annotations, write_annotations
-from cats.labelling.label import LabelledPhoto
+from cats.labelling.journal import Journal
+from cats.labelling.label import LabelledPhoto, Labeller
+from cats.labelling.through import Through
 
 NAMES = ["car_1.png", "duck_1.png", "duck_2.png", "other_1.png"]
 
@@ -50,10 +52,20 @@ class StandIn:
         self.settings: dict[str, Any] = {}
 
     def __call__(
-        self, references: Annotations, photos: Any, matcher: Any, *, on_photo: Callable[[], None], **settings: Any
+        self,
+        references: Annotations,
+        photos: Any,
+        matcher: Any,
+        *,
+        on_photo: Callable[[], None],
+        memory: Journal,
+        **settings: Any,
     ) -> Iterator[LabelledPhoto]:
         self.settings = settings
         for path, category in photos:
+            if (known := memory.get(path, category)) is not None:
+                yield known
+                continue
             if self.stop_before is not None and len(self.seen) >= self.stop_before:
                 raise KeyboardInterrupt
             self.seen.append(path.name)
@@ -119,7 +131,7 @@ def test_coco_in_coco_out(label: Command, work: Path, stand_in: StandIn) -> None
         *(f"photos/{name}" for name in NAMES),
         "out.json",
     }
-    assert stand_in.settings == {"looks": 2, "through": 0, "min_probability": 0.5, "streams": None}
+    assert stand_in.settings == {"looks": 2, "through": None, "min_probability": 0.5, "streams": None}
 
 
 def test_with_the_model_that_ships(label: Command, tmp_path: Path) -> None:
@@ -159,9 +171,54 @@ def test_an_interrupted_run_goes_on(label: Command, work: Path, stand_in: StandI
     stand_in.seen, stand_in.stop_before = [], None
     done = label("refs/refs.json", "photos", "-o", "out.json")
     assert stand_in.seen == (NAMES[1:] if torn else NAMES[2:])
-    assert f"{1 if torn else 2} photos were labelled before" in done.err
+    assert f"{1 if torn else 2} photos were looked at before" in done.err
     assert Path("out.json").read_bytes() == Path("whole.json").read_bytes()
     assert not kept.exists()
+
+
+@pytest.mark.parametrize("stop", [2, 4, 7])
+def test_a_run_in_which_photos_help_one_another_goes_on(
+    label: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    """With the model: stopped while photos are looked at alone, at the end of that, and while they help one another."""
+    monkeypatch.chdir(tmp_path)
+    photo = Image.open(asset("astronaut.jpg")).convert("RGB")
+    Path("photos").mkdir()
+    names = [f"{number}.png" for number in range(4)]
+    for number, name in enumerate(names):
+        photo.crop((20 * number, 0, 400 + 20 * number, 360)).save(f"photos/{name}")
+    photo.save("a.png")
+    points = np.array([[225.0, 128.0], [190.0, 60.0], [165.0, 235.0], [300.0, 215.0]])
+    face = Annotation("face", points, box=(120.0, 20.0, 220.0, 300.0), polygons=(points,))
+    labelled = AnnotatedPhoto(tmp_path / "a.png", photo.size, (face,))
+    write_annotations(Annotations((Category("face", tuple("abcd")),), (labelled,)), tmp_path / "refs.json")
+    alone = label("refs.json", "photos", "-o", "alone.json", "--streams", 1, "--through", 0)
+    whole = label("refs.json", "photos", "-o", "whole.json", "--streams", 1)
+    assert (alone.code, whole.code) == (0, 0), whole.err
+    assert Path("alone.json").read_bytes() != Path("whole.json").read_bytes()
+
+    written, keep = [], Journal._add
+
+    def stopping(journal: Journal, *entry: Any) -> None:
+        if len(written) == stop:
+            raise KeyboardInterrupt
+        written.append(entry[0])
+        keep(journal, *entry)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "_add", stopping)
+        stopped = label("refs.json", "photos", "-o", "out.json", "--streams", 1)
+    assert stopped.code == 130
+    assert f"{min(stop, 4)} photos are kept" in stopped.err
+    looked: list[str] = []
+    find, improve = Labeller.find, Through.improve
+    monkeypatch.setattr(Labeller, "find", lambda self, *item: looked.append(item[0].name) or find(self, *item))
+    monkeypatch.setattr(Through, "improve", lambda self, item: looked.append(item.path.name) or improve(self, item))
+    done = label("refs.json", "photos", "-o", "out.json", "--streams", 1)
+    assert done.code == 0, done.err
+    assert looked == [*names, *names][stop:], "what was done is not done again"
+    assert Path("out.json").read_bytes() == Path("whole.json").read_bytes()
+    assert not Path(".out.json.progress").exists()
 
 
 def test_results_that_cannot_be_kept_end_the_run(label: Command, work: Path, stand_in: StandIn) -> None:
@@ -174,12 +231,13 @@ def test_results_that_cannot_be_kept_end_the_run(label: Command, work: Path, sta
 
 @pytest.mark.parametrize("change", ["option", "references", "photo"])
 def test_results_of_another_run_are_not_used(label: Command, work: Path, stand_in: StandIn, change: str) -> None:
+    """``--through 0``: else the results of all photos depend on the one that has changed."""
     stand_in.stop_before = 3
-    label("refs/refs.json", "photos", "-o", "out.json")
+    options: list[object] = ["--through", 0]
+    label("refs/refs.json", "photos", "-o", "out.json", *options)
     stand_in.seen, stand_in.stop_before = [], None
-    options: list[object] = []
     if change == "option":
-        options = ["--min-probability", 0.9]
+        options += ["--min-probability", 0.9]
     elif change == "references":
         document = json.loads(Path("refs/refs.json").read_text())
         document["annotations"][0]["keypoints"][0] += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from PIL import Image
 from cats.assets import asset
 from cats.core.errors import InputError
 from cats.labelling.annotations import HIDDEN, AnnotatedPhoto, Annotation, Annotations, Category, Mask
-from cats.labelling.label import MODEL, LabelledPhoto, label_photos, open_for_labelling
+from cats.labelling.label import MODEL, LabelledPhoto, goes_through, label_photos, open_for_labelling
+from cats.labelling.through import FEW
 from cats.runtime import Matcher
 
 FACE = np.array([[225.0, 128.0], [190.0, 60.0], [165.0, 235.0], [300.0, 215.0], [240.0, 290.0]])
@@ -58,7 +60,9 @@ def test_points_are_carried_to_every_photo_in_order(
 ) -> None:
     ticks: list[None] = []
     results = list(
-        label_photos(references(2, tmp_path), [p for p, _ in photos], matcher, on_photo=lambda: ticks.append(None))
+        label_photos(
+            references(2, tmp_path), [p for p, _ in photos], matcher, through=0, on_photo=lambda: ticks.append(None)
+        )
     )
     assert [result.path for result in results] == [path for path, _ in photos]
     assert len(ticks) == len(photos)
@@ -182,7 +186,7 @@ def test_photos_help_one_another(matcher: Matcher, photos: list[tuple[Path, np.n
     broken.write_bytes(b"no photo")
     paths = [path for path, _ in photos]
     ticks: list[None] = []
-    alone = list(label_photos(references(1), paths, matcher))
+    alone = list(label_photos(references(1), paths, matcher, through=0))
     together = list(
         label_photos(references(1), [*paths, broken], matcher, through=2, on_photo=lambda: ticks.append(None))
     )
@@ -190,6 +194,15 @@ def test_photos_help_one_another(matcher: Matcher, photos: list[tuple[Path, np.n
     assert together[3].error is not None
     assert all(close(result, truth) for result, (_, truth) in zip(together, photos, strict=False))
     assert any(not np.array_equal(a.points, b.points) for a, b in zip(alone, together, strict=False))
+
+
+def test_few_references_are_helped_by_the_other_photos_unless_asked_otherwise() -> None:
+    one = references(1)
+    assert goes_through(one, None)
+    many = Annotations(one.categories, tuple(replace(one.photos[0], path=Path(f"{n}.png")) for n in range(FEW + 1)))
+    assert not goes_through(many, None)
+    assert goes_through(many, 1)
+    assert not goes_through(one, 0)
 
 
 def test_a_model_that_is_not_split_labels_too(photos: list[tuple[Path, np.ndarray]]) -> None:
