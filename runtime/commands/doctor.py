@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +15,7 @@ from rich.text import Text
 from cats import __version__
 from cats.assets import asset
 from cats.core.console import execute, new_app, print_json, stdout
-from cats.core.errors import BackendError, CatsError, require
+from cats.core.errors import BackendError, CatsError, InputError, require
 from cats.core.text import plain
 from cats.runtime.backends import BACKENDS
 from cats.runtime.backends.ort_providers import (
@@ -204,18 +205,44 @@ def main_command(
         typer.Option("--measure/--no-measure", help="Time the shipped model in the backends for CPUs; a few seconds."),
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON document.")] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Print everything as Markdown, to paste into an issue.")
+    ] = False,
 ) -> None:
     """Show what is installed here, which backends and providers work, which is fastest, why others do not, and the fix.
 
     Exit status 2 if no model can be run at all.
     """
+    if as_json and report:
+        raise InputError("--json and --report print the same: give one")
     found = doctor(measure=measure)
     if as_json:
         print_json(found)
+    elif report:
+        typer.echo(markdown_report(found), nl=False)
     else:
         _show(found)
     if not any(finding["status"] == READY for finding in found["backends"]):
         raise BackendError("no backend works here; the smallest one: pip install 'cats-toolkit[cpu]'")
+
+
+def markdown_report(found: dict[str, Any]) -> str:
+    """What :func:`doctor` found as a folded block of Markdown, for an issue; paths in the home folder as ``~``."""
+    lines = [f"{name}: {value}" for part in ("toolkit", "machine") for name, value in found[part].items()]
+    lines.append(
+        "packages: " + ", ".join(f"{name} {version}" for name, version in found["packages"].items() if version)
+    )
+    lines += ["", *(f"{finding['name']}: {finding['status']}; {finding['detail']}" for finding in found["backends"])]
+    lines += ["", *(f"{suffix} files are run by {choice}" for suffix, choice in found["choice"].items())]
+    if found["speed"] is not None:
+        lines += [
+            f"one pair of cats-tiny: {speed['name']} {speed['ms']:.0f} ms" for speed in found["speed"]["measured"]
+        ]
+    lines += [f"warning: {warning}" for warning in found["warnings"]]
+    home = str(Path.home())
+    text = "\n".join(plain(line).replace(home, "~") if home != "/" else plain(line) for line in lines)
+    summary = f"cats doctor: cats-toolkit {__version__}"
+    return f"<details><summary>{summary}</summary>\n\n```text\n{text.replace('```', '')}\n```\n\n</details>\n"
 
 
 def _show(found: dict[str, Any]) -> None:
