@@ -54,8 +54,12 @@ COMMANDS = {
     "pull": Room("cats.runtime.commands.pull", "Fetch a model from a hub.", "hub"),
     "push": Room("cats.runtime.commands.push", "Put a model on a hub, with its card.", "hub"),
     "inspect": Room("cats.runtime.commands.inspect", "Show what is in a checkpoint, ONNX file or engine.", "cpu"),
+    "completion": Room("cats.completion", "Print what makes a shell complete these commands.", "cpu"),
     "doctor": Room("cats.runtime.commands.doctor", "Show what works on this machine, and how to fix the rest.", "cpu"),
 }
+
+SCRIPTS = ("run", "train", "eval", "export", "calibrate", "build", "bench")
+"""Sub-commands that are also commands of their own, ``cats-run`` and so on."""
 
 
 class LazyGroup(TyperGroup):

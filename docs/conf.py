@@ -42,13 +42,12 @@ def write_commands() -> None:
     import typer
     from typer.cli import get_docs_for_click
 
-    from cats.cli import COMMANDS
+    from cats.cli import COMMANDS, SCRIPTS
 
     parts = ["# Commands\n\nEvery command is also a sub-command of `cats`: `cats run` is `cats-run`.\n"]
-    scripts = {"run", "train", "eval", "export", "calibrate", "build", "bench"}
     for name, room in COMMANDS.items():
         command = typer.main.get_command(importlib.import_module(room.module).app)
-        shown = f"cats-{name}" if name in scripts else f"cats {name}"
+        shown = f"cats-{name}" if name in SCRIPTS else f"cats {name}"
         context = typer.Context(command, info_name=shown)
         text: str = get_docs_for_click(obj=command, ctx=context, name=shown)
         parts.append(text.replace("\n# ", "\n## ").replace("# `", "## `", 1) if text.startswith("# ") else text)

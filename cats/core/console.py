@@ -29,6 +29,7 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+from typer.completion import completion_init
 from typer.core import TyperCommand
 
 from cats.core.errors import BackendError, CatsError
@@ -221,12 +222,17 @@ def execute(app: typer.Typer) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     _write_whole()
     _end_on_signals()
+    completing = any(name.startswith("_CATS") and name.endswith("_COMPLETE") for name in os.environ)
+    if completing:
+        completion_init()
     try:
         try:
             app()
         finally:
             sys.stdout.flush()  # what cannot be written shows now, not while Python shuts down
     except CatsError as error:
+        if completing:  # of a command that is not there, or not installed: the shell has nothing to show
+            sys.exit(error.exit_code)
         if _verbose:
             traceback.print_exc()
         text = " ".join(str(error).split("\n")) if error.exit_code == 2 else str(error)

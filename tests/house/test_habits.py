@@ -54,9 +54,7 @@ def test_there_is_one_version() -> None:
     text = (REPOSITORY / "pyproject.toml").read_text()
     assert 'version = { attr = "cats.__version__" }' in text
     assert not re.search(r'^version = "', text, re.MULTILINE)
-    assert re.search(
-        rf"^## (Unreleased|{re.escape(cats.__version__)})$", (REPOSITORY / "CHANGELOG.md").read_text(), re.M
-    )
+    assert f"\n## {cats.__version__}\n" in (REPOSITORY / "CHANGELOG.md").read_text()
 
 
 def test_citation_and_templates_are_yaml() -> None:
@@ -69,7 +67,7 @@ def test_citation_and_templates_are_yaml() -> None:
     assert any("cats doctor --report" in str(part) for part in bug["body"])
 
 
-def test_report_is_one_folded_block(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_is_one_folded_block() -> None:
     found = doctor()
     found["warnings"] = [f"{Path.home()}/x ``` <b>", *found["warnings"]]
     report = markdown_report(found)
