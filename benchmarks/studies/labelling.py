@@ -37,12 +37,11 @@ from cats.labelling.label import MODEL, label_photos, open_for_labelling
 from cats.labelling.passes import Finding, cast_votes, look_for
 from cats.labelling.probability import FILE, KIND_MEASURES, POINT_MEASURES, kind_measures, point_measures
 from cats.labelling.references import Look, LookStore, Reference, References, look_at, make_reference
-from cats.labelling.through import Through, count_neighbours
+from cats.labelling.through import FEW, Through, count_neighbours
 from cats.runtime import Match, Matcher
 
 COUNTS = (1, 2, 3, 5, 9)
 DRAWS = 5
-THROUGH_DRAWS = 10  # each of the ten photos of a category is a reference equally often
 ALPHA = 0.1
 KIND_REFERENCES, KIND_PHOTOS = 3, 1
 SPEED_PHOTOS, SPEED_REFERENCES = 100, 5
@@ -117,17 +116,20 @@ class Willow:
         image, items = read_image(photo.path), references.items
         return look_for(self.matcher, self.store, photo.path, image, photo.whole, references, items, looks)
 
-    def groups(self, count: int, number: int) -> Iterator[tuple[int, list[Photo], list[Photo]]]:
-        """Draw number, references for a category, and its other photos; ten draws take each photo equally often."""
+    def groups(self, count: int) -> Iterator[tuple[int, list[Photo], list[Photo]]]:
+        """Draw number, references for a category, and its other photos; over all draws each photo as often."""
+        number = max(self.number, 10 // count)
         for draw in range(number):
             for name, photos in self.photos.items():
                 order = random.Random(f"through {count} {name}").sample(photos, len(photos))
-                order = order[draw % len(order) :] + order[: draw % len(order)]
+                first = draw * len(order) // number
+                order = order[first:] + order[:first]
                 yield draw, order[:count], order[count:]
 
     def draws(self, count: int) -> Iterator[tuple[int, Photo, list[Photo]]]:
         """Draw number, photo without labels, and its references."""
-        for draw in range(self.number):
+        number = 1 if count == 9 else self.number  # there are ten photos of a category
+        for draw in range(number):
             rng = random.Random(f"{count} {draw}")
             for photos in self.photos.values():
                 for photo in photos:
@@ -200,7 +202,7 @@ def measure_through(
     """K references drawn for a whole category, the other photos labelled, alone and through one another."""
     for count in counts:
         start = time.perf_counter()
-        for draw, chosen, rest in willow.groups(count, THROUGH_DRAWS):
+        for draw, chosen, rest in willow.groups(count):
             references = willow.references(chosen)
             findings = [willow.look(photo, references) for photo in rest]
             for through in throughs:
@@ -324,10 +326,8 @@ def main() -> None:
     parser.add_argument("--fit", action="store_true", help="write labelling/probability.json")
     parser.add_argument("--draws", type=int, default=DRAWS)
     parser.add_argument("--counts", default=",".join(map(str, COUNTS)))
-    parser.add_argument("--through", default="0,2,4")
-    parser.add_argument(
-        "--only", choices=("steps", "through", "kinds", "speed"), help="a part of it, printed and not written"
-    )
+    parser.add_argument("--through", default="0,4")
+    parser.add_argument("--only", choices=("steps", "through", "kinds", "speed"), help="a part of it")
     given = parser.parse_args()
     options = {"precision": given.precision} if given.precision else {}
     if given.only == "speed":
@@ -338,47 +338,38 @@ def main() -> None:
         matcher = Remembering(opened)
         willow = Willow(matcher, given.draws)
         counts = [int(text) for text in given.counts.split(",")]
-        if given.only in (None, "steps"):
-            measure_steps(willow, counts, table, points)
-        if given.only in (None, "through"):
-            few = [count for count in counts if count <= 3]
-            measure_through(willow, few, [int(text) for text in given.through.split(",")], table, points)
-        if given.only in (None, "kinds"):
-            kinds = measure_kinds(matcher)
-        backend = opened.backend.describe()
-    for row in table.rows():
-        print(f"{row['step']:32s} K = {row['references']}: {row['pck']:5.1f}  {row['by_category']}")
-    if given.only == "kinds":
-        models, kind_record = fit_kinds(*kinds)
-        print(
-            json.dumps(
-                {**kind_record, **{f"{title} fit": model.to_dict() for title, model in models.items()}}, indent=1
-            )
-        )
-    if given.only is not None:
-        return
-    point_model, point_record = fit_points(points)
-    kind_models, kind_record = fit_kinds(*kinds)
-    result = {
-        **describe_run("labelling", ["onnxruntime", "openvino"]),
-        "model": Path(given.model).name,
-        "backend": backend,
-        "protocol": "PF-WILLOW car and duck, corrected, PCK@0.1, mean over photos and draws",
-        "pck": table.rows(),
-        "probability": point_record,
-        "same_kind": kind_record,
-    }
-    print(json.dumps({key: result[key] for key in ("probability", "same_kind")}, indent=1))
-    if given.fit:
-        document = {
-            "fitted_by": "benchmarks/studies/labelling.py --fit",
-            "points_on": f"PF-WILLOW car and duck, {point_record['points']} points",
-            "same_kind_on": f"Caltech-101, {kind_record['photos']} photos of {kind_record['categories']} categories",
-            "measures": {"point": POINT_MEASURES, "same_kind": KIND_MEASURES},
-            "point": point_model.to_dict(),
-            **{title: model.to_dict() for title, model in kind_models.items()},
+        result: dict[str, Any] = {
+            **describe_run("labelling", ["onnxruntime", "openvino"]),
+            "model": Path(given.model).name,
+            "backend": opened.backend.describe(),
+            "protocol": "PF-WILLOW car and duck, corrected, PCK@0.1, mean over photos and draws",
         }
-        write_text(FILE, json.dumps(document, indent=1) + "\n")
+        fitted = json.loads(FILE.read_text())
+        for count in counts:
+            if given.only in (None, "steps"):
+                measure_steps(willow, [count], table, points)
+            if given.only in (None, "through") and count <= FEW:
+                measure_through(willow, [count], [int(text) for text in given.through.split(",")], table, points)
+            for row in table.rows():
+                if row["references"] == count:
+                    print(f"{row['step']:32s} K = {count}: {row['pck']:5.1f}  {row['by_category']}", flush=True)
+            if points:
+                point_model, result["probability"] = fit_points(points)
+                fitted["points_on"] = f"PF-WILLOW car and duck, {result['probability']['points']} points"
+                fitted["point"] = result["probability"]["fit"] = point_model.to_dict()
+            result["pck"] = table.rows()
+            if given.out:  # after each count: it takes long
+                write_record(given.out, result)
+        if given.only in (None, "kinds"):
+            kind_models, result["same_kind"] = fit_kinds(*measure_kinds(matcher))
+            of = result["same_kind"]
+            fitted["same_kind_on"] = f"Caltech-101, {of['photos']} photos of {of['categories']} categories"
+            fitted.update({title: model.to_dict() for title, model in kind_models.items()})
+    print(json.dumps({key: result[key] for key in ("probability", "same_kind") if key in result}, indent=1))
+    if given.fit:
+        fitted["fitted_by"] = "benchmarks/studies/labelling.py --fit"
+        fitted["measures"] = {"point": POINT_MEASURES, "same_kind": KIND_MEASURES}
+        write_text(FILE, json.dumps(fitted, indent=1) + "\n")
     if given.out:
         write_record(given.out, result)
 
