@@ -52,6 +52,7 @@ _MATCHES = {
                     "a": _POINT,
                     "b": _POINT,
                     "confidence": {"type": "number"},
+                    "probability": {"type": "number", "description": "of being right, where the model says it"},
                     "forward_backward": {"type": "number"},
                 },
             },

@@ -15,7 +15,7 @@ from triton_server import PYTHON, need, run_python, running
 
 from cats.assets import asset
 from cats.calibration.calibrate import calibrate, load_float_model, measure_ranges
-from cats.calibration.inputs import demo_pairs
+from cats.calibration.inputs import demo_photos
 from cats.checkpoints import load_checkpoint
 from cats.core.images import preprocess, read_image
 from cats.export import export_onnx
@@ -86,7 +86,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("triton")
     whole = folder / "whole.e2e.onnx"
     export_onnx(load_checkpoint(asset("cats-tiny.pt")).model, whole, form="end-to-end")
-    source, pairs = load_float_model(asset("cats-tiny.onnx")), demo_pairs()
+    source, pairs = load_float_model(asset("cats-tiny.onnx")), demo_photos()
     int8 = calibrate(source, measure_ranges(source, pairs), folder / "small.onnx", target="cpu", pairs=pairs).path
     files = [asset("cats-tiny.onnx"), asset("cats-tiny.encoder.onnx"), whole, int8]
     names = write_repository(folder / "models", files, cpu=True)
