@@ -154,6 +154,8 @@ def main_command(
                 f"{ckpt} is exported already: cats-calibrate {ckpt} quantizes it, cats-build {ckpt} makes an engine of "
                 "it; --ckpt takes a checkpoint, best.pt"
             )
+    if (ckpt is None) == (backbone is None):
+        raise InputError("give a checkpoint, --ckpt best.pt, or a backbone for an untrained model, --backbone NAME")
     if verify is not None and (split or end_to_end or fp16 or inline or float32 or weights != "fp32"):
         raise InputError("--verify takes a file as it is: leave out the options of an export")
     form = "split" if split else "end-to-end" if end_to_end else "pair"
@@ -222,8 +224,6 @@ def _model(ckpt: Path | None, backbone: str | None, weights: str | None, hyperpi
     from cats.checkpoints import load_checkpoint
     from cats.model import CATs, CATsConfig
 
-    if (ckpt is None) == (backbone is None):
-        raise InputError("give a checkpoint, --ckpt best.pt, or a backbone for an untrained model, --backbone NAME")
     if ckpt is not None:
         if weights is not None:
             raise InputError("--backbone-weights is for --backbone; a checkpoint holds the weights of its backbone")
