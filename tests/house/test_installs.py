@@ -51,7 +51,7 @@ def test_pytest_in_a_clone_tests_that_clone(clone: Path) -> None:
 
 
 @needs_setuptools
-def test_wheel_holds_every_module_and_runs_elsewhere(clone: Path, tmp_path: Path) -> None:
+def test_wheel_holds_every_file_and_runs_elsewhere(clone: Path, tmp_path: Path) -> None:
     build = "import setuptools.build_meta as b; print(b.build_wheel('out'))"
     run_python("-c", build, cwd=clone, CATS_NO_NATIVE="1")
     (wheel,) = (clone / "out").glob("*.whl")
@@ -59,12 +59,14 @@ def test_wheel_holds_every_module_and_runs_elsewhere(clone: Path, tmp_path: Path
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     held = {str(path.relative_to(site / "cats")) for path in (site / "cats").rglob("*") if path.is_file()}
-    modules = {
+    wanted = {
         name.removeprefix("cats/")
         for name in product_files()
-        if name.endswith(".py") and "/" in name and not name.startswith(NOT_IN_THE_PACKAGE)
+        if name.endswith((".py", ".json", ".html", ".js", ".css", ".onnx", ".jpg"))
+        and "/" in name
+        and not name.startswith(NOT_IN_THE_PACKAGE)
     }
-    assert not modules - held, "not in the wheel: add its folder to the packages of pyproject.toml"
+    assert not wanted - held, "not in the wheel: add it to packages or package-data of pyproject.toml"
     empty = tmp_path / "empty"
     empty.mkdir()
     assert all(name.startswith(str(site)) for name in run_python("-c", SHOW, cwd=empty, PYTHONPATH=str(site)).split())
