@@ -283,7 +283,9 @@ class Labeller:
             if isinstance(found, LabelledPhoto):  # with its error
                 return found
             known = memory.get(*item) if memory is not None else None
-            return known if known is not None else _or_error(item, lambda: self.finish(through.improve(found)))
+            if known is not None:
+                return known
+            return _or_error(item, lambda: self.finish(through.improve(found), same_kind_probability(found)))
 
         for result in map_ahead(improve, findings, streams):
             on_photo()
@@ -313,8 +315,12 @@ class Labeller:
             raise InputError(f"{path}: the references of category {category} label nothing")
         return max(findings, key=lambda found: same_kind_probability(found))
 
-    def finish(self, found: Finding) -> LabelledPhoto:
-        """Probabilities, visibility, box and outline of what was found."""
+    def finish(self, found: Finding, same_kind: float | None = None) -> LabelledPhoto:
+        """Probabilities, visibility, box and outline of what was found.
+
+        Args:
+            same_kind: its probability by the references alone, where other photos have helped: it is fitted on those.
+        """
         count = found.keypoints
         probability = point_probability(found)[:count]
         points = found.places[:count]
@@ -325,7 +331,7 @@ class Labeller:
             points,
             probability,
             self._visibility(found, points, probability),
-            same_kind_probability(found),
+            same_kind_probability(found) if same_kind is None else same_kind,
             carry_box(found),
             carry_polygons(found),
             carry_mask(found),
