@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, PercentFormatter
 
@@ -17,42 +18,48 @@ from cats.benchmarks.studies.labelling import COUNTS
 from cats.evaluation.figures import save_figure
 
 _INK, _MUTED = "#1f2933", "#9aa5b1"
-_LINES = {
-    "one look": ("one look", "#9aa5b1", "o"),
-    "two looks, mode, weights": ("two looks", "#2563a8", "o"),
-    "through 4": ("two looks, and through four other photos", "#e07b39", "s"),
+_PANELS = {  # other draws of references in each, so lines of both are not to be compared
+    "labelled photos drawn for each photo": {
+        "two looks, mode, weights": ("two looks", "#2563a8"),
+        "one look": ("one look", "#7b8794"),
+    },
+    "labelled photos drawn for a category": {
+        "through 4": ("with four other photos", "#e07b39"),
+        "through 0": ("two looks", "#2563a8"),
+    },
 }
 
 
-def _axes(figure: Figure) -> Any:
-    axes = figure.add_subplot()
+def _style(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.tick_params(colors=_INK)
-    return axes
 
 
 def plot_pck(record: dict[str, Any], path: Path) -> None:
     """PCK@0.1 against the number of labelled photos, with the lowest and highest draw."""
-    figure = Figure(figsize=(6.4, 4), dpi=150, layout="constrained")
-    axes = _axes(figure)
-    for step, (title, colour, marker) in _LINES.items():
-        rows = sorted((row for row in record["pck"] if row["step"] == step), key=lambda row: row["references"])
-        counts, pck = [row["references"] for row in rows], [row["pck"] for row in rows]
-        low, high = [min(row["draws"]) for row in rows], [max(row["draws"]) for row in rows]
-        axes.plot(counts, pck, color=colour, marker=marker, label=title)
-        axes.fill_between(counts, low, high, color=colour, alpha=0.15, linewidth=0)
-    axes.xaxis.set_major_locator(FixedLocator(COUNTS))
-    axes.set_xlabel("labelled photos")
-    axes.set_ylabel("PCK@0.1 (%)")
-    axes.legend(frameon=False, loc="lower right")
+    figure = Figure(figsize=(8, 3.8), dpi=150, layout="constrained")
+    panels = figure.subplots(1, len(_PANELS), sharey=True)
+    for axes, (title, lines) in zip(panels, _PANELS.items(), strict=True):
+        _style(axes)
+        for step, (label, colour) in lines.items():
+            rows = sorted((row for row in record["pck"] if row["step"] == step), key=lambda row: row["references"])
+            counts, pck = [row["references"] for row in rows], np.array([row["pck"] for row in rows])
+            reach = [pck - [min(row["draws"]) for row in rows], [max(row["draws"]) for row in rows] - pck]
+            axes.errorbar(counts, pck, reach, color=colour, marker="o", elinewidth=1, capsize=3, label=label)
+        axes.xaxis.set_major_locator(FixedLocator(COUNTS))
+        axes.set_title(title, fontsize=10, color=_INK)
+        axes.set_xlabel("labelled photos")
+        axes.legend(frameon=False, loc="lower right")
+    panels[0].set_ylabel("PCK@0.1 (%)")
     save_figure(figure, path)
 
 
 def plot_reliability(record: dict[str, Any], path: Path) -> None:
     """Share of right points against the probability that was given, for categories that took no part in the fit."""
     figure = Figure(figsize=(4.8, 4.4), dpi=150, layout="constrained")
-    axes = _axes(figure)
+    axes = figure.add_subplot()
+    _style(axes)
     probability = record["probability"]
     given, right, number = zip(*probability["reliability"], strict=True)
     axes.plot([0, 1], [0, 1], color=_MUTED, linestyle="--", linewidth=1)
