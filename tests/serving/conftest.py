@@ -6,15 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import chromium, serve
+from browser import serve
 
 from cats.assets import asset
 from cats.core.errors import BackendError
 from cats.runtime import Match, Matcher
 from cats.serving.npm import Package, fetch
 from cats.serving.web import ISOLATION, write_site
-
-__all__ = ["chromium"]
 
 AXE = Package(
     "axe-core",

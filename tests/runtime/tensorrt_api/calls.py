@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _RUNTIME = Path(__file__).resolve().parents[3] / "runtime"
-SOURCES = (_RUNTIME / "engine.py", _RUNTIME / "backends" / "tensorrt.py")
+SOURCES = (_RUNTIME / "tensorrt" / "engine.py", _RUNTIME / "backends" / "tensorrt.py")
 
 MODULE = ""
 RECEIVERS = {
