@@ -1,5 +1,7 @@
 """Pixels in, points out: the graph against Pillow and the Python path."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -78,7 +80,9 @@ def test_file_against_the_python_path(forms, model, size_a, batch):
 def test_the_matcher_runs_the_file(forms, model, tmp_path, batch):
     graphs = forms if batch is None else {**build_form(model, "end-to-end", batch=batch), **build_form(model, "pair")}
     for kind in ("pair", "end-to-end"):
-        write_model(graphs[kind], describe(model, kind, precision="fp32", opset=20), tmp_path / f"{kind}.onnx")
+        write_model(
+            copy.deepcopy(graphs[kind]), describe(model, kind, precision="fp32", opset=20), tmp_path / f"{kind}.onnx"
+        )
     photos = [Image.fromarray(photo(*size)) for size in ((90, 120), (301, 47), (64, 64))]
     pairs = list(zip(photos, photos[1:] + photos[:1], strict=True))
     with (

@@ -81,9 +81,14 @@ def test_editable_installation_runs_the_files_of_the_clone(clone: Path, tmp_path
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
-    # This environment may have an editable installation of its own.
-    others = "import sys; sys.meta_path[:] = [finder for finder in sys.meta_path if 'editable' not in repr(finder)]"
-    shown = run_python("-c", f"{others}; import site; site.addsitedir({str(site)!r}); {SHOW}", cwd=tmp_path)
+    # This environment may have an editable installation of its own, whose finder has the same name.
+    others = (
+        "import site, sys; sys.meta_path[:] = [finder for finder in sys.meta_path if 'editable' not in repr(finder)]; "
+        "[sys.modules.pop(name) for name in list(sys.modules) if name.startswith('__editable__')]"
+    )
+    shown = run_python(
+        "-c", f"{others}; sys.path.insert(0, {str(site)!r}); site.addsitedir({str(site)!r}); {SHOW}", cwd=tmp_path
+    )
     assert shown.split() == [str(clone / "cats/__init__.py"), str(clone / "runtime/commands/run.py")]
 
 
