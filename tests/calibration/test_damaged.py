@@ -43,6 +43,8 @@ def test_names_of_nodes_are_found_again(calibrate, source, float_file, copy, nam
     done = calibrate("other.onnx", *AS_IS)
     assert done.code in (0, 1), done.err
     from_names = onnx.load("q.onnx")
+    written = [node.name for node in from_names.graph.node]
+    assert len(set(written)) == len(written)
     calibrate(float_file, *AS_IS)
     kinds = [[node.op_type for node in model.graph.node] for model in (from_names, onnx.load("q.onnx"))]
     assert kinds[0] == kinds[1]
