@@ -163,13 +163,18 @@ def name_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
         name = node.name
         if "/" not in name:
             name = f"{owner}/{node.op_type}" if owner is not None else written or f"/{node.op_type}"
-        unique, count = name, 0
-        while unique in used:
-            count += 1
-            unique = f"{name}_{count}"
-        used.add(unique)
-        node.name = unique
+        node.name = take_name(name, used)
     return result
+
+
+def take_name(name: str, used: set[str]) -> str:
+    """The name, numbered where it is in ``used`` already; the result is added to that."""
+    unique, count = name, 0
+    while unique in used:
+        count += 1
+        unique = f"{name}_{count}"
+    used.add(unique)
+    return unique
 
 
 def _is_own(graph: Graph, name: str) -> bool:

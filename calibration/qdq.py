@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto, helper
 
-from cats.calibration.graph import Graph
+from cats.calibration.graph import Graph, take_name
 from cats.export.modules import is_inside, module_of
 
 _ACTIVATIONS = ("Relu", "Clip")
@@ -150,22 +150,13 @@ def rewrite(model: onnx.ModelProto, graph: Graph, plan: Plan, weights: dict[tupl
             behind(name)
     kept = [*model.graph.initializer, *initializers]
     nodes = _without_unused(nodes, graph.outputs)
-    _make_names_unique(nodes)
+    used: set[str] = set()
+    for node in nodes:  # values of different nodes may end alike where another tool dropped names
+        node.name = take_name(node.name, used)
     read = {name for node in nodes for name in node.input}
     del model.graph.node[:], model.graph.initializer[:]
     model.graph.node.extend(nodes)
     model.graph.initializer.extend(item for item in kept if item.name in read)
-
-
-def _make_names_unique(nodes: list[onnx.NodeProto]) -> None:
-    """Number the names that come again: values of different nodes may end alike where another tool dropped names."""
-    used: set[str] = set()
-    for node in nodes:
-        name, count = node.name, 0
-        while node.name in used:
-            count += 1
-            node.name = f"{name}_{count}"
-        used.add(node.name)
 
 
 def _pair(name: str, point: Point, graph: Graph) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
