@@ -1,9 +1,10 @@
 """The model by PyTorch on the GPU: eager, as a CUDA graph, compiled; in four precisions; parity with the CPU.
 
-    python -m cats.benchmarks.gpu.pytorch resnet101 [--compile]
+    python -m cats.benchmarks.gpu.pytorch resnet101 [--compile | --warm]
 
 ``eager`` is the training model as it is written (what the published code costs); ``pair`` the deployment graph with the
-Triton kernels of the correlation; ``file`` the exported ONNX file, operator by operator in the types it gives.
+Triton kernels of the correlation; ``file`` the exported ONNX file, operator by operator in the types it gives, and
+compiled by torch.compile with ``--compile``. ``--warm`` compiles that ahead, into the cache, and measures nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import onnx
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from cats.benchmarks.gpu.kit import (
     DEVICE,
@@ -129,22 +131,79 @@ def file_on_gpu(path, channels_last: bool):
     return run
 
 
+def compiled(bench: Bench, precision: str, batch: int):
+    """The exported file as one function for ``batch`` pairs, by torch.compile; convolutions in channels last."""
+    torch._dynamo.reset()
+    run = file_on_gpu(wait_for(f"{bench.name}.{precision}.onnx", 1 if DRY else 200), channels_last=True)
+    images = bench.images(DEVICE, batch)
+    with torch.no_grad():
+        traced = make_fx(run)(*images)
+    return traced if DRY else torch.compile(traced, dynamic=False)
+
+
+def measure_compiled(bench: Bench) -> None:
+    """fp16 first; each batch is compiled by itself, so that a cut-off leaves the first."""
+    for precision, batches in (("fp16", BATCHES), ("fp32", BATCHES)):
+        for batch in batches:
+            try:
+                run = compiled(bench, precision, batch)
+            except Exception as error:
+                record(
+                    f"{bench.name} compiled {precision}, batch {batch}",
+                    failed=f"{type(error).__name__}: {error}"[:1500],
+                )
+                continue
+            bench.measure(f"compiled {precision}", run, batches=(batch,), checked=batch)
+            step(
+                f"{bench.name} compiled {precision}: kernels of batch {batch}",
+                lambda r=run, b=batch: kernels(bench, r, b),
+            )
+
+
+def kernels(bench: Bench, run, batch: int, rounds: int = 5) -> dict:
+    """Where the time goes: microseconds of each kernel in one run, the longest first, and how many there are."""
+    from torch.profiler import ProfilerActivity, profile
+
+    precise()
+    with torch.inference_mode():
+        a, b = bench.images(DEVICE, batch)
+        for _ in range(3):
+            run(a, b)
+        torch.cuda.synchronize()
+        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+            for _ in range(rounds):
+                run(a, b)
+            torch.cuda.synchronize()
+    rows = [(e.key, e.self_device_time_total / rounds, e.count / rounds) for e in profiler.key_averages()]
+    rows = sorted((row for row in rows if row[1] > 0), key=lambda row: -row[1])
+    return {
+        "kernels": round(sum(row[2] for row in rows)),
+        "total_us": round(sum(row[1] for row in rows), 1),
+        "us and calls": {name[:110]: [round(us, 1), round(calls, 1)] for name, us, calls in rows[:30]},
+    }
+
+
+def warm(bench: Bench) -> None:
+    """Fill the caches of torch.compile and Triton."""
+    for precision in ("fp16", "fp32"):
+        for batch in BATCHES:
+            run = compiled(bench, precision, batch)
+            with torch.inference_mode():
+                run(*bench.images(DEVICE, batch))
+            record(f"{bench.name} compiled {precision}, batch {batch}", warmed=True)
+
+
 def main() -> None:
     name, compiles = sys.argv[1], "--compile" in sys.argv
     bench = Bench(name)
     record(f"{name} levels", hyperpixels=list(bench.model.config.hyperpixels))
+    if "--warm" in sys.argv:
+        warm(bench)
+        return
     pair = PairGraph(bench.model).eval().to(DEVICE)
     eager = bench.model.to(DEVICE)
-    if compiles and DRY:
-        record(f"{name} compiled", skipped="takes too long on a CPU")
-        return
     if compiles:
-        for dtype in (torch.float16, torch.bfloat16)[: 1 if name == "resnet101" else 2]:
-            half = HalfPair(pair.to(memory_format=torch.channels_last), dtype)
-            for batch in BATCHES:  # each batch is compiled by itself, so that a cut-off leaves the first
-                torch._dynamo.reset()
-                run = torch.compile(half, dynamic=False)
-                bench.measure(f"compiled {str(dtype)[6:]}, batch {batch}", run, batches=(batch,), checked=batch)
+        measure_compiled(bench)
         return
     bench.measure("eager fp32", eager)
     bench.measure("eager tf32", eager, tf32=True, graph=False)
@@ -156,7 +215,6 @@ def main() -> None:
 
         bench.measure(f"eager autocast {str(dtype)[6:]}", cast)
     bench.measure("pair fp32", lambda a, b: pair(a, b)[0])
-    bench.measure("pair tf32", lambda a, b: pair(a, b)[0], tf32=True)
     bench.measure("pair fp16 autocast", HalfPair(pair, torch.float16))
     bench.measure("pair bf16 autocast", HalfPair(pair, torch.bfloat16))
     pair.to(memory_format=torch.channels_last)
@@ -167,8 +225,12 @@ def main() -> None:
         except FileNotFoundError as error:
             record(f"{name} file {precision}", failed=str(error))
             continue
-        for last in (False, True):
-            bench.measure(f"file {precision}{' channels last' if last else ''}", file_on_gpu(path, last))
+        for last in (False, True) if precision == "fp16" else (True,):
+            run = file_on_gpu(path, last)
+            bench.measure(f"file {precision}{' channels last' if last else ''}", run)
+            if precision == "fp16" and last:
+                for batch in BATCHES:
+                    step(f"{name} file fp16: kernels of batch {batch}", lambda r=run, b=batch: kernels(bench, r, b))
 
 
 if __name__ == "__main__":

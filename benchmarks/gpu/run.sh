@@ -57,20 +57,22 @@ case $part in
     echo "== installed after $(( $(date +%s) - begun )) s"
     if [ -n "${KIT_DRY:-}" ]; then
       run 400 export_models
-    else # on half of the processors, so that the timings have the others
+    else # on half of the processors, so that the timings have the others; torch.compile fills its caches there too
       half=$(($(nproc) / 2))
-      (cd "$work" && OMP_NUM_THREADS=$half exec taskset -c "$half-$(($(nproc) - 1))" timeout 300 python3 -m cats.benchmarks.gpu.export_models) &
+      beside() { (cd "$work" && OMP_NUM_THREADS=$half exec taskset -c "$half-$(($(nproc) - 1))" timeout 300 python3 -m "cats.benchmarks.gpu.$@") & }
+      beside export_models
+      beside pytorch resnet101 --warm >"$out/log-warm.txt" 2>&1
     fi
     run 40 machine
-    run 80 correlation_kernel
-    run 140 pytorch resnet101
+    run 130 correlation_kernel
     run 45 tensorrt_backend
-    run 140 onnxruntime_cuda
     run 45 libcats_cuda
+    run 150 pytorch resnet101
+    run 140 onnxruntime_cuda
+    run 120 pytorch resnet101 --compile
     run 80 marked_tests
-    run 150 pytorch resnet101 --compile
     run 60 pytorch cats-tiny
-    kill %1 2>/dev/null
+    kill %1 %2 2>/dev/null
     ;;
   rtx1) mkdir -p "$work/main/rtx1" && cp "$repo"/.gpu/rtx1/* "$work/main/rtx1/" ;;
   rtx2)
