@@ -25,6 +25,15 @@ class FakeBuffer:
         assert src.size == self.size
         stream.do(f"{src._kind}->{self._kind}", lambda: ctypes.memmove(self.handle, src.handle, self.size))
 
+    @staticmethod
+    def from_handle(ptr: int, size: int, *, owner: Any) -> FakeBuffer:
+        shared = FakeBuffer(0, "device", [])
+        shared.handle, shared.size, shared.owner = ptr, size, owner
+        return shared
+
+    def close(self) -> None:
+        pass
+
     def copy_to(self, dst: FakeBuffer, *, stream: Any, options: Any = None) -> FakeBuffer:
         dst.copy_from(self, stream=stream)
         return dst
@@ -136,6 +145,7 @@ class FakeCuda:
                 allocate=lambda size: FakeBuffer(size, "pinned", self.log)
             ),
             Stream=types.SimpleNamespace(from_handle=self._stream),
+            Buffer=FakeBuffer,
         )
         self.driver = types.SimpleNamespace(
             CUcontext=int,
@@ -144,6 +154,8 @@ class FakeCuda:
             cuCtxPushCurrent=lambda context: (self._push(1, context),),
             cuCtxPopCurrent=lambda: (self._push(-1, None), 7),
             cuStreamCreate=lambda flags: (0, self._new_handle()),
+            cuStreamIsCapturing=lambda stream: (0, int(FakeStream.by_handle[stream].capturing is not None)),
+            cuCtxSynchronize=lambda: (self.log.append("wait for the GPU") or 0,),
         )
         self.contexts: list[Any] = []
         self._handles = 100

@@ -23,6 +23,12 @@ class TensorSpec:
     dtype: np.dtype[np.generic]
     shape: tuple[int | None, ...]
 
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array's shape has as many dimensions, and the sizes that are not dynamic."""
+        return len(shape) == len(self.shape) and all(
+            expected in (None, size) for expected, size in zip(self.shape, shape, strict=True)
+        )
+
 
 class Backend(ABC):
     """One loaded model in one inference library.

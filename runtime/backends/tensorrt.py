@@ -177,9 +177,12 @@ class TensorRTBackend(Backend):
         """A new execution context for these shapes of the inputs, and the shapes of the outputs.
 
         Raises:
-            InputError: shapes outside the engine's profile.
+            InputError: shapes that the engine does not have, or outside its profile.
             BackendError: no memory for another context.
         """
+        for spec, shape in zip(self.inputs, shapes, strict=True):
+            if not spec.takes(shape):
+                raise InputError(f"{self.path} takes {spec.name} {self._range(spec)}, not {shape}")
         if self.cuda_graph and hasattr(self._trt, "CudaGraphStrategy"):  # TensorRT-RTX captures by itself
             runtime_config = self._engine.create_runtime_config()
             runtime_config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -101,7 +103,8 @@ def log() -> Callable[[], list[str]]:
     def read(word: str | None = None) -> list[str]:
         text = LOG.read_bytes()[at[0] :].decode()
         at[0] += len(text)
-        return [line for line in text.splitlines() if (line.startswith(word) if word else not line.startswith(others))]
+        lines = text.splitlines()
+        return [line for line in lines if (not line.startswith(others) if word is None else line.startswith(word))]
 
     return read
 
@@ -196,6 +199,115 @@ def test_memory_lives_as_long_as_who_took_it(make: Any, log: Any) -> None:
     assert log("free") == [f"free in {name(ours)}"]
 
 
+@pytest.fixture
+def lent(make: Any) -> Callable[[int], tuple[TensorRTBackend, int, Any]]:
+    """A backend, a stream, and all that is left of a result in it: what was taken by DLPack for another stream."""
+
+    def lend(reader: int) -> tuple[TensorRTBackend, int, Any]:
+        backend, ours = make(), stream()
+        result = backend.run_device({"x": Foreign(feed(1))}, stream=ours)["y"]
+        taken = StridedMemoryView.from_dlpack(result, stream_ptr=reader)
+        del result
+        gc.collect()
+        return backend, ours, taken
+
+    return lend
+
+
+def frees(log: Callable[..., list[str]]) -> list[str]:
+    """What a release puts into streams."""
+    return [line for line in log("") if not line.startswith(("push", "pop"))]
+
+
+@pytest.mark.parametrize("default", [False, True])
+def test_memory_is_freed_behind_who_read_it(lent: Any, log: Any, default: bool) -> None:
+    reader = 1 if default else stream()
+    _, ours, taken = lent(reader)
+    log()
+    assert frees(log) == []
+    del taken
+    gc.collect()
+    read, own = name(reader), name(ours)
+    assert frees(log) == [f"record {read}", f"{own} waits for {read}", f"free in {own}"]
+
+
+def test_memory_is_freed_from_any_thread(lent: Any, log: Any) -> None:
+    """Where no context is current, and the stream is the default one."""
+    reader = stream()
+    backend, ours, taken = lent(reader)
+    kept = [taken, backend.run_device({"x": Foreign(feed(1))}, stream=0)["y"]]
+    del taken
+    gc.collect()
+    log()
+    thread = threading.Thread(target=kept.clear)
+    thread.start()
+    thread.join()
+    read, own = name(reader), name(ours)
+    assert frees(log) == ["free in 1", f"record {read}", f"{own} waits for {read}", f"free in {own}"]
+
+
+def test_who_names_no_stream_is_waited_for_on_the_host(make: Any, log: Any) -> None:
+    backend, ours = make(), stream()
+    result = backend.run_device({"x": Foreign(feed(1))}, stream=ours)["y"]
+    log()
+    interface = result.__cuda_array_interface__
+    assert log("sync") == [f"sync {name(ours)}"]
+    assert (interface["stream"], interface["data"]) == (None, (result.address, False))
+    del result
+    gc.collect()
+    assert frees(log) == ["sync all", f"free in {name(ours)}"]
+
+
+def test_memory_stays_while_its_reader_is_captured(lent: Any, log: Any) -> None:
+    reader, x = stream(), Foreign(feed(1))
+    backend, ours, taken = lent(reader)
+    assert HOST.cuStreamBeginCapture_v2(ctypes.c_void_p(reader), 0) == 0
+    log()
+    del taken
+    gc.collect()
+    assert frees(log) == []
+    HOST.cuStreamEndCapture(ctypes.c_void_p(reader), None)
+    backend.run_device({"x": x}, stream=ours)
+    lines = frees(log)
+    assert lines[:3] == [f"record {name(reader)}", f"{name(ours)} waits for {name(reader)}", f"free in {name(ours)}"]
+    assert lines[3].startswith("allocate")
+
+
+def test_a_reader_that_cannot_be_reached_is_waited_for_on_the_host(lent: Any, log: Any) -> None:
+    """Its stream is gone, or was the default one of a thread other than this."""
+    reader = stream()
+    _, ours, taken = lent(reader)
+    HOST.cuStreamDestroy_v2(ctypes.c_void_p(reader))
+    log()
+    del taken
+    gc.collect()
+    assert frees(log)[-2:] == ["sync all", f"free in {name(ours)}"]
+    _, ours, taken = lent(2)
+    kept = [taken]
+    del taken
+    log()
+    thread = threading.Thread(target=kept.clear)
+    thread.start()
+    thread.join()
+    assert frees(log)[-2:] == ["sync all", f"free in {name(ours)}"]
+
+
+def test_results_that_outlive_the_backend_and_the_process(tmp_path: Path) -> None:
+    """What is left at exit says nothing, and a closed backend's results are there."""
+    code = (
+        "import numpy as np; from cats.runtime.backends.cuda import CudaContext, DeviceArray\n"
+        "from cuda.core.utils import StridedMemoryView\n"
+        "cuda = CudaContext(0, extra='tensorrt')\n"
+        "with cuda.current():\n"
+        "    ours, reader = cuda.take_stream(), cuda.take_stream()\n"
+        "    left = DeviceArray(cuda.device_memory(256, ours), (64,), np.dtype(np.float32), ours, cuda)\n"
+        "    cycle = [StridedMemoryView.from_dlpack(left, stream_ptr=int(reader.handle)), left]\n"
+        "    cycle.append(cycle)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_larger_batches_are_several_runs(make: Any, log: Any) -> None:
     backend, ours = make(), stream()
     log()
@@ -260,6 +372,8 @@ def test_a_gpu_without_memory_is_named(make: Any) -> None:
 
 
 def test_arrays_that_do_not_fit(make: Any) -> None:
+    with pytest.raises(InputError, match=r"takes x \(batch, 64\), batch 1 to 4, not \(1, 63\)"):
+        make().run_device({"x": Foreign(feed(1)[:, :63].copy())})
     with pytest.raises(InputError, match="is float64"):
         make().run_device({"x": Foreign(feed(1).astype(np.float64))})
     turned = Foreign(feed(4))

@@ -33,6 +33,7 @@ typedef struct {
 typedef struct {
     void *context;
     Graph *capture;
+    int gone;
 } Stream;
 
 typedef struct {
@@ -145,6 +146,7 @@ CUresult cuCtxPopCurrent_v2(void **context) {
 }
 CUresult cuCtxGetCurrent(void **context) { *context = depth ? stack[depth - 1] : NULL; return OK; }
 CUresult cuCtxSetCurrent(void *context) { if (depth) stack[depth - 1] = context; else stack[depth++] = context; return OK; }
+CUresult cuCtxSynchronize(void) { say("sync all"); return depth ? OK : NO_CONTEXT; }
 CUresult cuCtxGetDevice(int *device) { *device = 0; return depth ? OK : NO_CONTEXT; }
 CUresult cuCtxGetDevice_v2(int *device, void *context) { *device = 0; return OK; }
 CUresult cuCtxGetStreamPriorityRange(int *low, int *high) { *low = *high = 0; return OK; }
@@ -160,7 +162,11 @@ CUresult cuStreamCreate(Stream **stream, unsigned flags) {
     return OK;
 }
 CUresult cuStreamCreateWithPriority(Stream **stream, unsigned flags, int priority) { return cuStreamCreate(stream, flags); }
-CUresult cuStreamDestroy_v2(Stream *stream) { say("destroy stream %d", stream_name(stream)); return OK; }
+CUresult cuStreamDestroy_v2(Stream *stream) {
+    say("destroy stream %d", stream_name(stream));
+    stream->gone = 1; /* kept, so that its use is an error each time */
+    return OK;
+}
 CUresult cuStreamGetCtx(Stream *stream, void **context) { *context = stream_of(stream)->context; return OK; }
 CUresult cuStreamGetFlags(Stream *stream, unsigned *flags) { *flags = 1; return OK; }
 CUresult cuStreamSynchronize(Stream *stream) {
@@ -207,6 +213,8 @@ CUresult cuEventCreate(void **event, unsigned flags) {
     return depth ? OK : NO_CONTEXT;
 }
 CUresult cuEventRecord(void *event, Stream *stream) {
+    if (stream_of(stream)->gone)
+        return BAD_HANDLE;
     *(int *)event = stream_name(stream);
     say("record %d", stream_name(stream));
     return OK;
@@ -221,7 +229,12 @@ CUresult cuMemAllocFromPoolAsync(void **result, size_t size, void *pool, Stream 
     say("allocate %zu in %d", size, stream_name(stream));
     return stream_of(stream)->capture ? CAPTURING : allocate(result, size, 0);
 }
-CUresult cuMemFreeAsync(uintptr_t at, Stream *stream) { say("free in %d", stream_name(stream)); return release(at); }
+CUresult cuMemFreeAsync(uintptr_t at, Stream *stream) {
+    if (!depth && (uintptr_t)stream <= 2)
+        return NO_CONTEXT;
+    say("free in %d", stream_name(stream));
+    return release(at);
+}
 CUresult cuMemAllocHost_v2(void **result, size_t size) { say("pin %zu", size); return allocate(result, size, 1); }
 CUresult cuMemFreeHost(void *at) { return release((uintptr_t)at); }
 CUresult cuMemcpyAsync(void *dst, const void *src, size_t size, Stream *stream) {
