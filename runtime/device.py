@@ -1,6 +1,7 @@
-"""Matching images that are on the GPU already: results stay there, nothing is copied and nothing is waited for.
+"""Matching images that are on the GPU already: results stay there and nothing is copied.
 
-The images are model inputs, as :func:`cats.runtime.preprocess` makes them: float32 (B, 3, S, S), normalised.
+Engines wait for nothing; an ONNX file on ONNX Runtime's CUDA provider is done when the call returns. The images are
+model inputs, as :func:`cats.runtime.preprocess` makes them: float32 (B, 3, S, S), normalised.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def is_device_array(value: object) -> bool:
 def match_on_device(
     backend: Backend, a: Any, b: Any, *, forward_backward: bool = False, stream: Any = None
 ) -> DeviceMatch:
-    """Put one run of the model into a stream.
+    """Put one run of the model into a stream, or run it (ONNX files).
 
     Args:
         a, b: model inputs on the GPU, see this module; each contiguous, and unchanged until the stream has passed.
@@ -66,7 +67,7 @@ def match_on_device(
         stream: the caller's, see :meth:`cats.runtime.backends.cuda.CudaContext.stream_of`; None takes the backend's.
 
     Raises:
-        InputError: an array that is not on the GPU, or of another dtype or shape than the engine takes.
+        InputError: an array that is not on the GPU, or of another dtype or shape than the model takes.
         BackendError: the backend has no device memory.
     """
     for name, array in (("a", a), ("b", b)):
@@ -78,8 +79,8 @@ def match_on_device(
     run = getattr(backend, "run_device", None)
     if run is None:
         raise BackendError(
-            f"{backend.path}: {backend.name} takes no arrays on a GPU: give images on the host, or an engine "
-            f"(cats-build {backend.path.with_suffix('.onnx').name})"
+            f"{backend.path}: {backend.name} takes no arrays on a GPU: give images on the host, or use onnxruntime "
+            f"with provider 'cuda', or an engine (cats-build {backend.path.with_suffix('.onnx').name})"
         )
     outputs = run({"image_a": a, "image_b": b}, stream=stream)
     backward = run({"image_a": b, "image_b": a}, stream=stream)[FLOW] if forward_backward else None

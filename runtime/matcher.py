@@ -142,7 +142,7 @@ class Matcher:
         Args:
             a, b: paths, Pillow images, uint8 arrays or tensors of any size, see :func:`cats.core.images.read_image`,
                 or, with a split model, :class:`Features`. Or model inputs on the GPU: then the result is a
-                :class:`cats.runtime.device.DeviceMatch`, still being computed.
+                :class:`cats.runtime.device.DeviceMatch`, still being computed where the file is an engine.
             looks: 2 matches again, with both photos cut to the object: finer and more often right, at twice the cost.
             region_a: of the object in a, for the second look: x_min, y_min, x_max, y_max in pixels. None takes the
                 confident cells of the first look.

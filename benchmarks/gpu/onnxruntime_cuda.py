@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -96,21 +97,90 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def refused() -> dict:
-    """Arrays on the GPU: which the toolkit takes on engines alone."""
-    a, b = (torch.rand(1, 3, 256, 256, device="cuda") for _ in range(2))
+def arrays_on_gpu(library: str) -> dict:
+    """Arrays on the GPU in and out: what host arrays give, though the inputs are computed late, and the results read
+    late, after they were let go and another run took their memory."""
     with Matcher(asset("cats-tiny.onnx"), provider="cuda") as matcher:
-        try:
-            return {"taken": str(matcher.match(a, b))[:200]}
-        except Exception as error:
-            return {"says": f"{type(error).__name__}: {error}"}
+        feeds = photos(matcher.metadata.preprocessing, 4)
+        expected, found = matcher.backend.run(feeds), {}
+        streams, late, take = {"torch": with_torch, "cupy": with_cupy}[library](list(feeds.values()))
+        for name, (inside, stream) in streams.items():
+            apart = {"flow": 0.0, "confidence": 0.0}
+            for _ in range(5):
+                with inside:
+                    match = matcher.match(*late(), stream=stream)
+                    copies = {"flow": take(match.flow), "confidence": take(match.confidence)}
+                    del match
+                    matcher.match(*late()[::-1], stream=stream)
+                for output, copy in copies.items():
+                    difference = float(np.abs(copy() - expected[output]).max())
+                    apart[output] = max(apart[output], difference)
+            found[name] = apart
+        for batch in (1, 4):
+            some = [array[:batch] for array in late()]
+            host = {key: value[:batch] for key, value in feeds.items()}
+            found[f"batch {batch}"] = host_ms(lambda some=some: matcher.match(*some))
+            found[f"batch {batch}, host arrays"] = host_ms(lambda host=host: matcher.backend.run(host))
+    worst = max(value for apart in list(found.values())[: len(streams)] for value in apart.values())
+    if worst > 1e-3:
+        raise RuntimeError(f"results are {worst} apart from those of host arrays: {found}")
+    return found
+
+
+def with_torch(images: list[np.ndarray]):
+    """Streams, as a block to work in and what the matcher is told; inputs that come late; a late copy of a result."""
+    kept, big = [torch.from_numpy(value).cuda() for value in images], torch.randn(4096, 4096, device="cuda")
+
+    def late() -> list[torch.Tensor]:
+        zero = (big @ big @ big @ big)[0, 0] * 0
+        return [value + zero for value in kept]
+
+    def take(result):
+        copy = torch.from_dlpack(result) + (big @ big @ big @ big)[0, 0] * 0
+        return lambda: (torch.cuda.synchronize(), copy.cpu().numpy())[1]
+
+    other = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    streams = {
+        "default stream": (contextlib.nullcontext(), None),
+        "default stream, named": (contextlib.nullcontext(), torch.cuda.default_stream()),
+        "other stream": (torch.cuda.stream(other), None),
+        "other stream, named": (torch.cuda.stream(other), other),
+    }
+    return streams, late, take
+
+
+def with_cupy(images: list[np.ndarray]):
+    """As :func:`with_torch`."""
+    import cupy
+
+    kept = [cupy.asarray(value) for value in images]
+    big = cupy.random.default_rng(0).standard_normal((4096, 4096), dtype=cupy.float32)
+
+    def late() -> list:
+        zero = (big @ big @ big @ big)[0, 0] * 0
+        return [value + zero for value in kept]
+
+    def take(result):
+        copy = cupy.from_dlpack(result) + (big @ big @ big @ big)[0, 0] * 0
+        return lambda: (cupy.cuda.Device().synchronize(), cupy.asnumpy(copy))[1]
+
+    other = cupy.cuda.Stream(non_blocking=True)
+    cupy.cuda.Device().synchronize()
+    streams = {
+        "default stream": (contextlib.nullcontext(), None),
+        "other stream": (other, None),
+        "other stream, named": (other, other),
+    }
+    return streams, late, take
 
 
 def main() -> None:
     record("onnxruntime", version=ort.__version__, providers=ort.get_available_providers(), file=ort.__file__)
     tiny = Path(asset("cats-tiny.onnx"))
     step("toolkit cats-tiny fp32", lambda: toolkit(tiny), gpu=not DRY)
-    step("arrays on the GPU", refused)
+    for library in ("torch", "cupy"):
+        step(f"arrays on the GPU, {library}", lambda library=library: arrays_on_gpu(library))
     step(
         "doctor",
         lambda: {key: value for key, value in doctor().items() if key in ("backends", "choice", "warnings")},

@@ -17,8 +17,11 @@ from cats.core.errors import BackendError, ModelFileError
 from cats.core.external_data import whole_model
 from cats.core.metadata import read_onnx_metadata
 from cats.runtime.backends.base import Array, Backend, TensorSpec
+from cats.runtime.backends.cuda import CudaContext, DeviceArray
+from cats.runtime.backends.ort_device import DeviceRuns
 from cats.runtime.backends.ort_providers import (
     CPU,
+    CUDA,
     ENGINE_MAX_BATCH,
     PROVIDERS,
     TENSORRT,
@@ -97,6 +100,35 @@ class OnnxRuntimeBackend(Backend):
         self.prefers_batches = self._on_gpu
         self._left_on_cpu = self._nodes_left_on_cpu()
         self._local = threading.local()
+        self._device_runs: DeviceRuns | None = None
+        self._starting = threading.Lock()
+
+    def run_device(self, feeds: dict[str, Any], stream: Any = None) -> dict[str, DeviceArray]:
+        """Run on arrays that are on the GPU, without copies, with results there; on the CUDA provider.
+
+        The host waits until the inputs are computed and until the run is done, see :class:`DeviceRuns`: other work of
+        the GPU goes on meanwhile, other work of the calling thread does not.
+
+        Args:
+            feeds: by name of :attr:`inputs`, anything contiguous with DLPack or ``__cuda_array_interface__`` (PyTorch,
+                CuPy, PyCUDA), of one batch size.
+            stream: the caller's, whose work is waited for too: PyCUDA's arrays do not say theirs.
+
+        Raises:
+            InputError: an array of another dtype, device or shape than the model takes.
+            BackendError: another provider, cuda-core is not installed, the device failed, or the backend is closed.
+        """
+        if self.provider != CUDA:
+            raise BackendError(
+                f"{self.path}: {self.provider} takes no arrays on a GPU: give images on the host, open the file with "
+                f"provider 'cuda', or use an engine (cats-build {self.path.with_suffix('.onnx').name})"
+            )
+        with self.lifetime.use():
+            with self._starting:
+                if self._device_runs is None:
+                    cuda = CudaContext(self.device, extra="gpu", purpose="run ONNX files on arrays that are on a GPU")
+                    self._device_runs = DeviceRuns(self._session, self.path, self.inputs, self.outputs, cuda)
+            return self._device_runs.run(feeds, stream)
 
     def _run(self, feeds: dict[str, Array]) -> dict[str, Array]:
         try:
@@ -116,7 +148,7 @@ class OnnxRuntimeBackend(Backend):
 
     def _release(self) -> None:
         self._local = threading.local()
-        self._session = None
+        self._session = self._device_runs = None
 
     def _create(self, path: Path, settings: dict[str, str], *, limit_threads: bool) -> Any:
         ort = self._ort
