@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from cats.core.console import Force, execute, new_app, note, print_json, stdout, table
+from cats.core.console import CHECK, Force, execute, new_app, note, print_json, stdout, table
 from cats.core.errors import InputError, VerificationError, require
 from cats.core.files import write_text
 from cats.core.json_text import read_json
@@ -23,7 +23,7 @@ Examples:
 
 - `cats-bench --quick` the shipped model, in under a minute
 
-- `cats-bench best.pt --data willow:PF-WILLOW --int8 photos/ --html report.html --output new.json`
+- `cats-bench best.pt --check willow:PF-WILLOW --int8 photos/ --html report.html --output new.json`
 
 - `cats-bench best.pt --images photos/` the drift of every backend on your photos
 
@@ -40,41 +40,60 @@ def main_command(
     ] = "cats-tiny",
     rounds: Annotated[int, typer.Option(help="Measured rounds.", min=3)] = 21,
     threads: Annotated[
-        int | None, typer.Option(help="CPU threads of every contestant; default: physical cores.", min=1)
+        int | None, typer.Option(help="CPU threads of every contestant.", min=1, show_default="physical cores")
     ] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Run only contestants whose name holds this.")] = None,
-    skip: Annotated[list[str] | None, typer.Option(help="Leave out contestants whose name holds this.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Run only contestants whose name holds this; repeatable.", metavar="TEXT")
+    ] = None,
+    skip: Annotated[
+        list[str] | None, typer.Option(help="Leave out contestants whose name holds this; repeatable.", metavar="TEXT")
+    ] = None,
     file: Annotated[
-        list[Path] | None, typer.Option(help="Also run this .onnx or .plan (INT8 files in OpenVINO too).")
+        list[Path] | None,
+        typer.Option(help="Also run this .onnx or .plan (INT8 files in OpenVINO too); repeatable.", metavar="FILE"),
     ] = None,
     int8: Annotated[
         Path | None,
-        typer.Option(help="Folder of photos: calibrate INT8 on some and run that too.", show_default=False),
+        typer.Option(
+            help="Folder of photos: calibrate INT8 on some and run that too.", show_default=False, metavar="DIR"
+        ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Annotated pairs KIND:DIR; measure PCK@0.1 too.", show_default=False)
+        str | None,
+        typer.Option(*CHECK, help="Annotated pairs: also compare PCK of all.", show_default=False, metavar="KIND:DIR"),
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Option(help="Folder of your photos: measure the drift on up to 16 pairs of them.", show_default=False),
+        typer.Option(
+            help="Folder of photos: measure the drift on up to 16 pairs of them.", show_default=False, metavar="DIR"
+        ),
     ] = None,
-    batches: Annotated[str, typer.Option(help="Sizes of the batch curve, empty for none.")] = "1,2,4,8",
-    many: Annotated[str, typer.Option(help="Sizes of the one-to-many curve, empty for none.")] = "1,4,16,64",
+    batches: Annotated[
+        str, typer.Option(help="Sizes of the batch curve, empty for none.", metavar="N,N,...")
+    ] = "1,2,4,8",
+    many: Annotated[
+        str, typer.Option(help="Sizes of the one-to-many curve, empty for none.", metavar="N,N,...")
+    ] = "1,4,16,64",
     quick: Annotated[bool, typer.Option("--quick", help="5 rounds, no curves, no torch.compile.")] = False,
     work: Annotated[
-        Path | None, typer.Option(help="Folder that keeps exported files for the next run.", show_default=False)
+        Path | None,
+        typer.Option(help="Folder that keeps exported files for the next run.", show_default=False, metavar="DIR"),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the results as JSON.", show_default=False)
+        Path | None,
+        typer.Option("--output", "-o", help="Write the results as JSON.", show_default=False, metavar="FILE"),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option(help="Write a report in one HTML file, with plots.", show_default=False)
+        Path | None,
+        typer.Option(help="One HTML file with the report and its plots.", show_default=False, metavar="FILE"),
     ] = None,
     force: Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     compare: Annotated[
         tuple[Path, Path] | None,
-        typer.Option(help="Compare two result files, OLD NEW, instead of measuring.", show_default=False),
+        typer.Option(
+            help="Compare two result files, OLD NEW, instead of measuring.", show_default=False, metavar="OLD NEW"
+        ),
     ] = None,
 ) -> None:
     """Measure latency, memory, size and accuracy of all backends in interleaved runs. Nothing else may run beside."""

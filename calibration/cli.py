@@ -93,6 +93,7 @@ def main_command(
             help="Leave modules in float32 until the matches move by at most this (p99, at 256 x 256).",
             panel=SEARCH,
             default="2px",
+            metavar="PX",
         ),
     ] = None,
     max_pck_drop: Annotated[
@@ -111,21 +112,33 @@ def main_command(
     ] = None,
     by: By = "block",
     precision: Annotated[
-        str, option("--precision", help="int8, fp8, or fp16 (with a search).", panel=HOW, default=True)
+        str, option("--precision", help="int8, fp8, or fp16 (with a search).", panel=HOW, default=True, metavar="NAME")
     ] = "int8",
     target: Target = None,
     method: Method = "mse",
     weight_bits: WeightBits = 8,
     balance: Balance = True,
     balance_as: Annotated[
-        Path | None, option("--balance-as", help="Balance as in these ranges, so that both can be merged.", panel=HOW)
+        Path | None,
+        option(
+            "--balance-as", help="Balance as in these ranges, so that both can be merged.", panel=HOW, metavar="FILE"
+        ),
     ] = None,
     threads: Threads = None,
     output: Annotated[
         Path | None,
-        option("--output", "-o", help="File to write.", panel=OUTPUTS, default="MODEL.PRECISION.onnx here"),
+        option(
+            "--output",
+            "-o",
+            help="File to write.",
+            panel=OUTPUTS,
+            default="MODEL.PRECISION.onnx here",
+            metavar="FILE",
+        ),
     ] = None,
-    ranges: Annotated[Path | None, option("--ranges", help="Write the measured ranges as JSON.", panel=OUTPUTS)] = None,
+    ranges: Annotated[
+        Path | None, option("--ranges", help="Write the measured ranges as JSON.", panel=OUTPUTS, metavar="FILE")
+    ] = None,
     check: Check = None,
     state: State = None,
     time: Annotated[

@@ -23,23 +23,40 @@ def option(*names: str, help: str, panel: str, default: bool | str = False, **mo
 
 Model = Annotated[Path, typer.Argument(help="Float32 ONNX file of cats-export.", metavar="MODEL.onnx")]
 Images = Annotated[
-    Path | None, option("--images", help="Folder, searched recursively: photos of one sub-folder pair.", panel=PHOTOS)
+    Path | None,
+    option(
+        "--images",
+        help="Folder of photos, searched recursively: those of one sub-folder pair.",
+        panel=PHOTOS,
+        metavar="DIR",
+    ),
 ]
-Pairs = Annotated[Path | None, option("--pairs", help="CSV with columns a,b.", panel=PHOTOS)]
+Pairs = Annotated[Path | None, option("--pairs", help="CSV with columns a,b.", panel=PHOTOS, metavar="FILE")]
 Data = Annotated[
-    str | None, option("--data", help="Data set KIND:DIR, or categories:DIR.", panel=PHOTOS, metavar="KIND:DIR")
+    str | None,
+    option("--data", help="Data set of annotated pairs, or categories:DIR.", panel=PHOTOS, metavar="KIND:DIR"),
 ]
-Split = Annotated[str | None, option("--split", help="Split of --data: train, val or test.", panel=PHOTOS)]
+Split = Annotated[
+    str | None, option("--split", help="Split of --data: train, val or test.", panel=PHOTOS, metavar="NAME")
+]
 FromRanges = Annotated[
     list[Path] | None,
-    option("--from-ranges", help="Ranges of an earlier run instead of photos; several are merged.", panel=PHOTOS),
+    option(
+        "--from-ranges",
+        help="Ranges of an earlier run instead of photos; repeatable, then merged.",
+        panel=PHOTOS,
+        metavar="FILE",
+    ),
 ]
-Limit = Annotated[int, option("--limit", help="Largest number of pairs.", panel=PHOTOS, default=True, min=1)]
+Limit = Annotated[
+    int, option("--limit", help="Pairs at most, spread evenly over the list.", panel=PHOTOS, default=True, min=1)
+]
 Method = Annotated[
     str,
     option(
         "--method",
         help="Interval of each int8 activation: minmax, percentile, entropy, mse.",
+        metavar="NAME",
         panel=HOW,
         default=True,
     ),
@@ -48,7 +65,9 @@ Target = Annotated[
     str | None,
     option(
         "--for",
-        help="cpu (with zero points, refused by TensorRT) or tensorrt (symmetric, as TensorRT demands).",
+        help="What will run the file: cpu (with zero points, refused by TensorRT) or tensorrt (symmetric, as TensorRT "
+        "demands).",
+        metavar="NAME",
         panel=HOW,
         default="tensorrt where an NVIDIA GPU is, else cpu",
     ),
@@ -71,8 +90,12 @@ Balance = Annotated[
         default=True,
     ),
 ]
-By = Annotated[str, option("--by", help="Vary each module, or each block at once.", panel=SEARCH, default=True)]
-State = Annotated[Path | None, option("--state", help="JSON file with which a killed run goes on.", panel=OUTPUTS)]
+By = Annotated[
+    str, option("--by", help="Vary each module, or each block at once.", panel=SEARCH, default=True, metavar="NAME")
+]
+State = Annotated[
+    Path | None, option("--state", help="JSON file with which a killed run goes on.", panel=OUTPUTS, metavar="FILE")
+]
 Check = Annotated[
     str | None,
     option("--check", help="Annotated pairs: also compare PCK of both models.", panel=OUTPUTS, metavar="KIND:DIR"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cats.assets import find_model
-from cats.core.console import Force, execute, new_app, note, print_json, working
+from cats.core.console import CHECK, CKPT, Force, execute, new_app, note, print_json, working
 from cats.core.errors import BackendError, InputError, VerificationError
 from cats.core.outputs import OutputPlan
 from cats.runtime.backends import ENGINE_SUFFIXES
@@ -45,7 +45,10 @@ def main_command(
     ckpt: Annotated[
         Path | None,
         typer.Option(
-            help="best.pt, cats-tiny, hf://user/repo, the authors' folder or model_best.pth.", show_default=False
+            *CKPT,
+            help="Checkpoint: best.pt, cats-tiny, hf://user/repo, the authors' folder or model_best.pth.",
+            metavar="FILE",
+            show_default=False,
         ),
     ] = None,
     backbone: Annotated[
@@ -74,6 +77,7 @@ def main_command(
             help="File to write. Default: the name of the checkpoint or backbone and of the form, here: "
             "best.onnx, best.fp16.onnx, best.end-to-end.onnx.",
             show_default=False,
+            metavar="FILE",
         ),
     ] = None,
     split: Annotated[bool, typer.Option("--split", help="Write an encoder and a matcher, each a file.")] = False,
@@ -83,12 +87,18 @@ def main_command(
     fp16: Annotated[bool, typer.Option("--fp16", help="Type the graph in float16 where that is safe.")] = False,
     float32: Annotated[
         list[str] | None,
-        typer.Option(help="With --fp16: module to leave in float32, as decoder.blocks.0.mlp.", show_default=False),
+        typer.Option(
+            help="With --fp16: module to leave in float32, as decoder.blocks.0.mlp; repeatable.",
+            metavar="MODULE",
+            show_default=False,
+        ),
     ] = None,
     engine: Annotated[
         bool, typer.Option("--engine/--no-engine", help="With --fp16: build TensorRT engines too, if it is installed.")
     ] = True,
-    weights: Annotated[str, typer.Option(help="fp32, or fp16-storage: half the size, computed in float32.")] = "fp32",
+    weights: Annotated[
+        str, typer.Option(help="fp32, or fp16-storage: half the size, computed in float32.", metavar="NAME")
+    ] = "fp32",
     inline: Annotated[
         bool, typer.Option("--inline", help="Plain operators in place of the function cats::Correlation.")
     ] = False,
@@ -96,28 +106,37 @@ def main_command(
         str,
         typer.Option(
             "--for",
-            help="any; cpu: 3x3 convolutions with half the multiplications, faster in ONNX Runtime and OpenVINO on "
-            "CPUs; tensorrt: with our CUDA kernels for the correlation, which other libraries do without.",
+            metavar="NAME",
+            help="What will run the file: any; cpu: 3x3 convolutions with half the multiplications, faster in ONNX "
+            "Runtime and OpenVINO on CPUs; tensorrt: with our CUDA kernels for the correlation, which other libraries "
+            "do without.",
         ),
     ] = "any",
     opset: Annotated[int, typer.Option(help="ONNX operator set, 18 to 23.")] = 20,
-    batch: Annotated[str, typer.Option(help="dynamic, or a fixed number of pairs.")] = "dynamic",
+    batch: Annotated[str, typer.Option(help="dynamic, or a fixed number of pairs.", metavar="N")] = "dynamic",
     hyperpixels: Annotated[
         str | None,
         typer.Option(
-            help="Ids of an authors' file without args.pkl, as 0,8,20; or other ones than usual with --backbone.",
+            help="Ids of hyperpixels, as 0,8,20: of an authors' file without args.pkl, or with --backbone.",
+            metavar="IDS",
             show_default=False,
         ),
     ] = None,
     pairs: Annotated[
-        Path | None, typer.Option(help="Verify on the pairs of a CSV with columns a,b.", show_default=False)
+        Path | None, typer.Option(help="CSV with columns a,b: pairs to verify on.", metavar="FILE", show_default=False)
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Verify on photos of a folder, each with the next.", show_default=False)
+        Path | None,
+        typer.Option(help="Folder of photos to verify on, each with the next.", metavar="DIR", show_default=False),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Annotated pairs KIND:DIR (willow:PF-WILLOW); also compare PCK.", show_default=False),
+        typer.Option(
+            *CHECK,
+            help="Annotated pairs: also compare PCK of both models.",
+            metavar="KIND:DIR",
+            show_default=False,
+        ),
     ] = None,
     verify: Annotated[
         Path | None,

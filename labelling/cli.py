@@ -112,11 +112,11 @@ def main_command(
     ] = None,
     min_probability: Annotated[
         float,
-        number_option(help="Points less likely to be right are not labelled (v = 0).", panel=LABELS, min=0, max=1),
+        number_option(help="Points less likely to be right are not labelled.", panel=LABELS, min=0, max=1),
     ] = 0.5,
     looks: Annotated[
         int,
-        number_option(help="Times that a photo is matched, from the second on cut to the object.", panel=LABELS, min=1),
+        number_option(help="Times that photos are matched, from the second on cut to the object.", panel=LABELS, min=1),
     ] = 2,
     through: Annotated[
         int | None,
@@ -130,7 +130,8 @@ def main_command(
     model: Annotated[
         Path | None,
         path_option(
-            help="ONNX file of cats-export or .plan; a split one is fastest. Default: cats-tiny.", panel=ENGINE
+            help="ONNX file of cats-export, or .plan of cats-build; a split one is fastest. Default: cats-tiny.",
+            panel=ENGINE,
         ),
     ] = None,
     backend: Backend = None,
@@ -140,7 +141,12 @@ def main_command(
     threads: Threads = None,
     streams: Annotated[
         int | None,
-        number_option(help="Photos labelled side by side.", panel=ENGINE, default="one per core on a CPU", min=1),
+        number_option(
+            help="Photos labelled side by side, on CPUs each with its share of the cores.",
+            panel=ENGINE,
+            default="one per core on a CPU",
+            min=1,
+        ),
     ] = None,
     max_megapixels: MaxMegapixels = MAX_MEGAPIXELS,
 ) -> None:

@@ -42,15 +42,17 @@ def fit_and_write(
     model: Model,
     data: Annotated[
         str,
-        typer.Option(help="Annotated KIND:DIR, or categories:DIR: photos of one sub-folder pair.", metavar="KIND:DIR"),
+        typer.Option(help="Data set of annotated pairs, or categories:DIR.", metavar="KIND:DIR"),
     ],
     limit: Limit = 64,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="File to write.", show_default="MODEL.confidence.onnx here"),
+        typer.Option(
+            "--output", "-o", help="File to write.", metavar="FILE", show_default="MODEL.confidence.onnx here"
+        ),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Reliability diagram: .png, .svg or .pdf.", show_default=False)
+        Path | None, typer.Option(help="Reliability diagram: .png, .svg or .pdf.", metavar="FILE", show_default=False)
     ] = None,
     keep_temperature: Annotated[
         bool,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cats.assets import find_model
 from cats.calibration.options import AsJson, Data, Images, Limit, Pairs, Split, Threads, open_photos
 from cats.core.console import execute, new_app, note, print_json
 from cats.core.errors import VerificationError
@@ -19,7 +20,7 @@ Examples:
 
 - `cats divergence cats.onnx cats.fp16.onnx` names the first node where the two part, on the demo photos
 
-- `cats divergence cats.onnx cats.int8.onnx --images photos/ --threshold 0.5` on your own photos
+- `cats divergence cats.onnx cats.int8.onnx --images photos/ --tolerance 0.5` on your own photos
 
 Exit status: 0 they do not part; 1 they part; 2 bad input.
 """
@@ -34,7 +35,7 @@ def divergence(
     data: Data = None,
     split: Split = None,
     limit: Limit = 64,
-    threshold: Annotated[
+    tolerance: Annotated[
         float | None,
         typer.Option(help="Relative error at which they part.", show_default="0.3 quantized, 0.03 else"),
     ] = None,
@@ -46,9 +47,10 @@ def divergence(
     from cats.calibration.studies.divergence import find_divergence, percent, print_walk
 
     quiet_pillow()
+    a, b = find_model(a), find_model(b)
     photos = open_photos(images, pairs, data, split) if images or pairs or data or split else None
     chosen = demo_photos() if photos is None else photos.spread(limit)
-    found = find_divergence(a, b, chosen, threshold=threshold, threads=threads)
+    found = find_divergence(a, b, chosen, threshold=tolerance, threads=threads)
     if as_json:
         print_json(found.to_dict())
     else:

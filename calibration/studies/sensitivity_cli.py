@@ -55,14 +55,18 @@ def sensitivity(
     split: Split = None,
     from_ranges: FromRanges = None,
     limit: Limit = 64,
-    precision: Annotated[str, option("--precision", help="int8, fp8 or fp16.", panel=HOW, default=True)] = "int8",
+    precision: Annotated[
+        str, option("--precision", help="int8, fp8 or fp16.", panel=HOW, default=True, metavar="NAME")
+    ] = "int8",
     method: Method = "mse",
     target: Target = None,
     weight_bits: WeightBits = 8,
     balance: Balance = True,
     by: By = "module",
     check: Check = None,
-    plot: Annotated[Path | None, option("--plot", help="Bar chart: .png, .svg or .pdf.", panel=OUTPUTS)] = None,
+    plot: Annotated[
+        Path | None, option("--plot", help="Bar chart: .png, .svg or .pdf.", panel=OUTPUTS, metavar="FILE")
+    ] = None,
     state: State = None,
     threads: Threads = None,
     force: Force = False,

@@ -183,6 +183,12 @@ def missing(command: str, error: ModuleNotFoundError, extra: str) -> BackendErro
 Force = Annotated[bool, typer.Option("--force", help="Replace existing files.", show_default=False)]
 """The option with which results of an earlier run are replaced."""
 
+CKPT = ("--ckpt", "--checkpoint")
+"""Names of the option that takes a checkpoint where a model file is another one."""
+
+CHECK = ("--check", "--data")
+"""Names of the option that takes annotated pairs, where nothing else is measured on a data set."""
+
 
 class App(typer.Typer):
     """A typer application whose commands are of :class:`Command`."""

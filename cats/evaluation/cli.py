@@ -23,6 +23,7 @@ from cats.data.samples import PairDataset
 from cats.evaluation.evaluate import count_matches, evaluate, evaluate_warps, resolve_protocols
 from cats.evaluation.results import Evaluation
 from cats.runtime.backends import BACKENDS, CHECKPOINT_SUFFIXES
+from cats.runtime.backends.ort_providers import PROVIDERS
 
 if TYPE_CHECKING:
     from cats.evaluation.torch_matcher import TorchMatcher
@@ -69,7 +70,7 @@ def main_command(
         str,
         _option(
             "--data",
-            help=f"Annotated pairs; KIND is {', '.join(KINDS)}, or warps for a folder of photos.",
+            help=f"Data set of annotated pairs; KIND is {', '.join(KINDS)}, or warps for a folder of photos.",
             panel=WHAT,
             metavar="KIND:DIR",
         ),
@@ -96,9 +97,7 @@ def main_command(
     category: Annotated[
         list[str] | None, _option(help="Only pairs of this category; repeatable.", panel=WHAT, metavar="NAME")
     ] = None,
-    limit: Annotated[
-        int | None, _option(help="Only so many pairs, spread evenly over the list.", panel=WHAT, min=1)
-    ] = None,
+    limit: Annotated[int | None, _option(help="Pairs at most, spread evenly over the list.", panel=WHAT, min=1)] = None,
     as_json: Annotated[
         bool, _option("--json", help="Print one JSON document instead of tables.", panel=OUTPUTS)
     ] = False,
@@ -128,17 +127,20 @@ def main_command(
     provider: Annotated[
         str | None,
         _option(
-            help="cpu or cuda; ONNX files also take ONNX Runtime's other providers. Default: cuda where it can run.",
+            help=f"ONNX Runtime's provider: {', '.join(PROVIDERS)}. Default: cuda where it can run, else cpu. "
+            "Checkpoints take cpu and cuda.",
             panel=ENGINE,
             metavar="NAME",
         ),
     ] = None,
-    device: Annotated[int | None, _option(help="Index of the GPU.", panel=ENGINE, default="0", min=0)] = None,
+    device: Annotated[
+        int | None, _option(help="Index of the GPU.", panel=ENGINE, default="0", min=0, metavar="N")
+    ] = None,
     threads: Annotated[int | None, _option(help="CPU threads.", panel=ENGINE, default="one per core", min=1)] = None,
     hyperpixels: Annotated[
         str | None,
         _option(
-            help="Ids of an authors' checkpoint that lies without its args.pkl, as 0,8,20.", panel=ENGINE, metavar="IDS"
+            help="Ids of hyperpixels, as 0,8,20: of an authors' file without args.pkl.", panel=ENGINE, metavar="IDS"
         ),
     ] = None,
 ) -> None:

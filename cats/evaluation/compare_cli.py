@@ -60,13 +60,15 @@ def main_command(
             readable=False,
         ),
     ],
-    limit: Annotated[int, number_option(help="Pairs at most, spread over the folder.", panel=MANY, min=1)] = 64,
+    limit: Annotated[int, number_option(help="Pairs at most, spread evenly over the list.", panel=MANY, min=1)] = 64,
     worst: Annotated[int, number_option(help="Pairs of the picture and the report.", panel=OUTPUTS, min=1)] = 4,
     output: Annotated[
         Path | None,
         path_option("--output", "-o", help="Picture of the pairs that differ most (.png, .jpg, .webp).", panel=OUTPUTS),
     ] = None,
-    html: Annotated[Path | None, path_option(help="Report in one HTML file, with pictures.", panel=OUTPUTS)] = None,
+    html: Annotated[
+        Path | None, path_option(help="One HTML file with the report and its pictures.", panel=OUTPUTS)
+    ] = None,
     as_json: Json = False,
     force: Force = False,
     backend: Backend = None,

@@ -122,7 +122,7 @@ def _check_device(device: str) -> None:
 
     kind, _, index = device.partition(":")
     if device != "cpu" and not (kind == "cuda" and (index.isdecimal() or device == "cuda")):
-        raise InputError(f"--device {device}: expected cpu, cuda or cuda:N")
+        raise InputError(f"--device {device}: expected the index of a GPU, cpu, cuda or cuda:N")
     if kind == "cuda" and not torch.cuda.is_available():
         raise BackendError(f"--device {device}: PyTorch {torch.__version__} sees no GPU here; use --device cpu")
     if index and int(index) >= torch.cuda.device_count():
@@ -230,12 +230,13 @@ def _described(data: str) -> str:
 def main_command(
     data: Annotated[
         str | None,
-        typer.Option(help=f"Training data, KIND:DIR with KIND one of {', '.join(KINDS)}.", show_default=False),
+        typer.Option(help=f"Data set to train on; KIND is {', '.join(KINDS)}.", metavar="KIND:DIR", show_default=False),
     ] = None,
     config: Annotated[
         str | None,
         typer.Option(
             help=f"Named configuration: {', '.join(CONFIG_NAMES)}. Default: spair, with --init {FINE_TUNE}.",
+            metavar="NAME",
             show_default=False,
         ),
     ] = None,
@@ -243,20 +244,25 @@ def main_command(
         str | None,
         typer.Option(
             help=f"Start from the weights of this checkpoint, or of {TINY}; the model is then the checkpoint's.",
+            metavar="FILE",
             show_default=False,
         ),
     ] = None,
     val: Annotated[
         str | None,
         typer.Option(
-            help="Validation data: KIND:DIR of annotated pairs (willow too), or warps:DIR. Default: the val split of "
+            metavar="KIND:DIR",
+            help="Annotated pairs (willow too), or warps:DIR, to validate on. Default: the val split of "
             "spair and pfpascal, the training pairs themselves of pairs, other warps of the training photos.",
             show_default=False,
         ),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")] = Path("runs/cats"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.", metavar="DIR")] = Path(
+        "runs/cats"
+    ),
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a setting: key=value, dotted.", show_default=False)
+        list[str] | None,
+        typer.Option("--set", help="Override a setting, dotted; repeatable.", metavar="KEY=VALUE", show_default=False),
     ] = None,
     resume: Annotated[
         bool,
@@ -265,8 +271,10 @@ def main_command(
             "more than they were, which lengthens a finished run."
         ),
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    workers: Annotated[int, typer.Option(help="Loader processes.", min=0)] = 1,
+    device: Annotated[
+        str, typer.Option(help="Index of the GPU, or cpu, cuda, cuda:N as PyTorch says.", metavar="N")
+    ] = "cpu",
+    workers: Annotated[int, typer.Option(help="Processes that read images.", min=0)] = 1,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings as JSON and stop.")] = False,
 ) -> None:
     """Train a CATs on keypoints, on warps of photos, or on photos sorted by category.
@@ -292,6 +300,7 @@ def main_command(
     if data is None:
         raise InputError(f"--data is missing: KIND:DIR with KIND one of {', '.join(KINDS)}")
     _say(f"cats-train {shlex.join(sys.argv[1:])}")
+    device = f"cuda:{device}" if device.isdecimal() else device
     train(data, settings, output, validation=val, model=model, resume=resume, device=device, workers=workers)
 
 

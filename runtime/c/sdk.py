@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 import cats
+from cats.assets import find_model
 from cats.core.console import execute, new_app, note
 from cats.core.errors import InputError
 from cats.core.metadata import read_onnx_metadata
@@ -123,14 +124,16 @@ def _fill(draft: Path, models: tuple[Path, ...]) -> None:
 
 @app.command(epilog=EXAMPLES)
 def main_command(
-    folder: Annotated[Path, typer.Argument(help="Folder to write; new or empty.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="Folder to write: new or empty.", metavar="DIR", show_default=False)],
     model: Annotated[
         list[Path] | None,
-        typer.Option(help="ONNX file of cats-export; may be repeated. Default: the shipped one.", show_default=False),
+        typer.Option(
+            help="ONNX file of cats-export; repeatable. Default: cats-tiny.", metavar="FILE", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Write the C library as a folder for other projects: sources, CMake, examples, model."""
-    models = write_sdk(folder, tuple(model or ()))
+    models = write_sdk(folder, tuple(find_model(name) for name in model or ()))
     note(f"{folder}: sources, header, CMake files and examples; {', '.join(map(str, models)) or 'no model'}")
 
 

@@ -34,11 +34,14 @@ The precision of the engine is that of the ONNX file. A plan holds compiled code
 def main_command(
     model: Annotated[Path, typer.Argument(help="ONNX file of cats-export.", metavar="MODEL.onnx")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Plan to write. Default: MODEL.plan.", show_default=False)
+        Path | None,
+        typer.Option("--output", "-o", help="Plan to write. Default: MODEL.plan.", show_default=False, metavar="FILE"),
     ] = None,
     flavour: Annotated[
         str | None,
-        typer.Option(help=f"{' or '.join(FLAVOURS)}. Default: the first installed.", show_default=False),
+        typer.Option(
+            help=f"{' or '.join(FLAVOURS)}. Default: the first installed.", show_default=False, metavar="NAME"
+        ),
     ] = None,
     batch: Annotated[
         str | None,
@@ -46,6 +49,7 @@ def main_command(
             help="Smallest, best and largest number of pairs, of a model with dynamic batch. Default: 1,1,8; "
             "1,1,1 with pixels as input.",
             show_default=False,
+            metavar="N,N,N",
         ),
     ] = None,
     sides: Annotated[
@@ -54,16 +58,23 @@ def main_command(
             help="Smallest, best and largest side of an image in pixels, of a model with pixels as input. Default: "
             "32,640,2048.",
             show_default=False,
+            metavar="N,N,N",
         ),
     ] = None,
     points: Annotated[
         str | None,
-        typer.Option(help="Fewest, best and most points, of such a model. Default: 1,32,1024.", show_default=False),
+        typer.Option(
+            help="Fewest, best and most points, of such a model. Default: 1,32,1024.",
+            show_default=False,
+            metavar="N,N,N",
+        ),
     ] = None,
     target: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"GPUs to build for, as sm86,sm89: {', '.join(RTX_TARGETS)} (tensorrt-rtx).", show_default=False
+            help=f"GPUs to build for, as sm86,sm89: {', '.join(RTX_TARGETS)} (tensorrt-rtx); repeatable.",
+            show_default=False,
+            metavar="NAMES",
         ),
     ] = None,
     workspace: Annotated[int | None, typer.Option(help="Largest workspace in MiB.", show_default=False, min=1)] = None,
@@ -74,7 +85,7 @@ def main_command(
     strip_weights: Annotated[bool, typer.Option("--strip-weights", help="Leave the weights out of the plan.")] = False,
     refittable: Annotated[bool, typer.Option("--refittable", help="Weights can be replaced later.")] = False,
     timing_cache: Annotated[
-        Path | None, typer.Option(help="File that later builds reuse (tensorrt).", show_default=False)
+        Path | None, typer.Option(help="File that later builds reuse (tensorrt).", show_default=False, metavar="FILE")
     ] = None,
     force: Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the sidecar as JSON.")] = False,

@@ -200,9 +200,9 @@ def _version(name: str) -> str | None:
 
 @app.command(name="doctor")
 def main_command(
-    measure: Annotated[
+    time: Annotated[
         bool,
-        typer.Option("--measure/--no-measure", help="Time the shipped model in the backends for CPUs; a few seconds."),
+        typer.Option("--time/--no-time", help="Time the shipped model in the backends for CPUs; a few seconds."),
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON document.")] = False,
     report: Annotated[
@@ -215,7 +215,7 @@ def main_command(
     """
     if as_json and report:
         raise InputError("--json and --report print the same: give one")
-    found = doctor(measure=measure)
+    found = doctor(measure=time)
     if as_json:
         print_json(found)
     elif report:

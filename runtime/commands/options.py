@@ -42,7 +42,7 @@ Model = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one line a pair.", rich_help_panel=OUTPUTS)]
 Force = Annotated[bool, typer.Option("--force", help="Replace existing files.", rich_help_panel=OUTPUTS)]
 Count = Annotated[
-    int, number_option(help="Points that a picture shows: sure ones, spread over the object.", panel=SELECTION, min=1)
+    int, number_option(help="Points that the picture shows: sure ones, spread over the object.", panel=SELECTION, min=1)
 ]
 MinConfidence = Annotated[
     float, number_option(help="Leave out matches of less confidence.", panel=SELECTION, min=0, max=1)
@@ -136,5 +136,6 @@ def _device(text: str | None, backend: str | None) -> str | int | None:
     if text is None or backend == "openvino":
         return text
     if not text.isdecimal():
-        raise InputError(f"--device {text}: give the index of a GPU (names are for --backend openvino)")
+        meant = "; --provider cuda is what runs a model on one" if text.startswith("cuda") else ""
+        raise InputError(f"--device {text}: give the index of a GPU{meant} (names are for --backend openvino)")
     return int(text)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cats.core.console import Force, execute, new_app, note, print_json, working
+from cats.core.console import CKPT, Force, execute, new_app, note, print_json, working
 from cats.core.errors import InputError
 from cats.core.files import atomic_path, sha256_file
 from cats.core.hub import CHECKPOINTS, MODELS, fetch, hub_source, parse_hub_name
@@ -24,7 +24,7 @@ Examples:
 
 - `cats pull hf://user/repo@v1 -o models` copies it into a folder
 
-- `cats pull hf://user/repo --checkpoint` fetches what cats-export and cats-train --init take
+- `cats pull hf://user/repo --ckpt` fetches what cats-export and cats-train --init take
 """  # noqa: E501
 
 
@@ -35,7 +35,7 @@ def main_command(
         Path | None,
         typer.Option("--output", "-o", help="Copy the files into this folder.", metavar="DIR", show_default=False),
     ] = None,
-    checkpoint: Annotated[bool, typer.Option("--checkpoint", help="The checkpoint, not the ONNX file.")] = False,
+    checkpoint: Annotated[bool, typer.Option(*CKPT, help="The checkpoint, not the ONNX file.")] = False,
     force: Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print files, digests and commit as JSON.")] = False,
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from cats.assets import asset, find_model
-from cats.core.console import Force, execute, new_app, note, print_json, working
+from cats.core.console import CKPT, Force, execute, new_app, note, print_json, working
 from cats.core.errors import InputError, ModelFileError, require
 from cats.core.files import write_text
 from cats.core.hub import HubName, asked_hub, parse_hub_name
@@ -33,7 +33,7 @@ Examples:
 
 - `cats push model.onnx hf://user/repo` uploads the model, its card and a sample; `--private` where nobody else is to see it
 
-- `cats push model.onnx hf://user/repo --checkpoint best.pt` with the checkpoint beside it, as .safetensors
+- `cats push model.onnx hf://user/repo --ckpt best.pt` with the checkpoint beside it, as .safetensors
 
 - `cats push model.onnx hf://user/repo -o look` writes what would be uploaded into a folder, and uploads nothing
 """  # noqa: E501
@@ -95,14 +95,20 @@ def main_command(
     repo: Annotated[str, typer.Argument(help="hf://user/repo[@branch].", metavar="REPO")],
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="Checkpoint to upload beside it, as .safetensors.", metavar="FILE", show_default=False),
+        typer.Option(
+            *CKPT, help="Checkpoint to upload beside it, as .safetensors.", metavar="FILE", show_default=False
+        ),
     ] = None,
     license: Annotated[
         str | None,
-        typer.Option(help="Licence of the weights, as the hub names it: apache-2.0, cc-by-4.0.", show_default=False),
+        typer.Option(
+            help="Licence of the weights, as the hub names it: apache-2.0, cc-by-4.0.",
+            metavar="NAME",
+            show_default=False,
+        ),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="A repository made now is seen by you alone.")] = False,
-    message: Annotated[str, typer.Option(help="Of the commit.")] = "Upload with CATs toolkit",
+    message: Annotated[str, typer.Option(help="Of the commit.", metavar="TEXT")] = "Upload with CATs toolkit",
     output: Annotated[
         Path | None,
         typer.Option(

@@ -89,7 +89,7 @@ def main_command(
     ] = None,
     html: Annotated[
         Path | None,
-        path_option(help="One page that holds photos and match, to click through in a browser.", panel=OUTPUTS),
+        path_option(help="One HTML file that holds photos and match, to click through in a browser.", panel=OUTPUTS),
     ] = None,
     force: Force = False,
     points: Annotated[
@@ -122,7 +122,7 @@ def main_command(
     looks: Annotated[
         int,
         number_option(
-            help="2 matches again, both photos cut to the object: finer, at twice the time.",
+            help="Times that photos are matched, the second time cut to the object: finer, at twice the time.",
             panel=SELECTION,
             min=1,
             max=2,
@@ -161,7 +161,7 @@ def main_command(
     streams: Annotated[
         int | None,
         number_option(
-            help="With --pairs: pairs matched side by side, on CPUs each with its share of the cores.",
+            help="Pairs of --pairs matched side by side, on CPUs each with its share of the cores.",
             panel=MANY,
             default="one per core on a CPU, else 1",
             min=1,

@@ -17,9 +17,16 @@ from cats.core.images import quiet_pillow
 from cats.core.metadata import read_onnx_metadata, trust_warning
 from cats.labelling.formats import read_annotations
 from cats.labelling.gather import check_references
-from cats.runtime.backends import BACKENDS, choose_backend
-from cats.runtime.backends.ort_providers import PROVIDERS
-from cats.runtime.commands.options import cpu_streams, open_matcher
+from cats.runtime.backends import choose_backend
+from cats.runtime.commands.options import (
+    ENGINE,
+    Backend,
+    Device,
+    Precision,
+    Provider,
+    cpu_streams,
+    open_matcher,
+)
 from cats.runtime.hardware import physical_cores, usable_cpus
 from cats.runtime.split import find_split
 from cats.serving.web import read_samples, with_probabilities_file
@@ -37,7 +44,7 @@ Examples:
 
 - `CATS_SERVE_TOKEN=... cats serve best.plan --host 0.0.0.0 --allow-host match.example.org --max-batch 8`
 """
-NETWORK, LIMITS, ENGINE = "Network", "Limits", "How it runs"
+NETWORK, LIMITS = "Network", "Limits"
 TOKEN = "CATS_SERVE_TOKEN"
 
 
@@ -50,7 +57,7 @@ def main_command(
     model: Annotated[
         Path | None,
         typer.Argument(
-            help="ONNX file of cats-export (pair, or split), or .plan of cats-build. Default: the shipped cats-tiny.",
+            help="ONNX file of cats-export (pair, or split), or .plan of cats-build. Default: cats-tiny.",
             metavar="MODEL",
             show_default=False,
         ),
@@ -62,7 +69,7 @@ def main_command(
     allow_host: Annotated[
         list[str] | None,
         _option(
-            help="Name by which the server may be addressed; may be given several times.",
+            help="Name by which the server may be addressed; repeatable.",
             panel=NETWORK,
             metavar="NAME",
             default="this machine's own where it listens on 127.0.0.1, else any",
@@ -71,7 +78,7 @@ def main_command(
     cors: Annotated[
         list[str] | None,
         _option(
-            help="Origin whose pages may read answers, or *; may be given several times.",
+            help="Origin whose pages may read answers, or *; repeatable.",
             panel=NETWORK,
             metavar="ORIGIN",
             default="none",
@@ -92,7 +99,7 @@ def main_command(
     pairs: Annotated[
         Path | None,
         _option(
-            help="CSV of the page's sample pairs: columns a,b and optionally points and label.",
+            help="CSV with columns a,b and optionally points and label: the page's sample pairs.",
             panel=NETWORK,
             metavar="FILE",
             default="the shipped photos",
@@ -109,7 +116,7 @@ def main_command(
     ] = None,
     max_body_mb: Annotated[float, _option(help="Megabytes of one request.", panel=LIMITS, min=0.001)] = 32,
     max_megapixels: Annotated[
-        float, _option(help="Refuse larger photos before decoding.", panel=LIMITS, min=0.001)
+        float, _option(help="Refuse larger images before decoding.", panel=LIMITS, min=0.001)
     ] = 40,
     max_queue: Annotated[int, _option(help="Requests that wait; further ones get 429.", panel=LIMITS, min=1)] = 64,
     max_gallery: Annotated[int, _option(help="Photos that the gallery keeps.", panel=LIMITS, min=1)] = 1000,
@@ -117,10 +124,10 @@ def main_command(
     body_timeout: Annotated[float, _option(help="Seconds for a body to arrive.", panel=LIMITS, min=0.1)] = 20,
     max_batch: Annotated[
         int | None,
-        _option(help="Pairs of one run of the model.", panel=ENGINE, min=1, default="8 on a GPU, 1 on a CPU"),
+        _option(help="Pairs of one run of the model at most.", panel=ENGINE, min=1, default="8 on a GPU, 1 on a CPU"),
     ] = None,
     max_delay_ms: Annotated[
-        float, _option(help="Milliseconds that a pair waits for others to share its run.", panel=ENGINE, min=0)
+        float, _option(help="Milliseconds that a request waits for others to share its run.", panel=ENGINE, min=0)
     ] = 2,
     streams: Annotated[
         int | None,
@@ -131,23 +138,10 @@ def main_command(
             default="one per core on a CPU, else 1",
         ),
     ] = None,
-    backend: Annotated[
-        str | None,
-        _option(help=f"{', '.join(BACKENDS)}.", panel=ENGINE, metavar="NAME", default="by the file"),
-    ] = None,
-    provider: Annotated[
-        str | None,
-        _option(
-            help=f"ONNX Runtime's provider: {', '.join(PROVIDERS)}.",
-            panel=ENGINE,
-            metavar="NAME",
-            default="cuda where it can run, else cpu",
-        ),
-    ] = None,
-    precision: Annotated[
-        str | None,
-        _option(help="With openvino: fp32, bf16 or bf16-aggregator.", panel=ENGINE, metavar="NAME", default="fp32"),
-    ] = None,
+    backend: Backend = None,
+    provider: Provider = None,
+    device: Device = None,
+    precision: Precision = None,
     threads: Annotated[
         int | None, _option(help="CPU threads of one run.", panel=ENGINE, min=1, default="the cores shared out")
     ] = None,
@@ -180,7 +174,7 @@ def main_command(
         opened = _with_probabilities(file, Path(folder))
         runs_on = choose_backend((find_split(opened) or (opened,))[0], backend)
         if streams is None:
-            streams = cpu_streams(runs_on, provider, None)
+            streams = cpu_streams(runs_on, provider, device)
         if streams > 1 and threads is None and runs_on != "openvino":
             threads = max(1, min(physical_cores(), usable_cpus()) // streams)
         matcher = open_matcher(
@@ -188,6 +182,7 @@ def main_command(
             backend,
             max_megapixels,
             provider=provider,
+            device=device,
             precision=precision,
             hint="throughput" if runs_on == "openvino" and streams > 1 else None,
             threads=threads,

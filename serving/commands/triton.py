@@ -35,14 +35,18 @@ def main_command(
             help="ONNX files of cats-export or cats-calibrate, and engines of cats-build.", metavar="MODEL..."
         ),
     ],
-    max_batch: Annotated[int, typer.Option(help="Largest batch of ONNX files; engines say theirs.", min=1)] = 8,
-    max_delay_ms: Annotated[float, typer.Option(help="Milliseconds that a request waits for others.", min=0)] = 2,
-    count: Annotated[int, typer.Option(help="Instances of each model on each device.", min=1)] = 1,
+    max_batch: Annotated[
+        int, typer.Option(help="Pairs of one run of the model at most, of ONNX files; engines say theirs.", min=1)
+    ] = 8,
+    max_delay_ms: Annotated[
+        float, typer.Option(help="Milliseconds that a request waits for others to share its run.", min=0)
+    ] = 2,
+    instances: Annotated[int, typer.Option(help="Instances of each model on each device.", min=1)] = 1,
     cpu: Annotated[bool, typer.Option("--cpu", help="Run ONNX files on the CPU instead of the GPU.")] = False,
 ) -> None:
     """Write a model repository for NVIDIA Triton: each model, and one from photos to points."""
     found = [find_model(model) for model in models]
-    names = write_repository(folder, found, max_batch=max_batch, max_delay_ms=max_delay_ms, cpu=cpu, count=count)
+    names = write_repository(folder, found, max_batch=max_batch, max_delay_ms=max_delay_ms, cpu=cpu, count=instances)
     note(f"wrote {folder}/: {', '.join(names)}; its README.md says how to start Triton with it")
 
 

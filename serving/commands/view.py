@@ -40,7 +40,7 @@ def main_command(
     model: Annotated[
         Path | None,
         typer.Option(
-            help="ONNX file of cats-export, or .plan of cats-build. Default: the shipped cats-tiny.",
+            help="ONNX file of cats-export, or .plan of cats-build. Default: cats-tiny.",
             metavar="FILE",
             show_default=False,
         ),

@@ -33,7 +33,7 @@ def main_command(
     model: Annotated[
         Path | None,
         typer.Option(
-            help="ONNX file of cats-export for pairs, fp32 or int8. Default: the shipped cats-tiny.",
+            help="ONNX file of cats-export for pairs, fp32 or int8. Default: cats-tiny.",
             metavar="FILE",
             show_default=False,
         ),
@@ -41,13 +41,14 @@ def main_command(
     pairs: Annotated[
         Path | None,
         typer.Option(
-            help="CSV of sample pairs: columns a,b and optionally points and label. Default: the shipped photos.",
+            help="CSV with columns a,b and optionally points and label: the page's sample pairs. Default: the shipped "
+            "photos.",
             metavar="FILE",
             show_default=False,
         ),
     ] = None,
     webgpu: Annotated[bool, typer.Option(help="Include ONNX Runtime Web's build for WebGPU (27 MB).")] = True,
-    threads: Annotated[
+    service_worker: Annotated[
         bool, typer.Option(help="Include a service worker that allows threads where the server sends no headers.")
     ] = True,
 ) -> None:
@@ -55,7 +56,9 @@ def main_command(
     quiet_pillow()
     samples = read_samples(pairs) if pairs is not None else None
     with stderr.status("writing the page"):
-        size = write_site(folder, find_model(model or "cats-tiny"), samples=samples, webgpu=webgpu, threads=threads)
+        size = write_site(
+            folder, find_model(model or "cats-tiny"), samples=samples, webgpu=webgpu, threads=service_worker
+        )
     note(f"wrote {folder}/, {size / 1e6:.0f} MB; to see it: python -m http.server -d {folder}")
 
 

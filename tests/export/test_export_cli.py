@@ -136,7 +136,7 @@ def test_a_file_for_tensorrt_is_verified_like_any_other(export, checkpoint, tmp_
 
 def test_fp16_stores_what_it_does_to_the_pck(export, checkpoint, tmp_path, prebuilt, lenient):
     data = f"willow:{make_willow(tmp_path / 'willow')}"
-    done = export("--ckpt", checkpoint, "--fp16", "--no-engine", "--data", data)
+    done = export("--ckpt", checkpoint, "--fp16", "--no-engine", "--check", data)
     assert done.code == 0, done.err
     pck = read_onnx_metadata(tmp_path / "best.fp16.onnx").parity["pck"]
     assert (pck["data"], pck["protocol"], pck["pairs"]) == (data, "corrected", len(open_dataset(data)))

@@ -42,7 +42,7 @@ def test_the_probe_is_a_valid_model() -> None:
 
 @pytest.mark.usefixtures("no_gpu")
 def test_report_without_a_gpu(cats_doctor: Command) -> None:
-    done = cats_doctor("--json", "--no-measure")
+    done = cats_doctor("--json", "--no-time")
     assert done.code == 0
     found = json.loads(done.out)
     status = {finding["name"]: finding for finding in found["backends"]}
@@ -56,7 +56,7 @@ def test_report_without_a_gpu(cats_doctor: Command) -> None:
     assert found["choice"][".onnx"].startswith("onnxruntime, CPUExecutionProvider: ")
     assert "nothing here" in found["choice"][".plan"]
     assert found["speed"] is None
-    shown = cats_doctor("--no-measure").out
+    shown = cats_doctor("--no-time").out
     for text in ("no NVIDIA driver", "CPUExecutionProvider", "instruction sets", "cats-toolkit"):
         assert text in shown
 

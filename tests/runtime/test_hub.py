@@ -182,7 +182,7 @@ def test_pull_and_run(run: Run, hub: Hub, tmp_path: Path) -> None:
 
 def test_push_and_pull_back(run: Run, hub: Hub, tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="checkpoints need cats-toolkit[export]")
-    arguments = ("cats", "push", "cats-tiny", "hf://bob/tiny", "--checkpoint", "cats-tiny", "--license", "apache-2.0")
+    arguments = ("cats", "push", "cats-tiny", "hf://bob/tiny", "--ckpt", "cats-tiny", "--license", "apache-2.0")
     done = run(*arguments, "--json")
     assert done.returncode == 0, done.stderr
     files = hub.repositories["bob/tiny"].files("main")

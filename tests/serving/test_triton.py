@@ -132,7 +132,7 @@ def test_tritons_parser_takes_every_configuration(tmp_path: Path) -> None:
 
 
 def test_a_repository_is_complete_and_says_how_to_start(cats: Command, tmp_path: Path) -> None:
-    done = cats("triton", tmp_path / "models", plan(tmp_path, "best.plan"), "cats-tiny", "--cpu", "--count", 2)
+    done = cats("triton", tmp_path / "models", plan(tmp_path, "best.plan"), "cats-tiny", "--cpu", "--instances", 2)
     assert done.code == 0, done.err
     assert "warning" not in done.err
     models = tmp_path / "models"

@@ -30,7 +30,7 @@ def test_a_site_is_complete_and_replaced_as_a_whole(cats: Command, site: Path, t
     Image.open(A).resize((2048, 1024)).save(tmp_path / "wide.jpg")
     (tmp_path / "pairs.csv").write_text(f'a,b,points,label\nwide.jpg,{B},"1023.5,511.5",Wide\n')
     folder = tmp_path / "site"
-    done = cats("web", folder, "--pairs", tmp_path / "pairs.csv", "--no-webgpu", "--no-threads")
+    done = cats("web", folder, "--pairs", tmp_path / "pairs.csv", "--no-webgpu", "--no-service-worker")
     assert done.code == 0, done.err
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert {"index.html", "page.css", "main.js", "cats-tiny.onnx", "ort/ort.wasm.min.mjs", "LICENCES.txt"} <= names

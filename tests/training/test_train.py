@@ -302,7 +302,7 @@ def test_overrides(cats_train):
         (("--data", "warps:/nonexistent"), "not a folder of photos"),
         (("--config", "huge", "--data", "warps:x"), "unknown configuration 'huge'"),
         (("--data", "spair:/nonexistent"), "nonexistent"),
-        (("--data", "warps:x", "--device", "tpu"), "--device tpu: expected cpu, cuda or cuda:N"),
+        (("--data", "warps:x", "--device", "tpu"), "--device tpu: expected the index of a GPU, cpu, cuda or cuda:N"),
         (("--data", "warps:x", "--device", "cuda:x:"), "--device cuda:x:: expected"),  # which rich would make an emoji
         (("--data", "warps:x", "--set", "steps=1.5"), "steps takes a whole number"),
     ],
