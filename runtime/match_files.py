@@ -72,7 +72,8 @@ class Selection:
         grid: points a side of the even grid that is matched where no points are given; None is 10, of which a picture
             shows none: it has ``count`` points of its own.
         count: points of a picture, see :func:`cats.runtime.spread.spread_points`.
-        min_confidence: in [0, 1].
+        min_confidence: in [0, 1], of the model's confidence.
+        min_probability: in [0, 1], of the probability of being right; above 0 only with a model that gives one.
         max_forward_backward: largest distance in pixels of a after a -> b -> a; ``None`` does not ask for it.
     """
 
@@ -80,6 +81,7 @@ class Selection:
     min_confidence: float = 0.0
     max_forward_backward: float | None = None
     count: int = 10
+    min_probability: float = 0.0
 
     def choose(self, match: Match, points: Floats | None) -> Floats:
         """The points of a that stay; all given ones must lie in a."""
@@ -90,7 +92,8 @@ class Selection:
         """Points that a picture shows: those where points or a grid are asked for, else sure ones on the object."""
         if points is not None or self.grid is not None:
             return self.choose(match, points)
-        return self._keep(match, spread_points(match, image, self.count, min_confidence=self.min_confidence))
+        least = {"min_confidence": self.min_confidence, "min_probability": self.min_probability}
+        return self._keep(match, spread_points(match, image, self.count, **least))
 
     def both_ways(self, points: bool, picture: bool) -> bool:
         """Whether b -> a is to be matched too: for the limit, and for a picture that chooses its points."""
@@ -98,11 +101,19 @@ class Selection:
 
     def describe(self) -> str:
         """The limits, as options."""
-        way = f", --max-forward-backward {self.max_forward_backward:g}" if self.max_forward_backward is not None else ""
-        return f"--min-confidence {self.min_confidence:g}{way}"
+        limits = []
+        if self.min_confidence or not self.min_probability:
+            limits.append(f"--min-confidence {self.min_confidence:g}")
+        if self.min_probability:
+            limits.append(f"--min-probability {self.min_probability:g}")
+        if self.max_forward_backward is not None:
+            limits.append(f"--max-forward-backward {self.max_forward_backward:g}")
+        return ", ".join(limits)
 
     def _keep(self, match: Match, start: Floats) -> Floats:
         keep = match.confidence_at(start) >= self.min_confidence
+        if self.min_probability > 0:
+            keep &= match.probability_at(start) >= self.min_probability
         if self.max_forward_backward is not None:
             keep &= match.forward_backward_error(start) <= self.max_forward_backward
         return start[keep]

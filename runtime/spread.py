@@ -19,7 +19,9 @@ _FEWEST = 6  # points that a picture is to have
 _SIDE, _LEVELS, _EDGE = 96, 8, 8  # of the small image in which colours are counted: side, levels a channel, ring
 
 
-def spread_points(match: Match, image: Image.Image, count: int, *, min_confidence: float = 0.0) -> Floats:
+def spread_points(
+    match: Match, image: Image.Image, count: int, *, min_confidence: float = 0.0, min_probability: float = 0.0
+) -> Floats:
     """The surest places of the object in image a, spread over it: (n, 2) in pixels of a, n at most ``count``.
 
     Candidates are cells of the model's grid whose confidence is high among those of this pair, that a -> b -> a brings
@@ -28,11 +30,17 @@ def spread_points(match: Match, image: Image.Image, count: int, *, min_confidenc
     Args:
         image: a, upright RGB.
         min_confidence: of every point, in [0, 1].
+        min_probability: the same of the probability of being right; above 0 only with a model that gives one.
+
+    Raises:
+        InputError: the model gives no probabilities, and some are asked for.
     """
     points = grid_points(match.size_a, match.grid)
     sure = match.confidence.reshape(-1).astype(np.float64)
     places = match.transfer(points)
     keep = (sure >= min_confidence) & (sure >= _SURE * sure.max())
+    if min_probability > 0:
+        keep &= match.calibrated_confidence.reshape(-1) >= min_probability
     keep &= ((places >= -0.5) & (places <= np.asarray(match.size_b) - 0.5)).all(axis=1)
     if match.backward_flow is not None:
         cell = np.asarray(match.size_a) / match.grid

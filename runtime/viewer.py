@@ -24,7 +24,7 @@ from PIL import Image
 from cats.core.errors import InputError
 from cats.core.geometry import as_points
 from cats.core.images import MAX_PIXELS, read_image
-from cats.runtime.result import Match
+from cats.runtime.result import Match, confidence_mapping
 
 MODULES = ("geometry.js", "colours.js", "match.js", "panel.js", "blend.js", "picture.js", "app.js")
 """The modules of the page that every form of it needs, each after those that it imports."""
@@ -103,7 +103,8 @@ def match_page(
         "size_a": list(match.size_a),
         "size_b": list(match.size_b),
         "flow": _floats(match.flow),
-        "confidence": _floats(match.confidence),
+        "confidence": _floats(match.confidence if match.raw_confidence is None else match.raw_confidence),
+        "calibration": probability_knots(match.calibration),
         "backward_flow": _floats(match.backward_flow),
         "probabilities": _bytes(match.probabilities),
         "points": [] if points is None else as_points(points).tolist(),
@@ -122,6 +123,14 @@ def match_page(
         # What ends a script, or starts a comment in it, begins with "<".
         match=json.dumps(document, allow_nan=False).replace("<", "\\u003c"),
     )
+
+
+def probability_knots(calibration: dict[str, Any] | None) -> dict[str, list[float]] | None:
+    """What the page turns a confidence into a probability of being right with; None where the model does not say it."""
+    if not (calibration or {}).get("confidence"):
+        return None
+    mapping = confidence_mapping(calibration)
+    return {name: mapping[name] for name in ("confidence", "probability")}
 
 
 def notebook_html(match: Match) -> str:

@@ -23,7 +23,7 @@ from cats.core.metadata import KEY, Metadata, read_onnx_metadata, trust_warning
 from cats.core.onnx_file import content_digest, replace_entry, with_probabilities
 from cats.core.tables import read_pairs, read_points
 from cats.runtime.matcher import Matcher
-from cats.runtime.viewer import MODULES, page_file, render_page
+from cats.runtime.viewer import MODULES, page_file, probability_knots, render_page
 from cats.serving.npm import COI, ORT_WEB, fetch
 
 SETTINGS = "cats-web.json"
@@ -123,6 +123,7 @@ def write_site(
             "matcher": "wasm",
             "samples": shared,
             "preprocessing": metadata.preprocessing.to_dict(),
+            "calibration": probability_knots(metadata.calibration),
             "webgpu": webgpu and metadata.precision == "fp32",
             "webgpu_reason": "this site was written without it" if not webgpu else f"the model is {metadata.precision}",
             "selftest": _write_selftest(site, model, model_file),

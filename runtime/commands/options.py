@@ -17,6 +17,7 @@ from cats.runtime.backends.ort_providers import PROVIDERS, choose_provider
 from cats.runtime.backends.ort_session import import_onnxruntime
 from cats.runtime.hardware import physical_cores, usable_cpus
 from cats.runtime.matcher import Matcher
+from cats.runtime.result import confidence_mapping
 
 OUTPUTS, SELECTION, MANY, ENGINE = "Outputs", "Which matches", "Many pairs", "How it runs"
 
@@ -45,7 +46,17 @@ Count = Annotated[
     int, number_option(help="Points that the picture shows: sure ones, spread over the object.", panel=SELECTION, min=1)
 ]
 MinConfidence = Annotated[
-    float, number_option(help="Leave out matches of less confidence.", panel=SELECTION, min=0, max=1)
+    float,
+    number_option(help="Leave out matches of less confidence (not a probability).", panel=SELECTION, min=0, max=1),
+]
+MinProbability = Annotated[
+    float,
+    number_option(
+        help="Points less likely to be right are left out; of models that know how likely, such as cats-tiny.",
+        panel=SELECTION,
+        min=0,
+        max=1,
+    ),
 ]
 Calibrated = Annotated[
     bool | None,
@@ -110,6 +121,21 @@ def engine_options(
         Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own limit, of this process
     given = {"backend": backend, "device": _device(device, backend), **options}
     return {"max_pixels": max_pixels, **{name: value for name, value in given.items() if value is not None}}
+
+
+def check_probabilities(matcher: Matcher, min_probability: float) -> None:
+    """Refuse ``--min-probability`` before anything is matched.
+
+    Raises:
+        InputError: the model says no probabilities.
+    """
+    if min_probability > 0:
+        try:
+            confidence_mapping(matcher.metadata.calibration)
+        except InputError as error:
+            raise InputError(
+                f"--min-probability {min_probability:g}: {error}; --min-confidence is for any model"
+            ) from error
 
 
 def note_model(matcher: Matcher, model: Path) -> None:

@@ -26,10 +26,12 @@ from cats.runtime.commands.options import (
     Json,
     MaxMegapixels,
     MinConfidence,
+    MinProbability,
     Model,
     Precision,
     Provider,
     Threads,
+    check_probabilities,
     note_model,
     number_option,
     open_matcher,
@@ -40,7 +42,6 @@ from cats.runtime.gallery import Ranking, rank_gallery
 from cats.runtime.match_files import PICTURES, Selection, save_picture
 from cats.runtime.matcher import Matcher
 from cats.runtime.sheet import Ranked, draw_ranking
-from cats.runtime.spread import spread_points
 
 app = new_app()
 
@@ -83,6 +84,7 @@ def main_command(
     force: Force = False,
     count: Count = 8,
     min_confidence: MinConfidence = 0.0,
+    min_probability: MinProbability = 0.0,
     calibrated: Calibrated = None,
     backend: Backend = None,
     provider: Provider = None,
@@ -111,6 +113,7 @@ def main_command(
     )
     with matcher:
         note_model(matcher, model)
+        check_probabilities(matcher, min_probability)
         with progress() as bar:
             task = bar.add_task("matching", total=None)
             found = rank_gallery(
@@ -126,8 +129,8 @@ def main_command(
         for _, reason in found.failures:
             note(reason)
         best = found.ranked[:top]
+        selection = Selection(None, min_confidence, None, count, min_probability)
         if as_json:
-            selection = Selection(min_confidence=min_confidence)
             for value, photo, match in best:
                 document = matches_document(
                     match, selection.choose(match, None), a=a, b=photo, model=model_document(matcher)
@@ -137,7 +140,7 @@ def main_command(
             rows = [[str(rank), f"{value:.4f}", plain(str(photo))] for rank, (value, photo, _) in enumerate(best, 1)]
             stdout.print(table(f"best matches of {plain(a.name)}", ["rank", score, "photo"], rows))
         if output is not None and best:
-            save_picture(_draw(matcher, a, found, top, count, min_confidence), output)
+            save_picture(_draw(matcher, a, found, top, selection), output)
             note(f"wrote {output}")
     note(
         f"{len(found.ranked)} photos matched ({found.cached} from the cache"
@@ -148,11 +151,11 @@ def main_command(
         raise InputError(f"{len(found.failures)} photos below {folder} could not be read, see above")
 
 
-def _draw(matcher: Matcher, a: Path, found: Ranking, top: int, count: int, min_confidence: float) -> Image.Image:
+def _draw(matcher: Matcher, a: Path, found: Ranking, top: int, selection: Selection) -> Image.Image:
     """The query and its best photos, with the points that the best one knows most surely."""
     query = read_image(a, max_pixels=matcher.max_pixels)
     best = found.ranked[:top]
-    points = spread_points(best[0][2], query, count, min_confidence=min_confidence)
+    points = selection.choose_shown(best[0][2], None, query)
     ranked = [
         Ranked(
             read_image(photo, max_pixels=matcher.max_pixels),

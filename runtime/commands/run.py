@@ -28,10 +28,12 @@ from cats.runtime.commands.options import (
     Json,
     MaxMegapixels,
     MinConfidence,
+    MinProbability,
     Model,
     Precision,
     Provider,
     Threads,
+    check_probabilities,
     cpu_streams,
     note_model,
     number_option,
@@ -53,7 +55,7 @@ Examples:
 
 - `cats-run cats.onnx a.jpg b.jpg --sheet sheet.png` shows the warp: bent photo, confidence, grid, checkerboard
 
-- `cats-run cats.onnx a.jpg b.jpg -o match.png --warp b-as-a.png --flow flow.npy --min-confidence 0.5`
+- `cats-run cats.onnx a.jpg b.jpg -o match.png --warp b-as-a.png --flow flow.npy --min-probability 0.5`
 
 - `cats-run cats.plan --pairs pairs.csv --json > matches.jsonl` one line a pair, on a TensorRT engine
 """
@@ -119,6 +121,7 @@ def main_command(
         ),
     ] = 10,
     min_confidence: MinConfidence = 0.0,
+    min_probability: MinProbability = 0.0,
     looks: Annotated[
         int,
         number_option(
@@ -193,7 +196,7 @@ def main_command(
     if region is not None and (looks == 1 or pairs is not None):
         raise InputError("--region says where the object is in the one image A, for --looks 2")
     box = _box(region) if region is not None else None
-    selection = Selection(grid, min_confidence, max_forward_backward, count)
+    selection = Selection(grid, min_confidence, max_forward_backward, count, min_probability)
     outputs = Outputs(output, warp, overlay, flow, html, sheet)
     if not as_json and not outputs.written():
         outputs = Outputs(picture=Path(pairs.stem if pairs is not None else f"{_stem(a)}-{_stem(b)}.png"))
@@ -222,6 +225,7 @@ def main_command(
     )
     with matcher:
         note_model(matcher, model)
+        check_probabilities(matcher, min_probability)
         if pairs is not None:
             _run_table(matcher, pairs, outputs, selection, batch, workers, streams or 1, looks, as_json, time, force)
         else:

@@ -108,9 +108,9 @@ export class App {
   announce() {
     const point = this.points[this.selected];
     if (!point || !this.match) return;
-    const confidence = this.match.confidenceAt(point).toFixed(2);
+    const sure = `${this.match.scale} ${this.match.shownAt(point).toFixed(2)}`;
     const [a, b] = [point, this.match.transfer(point)].map((p) => p.map((value) => value.toFixed(0)).join(", "));
-    say(`Point ${this.selected + 1} at ${a} in A lies at ${b} in B, confidence ${confidence}`);
+    say(`Point ${this.selected + 1} at ${a} in A lies at ${b} in B, ${sure}`);
   }
 
   /** Fit both photos into the window and draw everything again. */
@@ -141,9 +141,9 @@ export class App {
       point,
       label: String(index + 1),
       selected: index === this.selected,
-      confidence: match ? match.confidenceAt(point) : 0.5,
+      confidence: match ? match.shownAt(point) : 0.5,
     }));
-    if (this.hover && match) marks.push({ point: this.hover, ghost: true, confidence: match.confidenceAt(this.hover) });
+    if (this.hover && match) marks.push({ point: this.hover, ghost: true, confidence: match.shownAt(this.hover) });
     this.panels.a.draw(marks.map((mark) => ({ ...mark, returned: checked && match ? match.returned(mark.point) : null })));
     const shown = this.hover ?? this.points[this.selected];
     const heat = match && shown && element("heat").checked ? { map: match.distribution(shown), grid: match.grid } : null;
@@ -154,13 +154,16 @@ export class App {
   _drawReadout(point) {
     const { match } = this;
     element("readout").classList.toggle("on", Boolean(match && point));
-    element("map-kind").textContent = !match ? "" : match.probabilities
+    const heat = match?.probabilities
       ? "Heat: the model's probability of each cell of B."
       : "Heat: a Gaussian as wide as the confidence says; this match holds no probabilities.";
+    const colours = match?.calibration ? "how likely a match is right." : "the model's confidence, no probability of being right.";
+    element("map-kind").textContent = match ? `${heat} Colours of points: ${colours}` : "";
     if (!match || !point) return;
-    const confidence = match.confidenceAt(point);
-    element("confidence").value = confidence;
-    element("confidence-value").textContent = confidence.toFixed(2);
+    const sure = match.shownAt(point);
+    element("confidence-name").textContent = match.scale;
+    element("confidence").value = sure;
+    element("confidence-value").textContent = sure.toFixed(2);
     element("place-b").textContent = match.transfer(point).map((value) => value.toFixed(1)).join(", ");
     const error = match.forwardBackwardError(point);
     element("round-trip").textContent = error === null ? "–" : `${error.toFixed(1)} px`;
@@ -172,10 +175,12 @@ export class App {
       row.className = index === this.selected ? "selected" : "";
       const b = this.match?.transfer(point);
       const confidence = this.match?.confidenceAt(point);
+      const sure = this.match?.shownAt(point);
       const error = this.match?.forwardBackwardError(point) ?? null;
       const text = (p) => (p ? p.map((value) => value.toFixed(1)).join(", ") : "–");
       Object.assign(row.dataset, { a: JSON.stringify(point), b: JSON.stringify(b ?? null), confidence });
-      const cells = [text(point), text(b), confidence?.toFixed(2) ?? "–", error === null ? "–" : `${error.toFixed(1)} px`];
+      row.dataset.probability = JSON.stringify(this.match?.probabilityAt(point) ?? null);
+      const cells = [text(point), text(b), sure?.toFixed(2) ?? "–", error === null ? "–" : `${error.toFixed(1)} px`];
       const number = Object.assign(document.createElement("button"), { textContent: index + 1, className: "number" });
       number.setAttribute("aria-label", `Select point ${index + 1}`);
       number.setAttribute("aria-pressed", String(index === this.selected));
@@ -190,6 +195,7 @@ export class App {
       }
       return row;
     });
+    element("scale-heading").textContent = this.match?.scale === "probability" ? "Probability" : "Confidence";
     element("rows").replaceChildren(...rows);
     element("table").hidden = !rows.length;
   }

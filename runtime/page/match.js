@@ -7,10 +7,11 @@ export class Match {
    * @param {object} parts
    * flow: 2 x grid x grid in cells, a -> b, x first; confidence: grid x grid in 0..1;
    * backward: the flow b -> a, or null; probabilities: (grid * grid) x (grid * grid), rows cells of a, or null;
+   * calibration: {confidence, probability}, knots of the probability of being right over the confidence, or null;
    * sizeA, sizeB: [width, height] in pixels; times: milliseconds by stage; model: what the JSON export says of it.
    */
-  constructor({ flow, confidence, backward = null, probabilities = null, sizeA, sizeB, times = {}, model = {} }) {
-    Object.assign(this, { flow, confidence, backward, probabilities, sizeA, sizeB, times, model });
+  constructor({ flow, confidence, backward = null, probabilities = null, calibration = null, sizeA, sizeB, times = {}, model = {} }) {
+    Object.assign(this, { flow, confidence, backward, probabilities, calibration, sizeA, sizeB, times, model });
     this.grid = Math.round(Math.sqrt(confidence.length));
   }
 
@@ -20,6 +21,21 @@ export class Match {
 
   confidenceAt(point) {
     return sampleGrid(this.confidence, 0, pixelsToCells(point, this.sizeA, this.grid), this.grid);
+  }
+
+  /** Probability that the match of a point of a is right; null where the model does not say it. */
+  probabilityAt(point) {
+    return this.calibration && interpolate(this.confidenceAt(point), this.calibration.confidence, this.calibration.probability);
+  }
+
+  /** What the page shows and colours by: the probability of being right, or the confidence of a model without it. */
+  shownAt(point) {
+    return this.probabilityAt(point) ?? this.confidenceAt(point);
+  }
+
+  /** What `shownAt` gives, in words. */
+  get scale() {
+    return this.calibration ? "probability" : "confidence";
   }
 
   /** Where a -> b -> a leads, in pixels of a; null while the match b -> a is not there. */
@@ -76,12 +92,22 @@ export class Match {
           a: rounded(point),
           b: rounded(this.transfer(point)),
           confidence: round(this.confidenceAt(point), 4),
+          ...(this.calibration ? { probability: round(this.probabilityAt(point), 4) } : {}),
           ...(error === null ? {} : { forward_backward: round(error, 3) }),
         };
       }),
       time_ms: Object.fromEntries(Object.entries(this.times).map(([stage, value]) => [stage, round(value, 3)])),
     };
   }
+}
+
+/** The value at x of the broken line through knots whose xs rise; beyond its ends, that of the end. */
+function interpolate(x, xs, ys) {
+  const next = xs.findIndex((knot) => knot >= x);
+  if (next < 0) return ys[ys.length - 1];
+  if (next === 0) return ys[0];
+  const share = (x - xs[next - 1]) / (xs[next] - xs[next - 1]);
+  return ys[next - 1] + (ys[next] - ys[next - 1]) * share;
 }
 
 function round(value, digits) {

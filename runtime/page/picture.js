@@ -34,7 +34,7 @@ export function drawPicture(match, photoA, photoB, points) {
   };
   const marks = points.map((point, index) => ({
     label: String(index + 1),
-    colour: confidenceColour(match.confidenceAt(point)),
+    colour: confidenceColour(match.shownAt(point)),
     ends: [place(point, 0), place(match.transfer(point), 1)],
   }));
   for (const [style, width] of [["rgba(0, 0, 0, 0.35)", 4], [null, 2.2]]) {

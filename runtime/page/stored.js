@@ -22,6 +22,7 @@ async function show() {
     new Match({
       flow: numbers(stored.flow),
       confidence: numbers(stored.confidence),
+      calibration: stored.calibration,
       backward: numbers(stored.backward_flow),
       probabilities: numbers(stored.probabilities),
       sizeA: stored.size_a,

@@ -13,6 +13,7 @@ const element = (id) => document.getElementById(id);
 const app = new App();
 const root = document.documentElement;
 let matcher = null;
+let calibration = null; // of confidences, where the model has one
 let pending = []; // points to set once the photos are matched
 let turn = 0; // a match whose photos were replaced meanwhile is dropped
 
@@ -51,7 +52,7 @@ async function matchPhotos() {
     const started = performance.now();
     const found = await matcher.match(a, b);
     if (mine !== turn) return;
-    const match = new Match({ ...found, sizeA: a.size, sizeB: b.size, model: matcher.model });
+    const match = new Match({ ...found, sizeA: a.size, sizeB: b.size, model: matcher.model, calibration });
     app.setMatch(match);
     if (pending.length) app.change(pending, 0);
     pending = [];
@@ -95,6 +96,7 @@ function showSamples(samples) {
 
 async function start() {
   const settings = await (await fetch("cats-web.json")).json();
+  calibration = settings.calibration ?? null;
   showSamples(settings.samples);
   const last = () => (document.activeElement?.closest("#photo-b") ? "b" : "a");
   listen(take, () => (!app.photos.a ? "a" : !app.photos.b ? "b" : last()));

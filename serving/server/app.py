@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from cats.core.errors import InputError
 from cats.labelling.annotations import Annotations
 from cats.runtime.document import model_document
+from cats.runtime.viewer import probability_knots
 from cats.serving.server.answers import HttpError, json_response
 from cats.serving.server.guards import LOG, Bodies, Guard, Metrics
 from cats.serving.server.openapi import describe_api, render_docs
@@ -218,6 +219,7 @@ def _page_files(service: Service, samples: Sequence[Sample], model: dict[str, An
             "matcher": "http",
             "samples": write_samples(site, samples),
             "model": model,
+            "calibration": probability_knots(service.matcher.metadata.calibration),
             "describe": f"on this server, {service.matcher.backend.describe()}",
         }
         (site / SETTINGS).write_text(json.dumps(settings))

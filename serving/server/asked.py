@@ -82,11 +82,12 @@ class Asked:
     def selection(self) -> Selection:
         """Which matches are wanted, with the defaults of ``cats-run``."""
         grid = self.number("grid", 10, 1, 256)
-        least = self.number("min_confidence", 0, 0, 1)
-        assert grid is not None and least is not None  # they have defaults  # noqa: PT018
+        least, probable = self.number("min_confidence", 0, 0, 1), self.number("min_probability", 0, 0, 1)
+        assert grid is not None and least is not None and probable is not None  # they have defaults  # noqa: PT018
         if grid != int(grid):
             raise InputError(f"grid is {grid:g}: a whole number is needed")
-        return Selection(int(grid), least, self.number("max_forward_backward", None, 0, 1e9))
+        way = self.number("max_forward_backward", None, 0, 1e9)
+        return Selection(int(grid), least, way, min_probability=probable)
 
     def arrays(self) -> list[str]:
         """Which arrays of the match the answer is to hold."""

@@ -23,6 +23,7 @@ _OPTIONS: dict[str, Any] = {
         "description": "points a side, of no points",
     },
     "min_confidence": {"type": "number", "minimum": 0, "maximum": 1, "default": 0},
+    "min_probability": {"type": "number", "minimum": 0, "maximum": 1, "default": 0},
     "max_forward_backward": {
         "type": "number",
         "description": "leave out points that a -> b -> a moves further, in pixels of a; runs the model twice",

@@ -98,6 +98,8 @@ OTHER_DEFAULTS = {
     ("--looks", "label"): "labels are worth the time of a second look",
     ("--max-batch", "triton"): "a file for any device",
     ("--max-megapixels", "serve"): "photos of strangers",
+    ("--min-probability", "label"): "a label is more likely right than wrong",
+    ("--min-probability", "label-studio"): "a label is more likely right than wrong",
     ("--port", "label-studio"): "where Label Studio looks for a backend",
     ("--time", "run"): "a warm-up run that was not asked for",
     ("--workers", "train"): "processes, each with its own memory",

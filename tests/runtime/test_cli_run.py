@@ -207,6 +207,20 @@ def test_limits_that_leave_nothing_are_said(cats_run: Command, work: Path, model
     assert "1 of them without a match that is left (--min-confidence 1" in done.err
 
 
+def test_a_least_probability_is_that_of_json(cats_run: Command, work: Path, model_file: Path) -> None:
+    every = json.loads(cats_run("cats-tiny", "a.png", "b.png", "--json").out)["matches"]
+    middle = sorted(match["probability"] for match in every)[50]
+    done = cats_run("cats-tiny", "a.png", "b.png", "--json", "-o", "p.png", "--min-probability", middle)
+    kept = json.loads(done.out)["matches"]
+    assert 0 < len(kept) < len(every)
+    assert min(match["probability"] for match in kept) >= middle - 1e-4
+    nothing = cats_run("cats-tiny", "a.png", "b.png", "--min-probability", 1)
+    assert "no match is left: --min-probability 1; no picture was written" in nothing.err
+    refused = cats_run(model_file, "a.png", "b.png", "--min-probability", 0.5).error
+    assert "--min-probability 0.5: the confidence of this model is not calibrated" in refused
+    assert "--min-confidence is for any model" in refused
+
+
 def test_the_picture_shows_count_points_and_json_the_grid(
     cats_run: Command, work: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,6 +279,7 @@ def test_a_folder_is_ranked(rank: Command, work: Path, model_file: Path) -> None
     assert "in/b.png" in rank(model_file, "in/a.png", "in", "--top", 1).out
     assert "exists" in rank(model_file, "in/a.png", "in", "-o", "best.png").error
     assert "only a split model has them" in rank(model_file, "in/a.png", "in", "--features", "f.npz").error
+    assert "is not calibrated" in rank(model_file, "in/a.png", "in", "--min-probability", 0.1).error
     assert "unknown score 'x'" in rank(model_file, "in/a.png", "in", "--score", "x").error
     (work / "empty").mkdir()
     assert "no photo below empty" in rank(model_file, "in/a.png", "empty").error

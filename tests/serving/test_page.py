@@ -73,6 +73,7 @@ def test_a_click_gives_pythons_point_at_once(page: Any, match: Match) -> None:
     start = [row["a"] for row in found]
     np.testing.assert_allclose([row["b"] for row in found], match.transfer(start), atol=0.05)
     np.testing.assert_allclose([row["confidence"] for row in found], match.confidence_at(start), atol=1e-3)
+    np.testing.assert_allclose([row["probability"] for row in found], match.probability_at(start), atol=2e-3)
     errors = [float(text.split()[0]) for text in page.locator("#rows td:nth-child(5)").all_inner_texts()]
     np.testing.assert_allclose(errors, match.forward_backward_error(start), atol=0.06)
     assert min(times) < 30

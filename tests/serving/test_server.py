@@ -65,6 +65,9 @@ def test_a_form_and_json_give_what_the_command_line_gives(server: Server, match:
     grid = server.form("/v1/match", {**PHOTOS, "grid": 4, "min_confidence": 0.3, "max_forward_backward": 40}).json
     assert 0 < len(grid["matches"]) <= 16
     assert all(entry["confidence"] >= 0.3 and entry["forward_backward"] <= 40 for entry in grid["matches"])
+    likely = server.form("/v1/match", {**PHOTOS, "grid": 4, "min_probability": 0.4}).json["matches"]
+    assert 0 < len(likely) < 16
+    assert all(entry["probability"] >= 0.4 for entry in likely)
     arrays = server.form("/v1/match", {**PHOTOS, "arrays": "flow,probabilities"}).json["arrays"]
     flow = np.frombuffer(base64.b64decode(arrays["flow"]["data"]), "<f4").reshape(arrays["flow"]["shape"])
     np.testing.assert_allclose(flow, match.flow, atol=1e-4)

@@ -54,6 +54,12 @@ def test_a_file_from_disk_gives_pythons_points(cats: Command, chromium: Any, mat
         start = [row["a"] for row in found]
         np.testing.assert_allclose([row["b"] for row in found], match.transfer(start), atol=1e-3)
         np.testing.assert_allclose([row["confidence"] for row in found], match.confidence_at(start), atol=1e-5)
+        probability = match.probability_at(start)
+        np.testing.assert_allclose([row["probability"] for row in found], probability, atol=1e-5)
+        assert page.inner_text("#scale-heading") == "Probability"
+        shown = page.locator("#rows td:nth-child(4)").all_inner_texts()
+        np.testing.assert_allclose([float(text) for text in shown], probability, atol=0.006)
+        assert page.inner_text("#confidence-name") == "probability"
         assert "model's probability" in page.inner_text("#map-kind")
         page.click("#view-morph")
         with page.expect_download() as saved:
