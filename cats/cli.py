@@ -27,6 +27,7 @@ class Room:
 COMMANDS = {
     "run": Room("cats.runtime.commands.run", "Match two photos, or a table of pairs, with an exported model.", "cpu"),
     "rank": Room("cats.runtime.commands.rank", "Rank the photos of a folder by how well one photo matches.", "cpu"),
+    "data": Room("cats.data.cli", "Check that a data set is whole.", "train"),
     "train": Room("cats.training.cli", "Train a CATs.", "train"),
     "eval": Room("cats.evaluation.cli", "Measure PCK of a checkpoint, ONNX file or engine on a data set.", "train"),
     "compare": Room("cats.evaluation.compare_cli", "Compare two models on photos without labels.", "cpu"),

@@ -53,6 +53,11 @@ def open_dataset(spec: str, split: str | None = None, **options: Any) -> PairDat
         InputError: unknown kind or split, or the folder lacks something: named, with where to get it.
     """
     kind, path = parse_data(spec)
+    return find_reader(kind)(path, split, **options)
+
+
+def find_reader(kind: str) -> type[PairDataset]:
+    """The class that reads a kind of :data:`KINDS`, imported now."""
     module, _, name = KINDS[kind].partition(":")
-    dataset: PairDataset = getattr(importlib.import_module(module), name)(path, split, **options)
-    return dataset
+    found: type[PairDataset] = getattr(importlib.import_module(module), name)
+    return found

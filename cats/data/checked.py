@@ -24,7 +24,7 @@ _BARE = "has no keypoints in both images"
 
 def check_photos(folder: PhotoFolder) -> PhotoFolder:
     """The folder without the photos that cannot be read; raises :class:`InputError` where none is left."""
-    bad = _unreadable(folder.paths)
+    bad = find_unreadable(folder.paths)
     if len(bad) == len(folder.paths):
         raise InputError(f"{folder.root}: none of its {len(bad)} photos can be read; {next(iter(bad.values()))}")
     _say(bad, len(folder.paths), "photos")
@@ -38,7 +38,7 @@ def check_categories(folder: CategoryFolder) -> CategoryFolder:
     Raises:
         InputError: no category is left.
     """
-    bad = _unreadable(path for paths in folder.categories.values() for path in paths)
+    bad = find_unreadable(path for paths in folder.categories.values() for path in paths)
     _say(bad, len(folder), "photos")
     good = {name: tuple(p for p in paths if p not in bad) for name, paths in folder.categories.items()}
     usable = {name: paths for name, paths in good.items() if len(paths) > 1}
@@ -69,7 +69,7 @@ def check_pairs(dataset: PairDataset) -> PairDataset:
                 samples[index] = sample
             else:
                 bad[index] = f"{sample.name} {_BARE}"
-    unreadable = _unreadable({path: None for s in samples.values() for path in (s.image_a, s.image_b)})
+    unreadable = find_unreadable({path: None for s in samples.values() for path in (s.image_a, s.image_b)})
     for index, sample in samples.items():
         reason = unreadable.get(sample.image_a) or unreadable.get(sample.image_b)
         if reason:
@@ -85,7 +85,7 @@ def check_pairs(dataset: PairDataset) -> PairDataset:
     return Subset(dataset, [i for i in range(len(dataset)) if i not in bad]) if bad else dataset
 
 
-def _unreadable(paths: Iterable[Path]) -> dict[Path, str]:
+def find_unreadable(paths: Iterable[Path]) -> dict[Path, str]:
     """Each photo that cannot be decoded, with the reason, in the order of the paths."""
     files = list(paths)
 

@@ -30,6 +30,7 @@ class PairsCSV(PairDataset):
     Args:
         path: the CSV file.
         split: must be ``None``; a CSV file has no splits.
+        incomplete: open it although images are missing.
 
     Raises:
         InputError: unreadable, without the columns ``a`` and ``b``, or images are missing (named).
@@ -37,14 +38,14 @@ class PairsCSV(PairDataset):
 
     kind = "pairs"
 
-    def __init__(self, path: str | Path, split: str | None = None) -> None:
+    def __init__(self, path: str | Path, split: str | None = None, *, incomplete: bool = False) -> None:
         path = Path(path)
         if split is not None:
             raise InputError(f"{path} has no splits; leave out the split {split!r} or give another file")
         self._rows = read_pairs(path)
-        images = [image for row in self._rows for image in (row.a, row.b)]
-        require_files(images, path.parent, f"correct the paths in {path}")
         super().__init__(path, None, f"{path.name}, {len(self._rows)} pairs")
+        if not incomplete:
+            require_files(self, path.parent, f"correct the paths in {path}")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -52,6 +53,10 @@ class PairsCSV(PairDataset):
     def category_of(self, index: int) -> str | None:
         """Column ``category``."""
         return self._rows[index].cells.get("category") or None
+
+    def files_of(self, index: int) -> tuple[Path, ...]:
+        """The two images."""
+        return self._rows[index].a, self._rows[index].b
 
     def __getitem__(self, index: int) -> Sample:
         row = self._rows[index]

@@ -56,6 +56,8 @@ PASCAL_CATEGORIES = [
 ]
 """The list's class numbers count these from 1."""
 
+_PUBLISHED = {"train": 2_940, "val": 308, "test": 299}  # pairs of PF-PASCAL's lists
+_WILLOW_PUBLISHED = 900
 _WILLOW_POINTS = 10
 _WILLOW_COLUMNS = [
     "imageA",
@@ -72,6 +74,7 @@ class PFWillow(PairDataset):
     Args:
         root: folder with ``test_pairs.csv`` and the images.
         split: ``test`` or ``None``.
+        incomplete: open it although files of pairs are missing.
 
     Raises:
         InputError: files are missing (named, with where to get them) or the list is malformed.
@@ -79,7 +82,7 @@ class PFWillow(PairDataset):
 
     kind = "willow"
 
-    def __init__(self, root: str | Path, split: str | None = None) -> None:
+    def __init__(self, root: str | Path, split: str | None = None, *, incomplete: bool = False) -> None:
         root = Path(root)
         normal_split(split, ("test",), "test")
         self._list = _find_list(root, ("test_pairs.csv", "test_pairs_pf.csv"), WHERE_WILLOW)
@@ -90,8 +93,9 @@ class PFWillow(PairDataset):
             points = _numbers([row[name] for name in _WILLOW_COLUMNS[2:]], f"{self._list.name}, line {number}")
             a, b = (base(row[name]) for name in ("imageA", "imageB"))
             self._rows.append((a, b, points.reshape(4, _WILLOW_POINTS)))
-        require_files([image for a, b, _ in self._rows for image in (a, b)], root, WHERE_WILLOW)
-        super().__init__(root, "test", f"PF-WILLOW, {len(self._rows)} pairs")
+        super().__init__(root, "test", f"PF-WILLOW, {len(self._rows)} pairs", _WILLOW_PUBLISHED)
+        if not incomplete:
+            require_files(self, root, WHERE_WILLOW)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -99,6 +103,10 @@ class PFWillow(PairDataset):
     def category_of(self, index: int) -> str:
         """Name of the image's folder."""
         return self._rows[index][0].parent.name
+
+    def files_of(self, index: int) -> tuple[Path, ...]:
+        """The two images: keypoints are in the list."""
+        return self._rows[index][:2]
 
     def __getitem__(self, index: int) -> Sample:
         a, b, points = self._rows[index]
@@ -127,16 +135,18 @@ class PFPascal(PairDataset):
         root: folder with ``train_pairs.csv``, ``val_pairs.csv``, ``test_pairs.csv`` (or ``trn_pairs.csv``; also looked
             for in ``image_pairs``), ``JPEGImages`` and ``Annotations`` (also looked for in ``PF-dataset-PASCAL``).
         split: ``train``, ``val`` or ``test`` (default).
+        incomplete: open it although files of pairs are missing.
 
     Raises:
         InputError: files are missing (named, with where to get them) or the list is malformed.
     """
 
     kind = "pfpascal"
+    splits = tuple(_PUBLISHED)
 
-    def __init__(self, root: str | Path, split: str | None = None) -> None:
+    def __init__(self, root: str | Path, split: str | None = None, *, incomplete: bool = False) -> None:
         root = Path(root)
-        split = normal_split(split, ("train", "val", "test"), "test")
+        split = normal_split(split, tuple(_PUBLISHED), "test")
         names = ("train_pairs.csv", "trn_pairs.csv") if split == "train" else (f"{split}_pairs.csv",)
         self._list = _find_list(root, names, WHERE_PASCAL)
         self._rows = _read_rows(self._list, ["source_image", "target_image", "class"], WHERE_PASCAL)
@@ -146,19 +156,13 @@ class PFPascal(PairDataset):
             _category(row["class"], f"{self._list.name}, line {number}")
             for number, row in enumerate(self._rows, start=2)
         ]
-        require_files([image for pair in self._images for image in pair], root, WHERE_PASCAL)
         folders = (root / "PF-dataset-PASCAL" / "Annotations", root / "Annotations")
         self._annotations = next((folder for folder in folders if folder.is_dir()), None)
         if self._annotations is None and self._rows and "XA" not in self._rows[0]:
             raise InputError(f"{root} lacks Annotations (keypoints of the {split} pairs); {WHERE_PASCAL}")
-        if self._annotations is not None:
-            files = [
-                self._annotations / category / f"{image.stem}.mat"
-                for pair, category in zip(self._images, self._categories, strict=True)
-                for image in pair
-            ]
-            require_files(files, root, WHERE_PASCAL)
-        super().__init__(root, split, f"PF-PASCAL {split}, {len(self._rows)} pairs")
+        super().__init__(root, split, f"PF-PASCAL {split}, {len(self._rows)} pairs", _PUBLISHED[split])
+        if not incomplete:
+            require_files(self, root, WHERE_PASCAL)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -166,6 +170,13 @@ class PFPascal(PairDataset):
     def category_of(self, index: int) -> str:
         """From the list."""
         return self._categories[index]
+
+    def files_of(self, index: int) -> tuple[Path, ...]:
+        """Annotations, where the data set lies here with them, and images."""
+        images, folder = self._images[index], self._annotations
+        if folder is None:
+            return images
+        return (*(folder / self._categories[index] / f"{image.stem}.mat" for image in images), *images)
 
     def __getitem__(self, index: int) -> Sample:
         row, (a, b), category = self._rows[index], self._images[index], self._categories[index]

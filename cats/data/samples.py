@@ -214,12 +214,15 @@ class PairDataset:
         root: folder or file it was opened on.
         split: ``train``, ``val``, ``test``, or ``None`` where the data set has no splits.
         description: what was opened, one line.
+        published: number of pairs of the published list, where it is known.
     """
 
     kind = "pairs"
+    splits: tuple[str | None, ...] = (None,)
+    """Names of the published lists; ``None`` of a data set without splits."""
 
-    def __init__(self, root: Path, split: str | None, description: str) -> None:
-        self.root, self.split, self.description = root, split, description
+    def __init__(self, root: Path, split: str | None, description: str, published: int | None = None) -> None:
+        self.root, self.split, self.description, self.published = root, split, description, published
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -230,6 +233,14 @@ class PairDataset:
     def category_of(self, index: int) -> str | None:
         """Category of a pair without reading its annotation."""
         return self[index].category
+
+    def files_of(self, index: int) -> tuple[Path, ...]:
+        """Every file that a pair needs, without reading one: annotations, then image a and image b."""
+        raise NotImplementedError
+
+    def missing_files(self) -> list[Path]:
+        """Files of the pairs that do not exist, each once."""
+        return missing_files(path for index in range(len(self)) for path in self.files_of(index))
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
@@ -279,6 +290,10 @@ class Subset(PairDataset):
         """See :meth:`PairDataset.category_of`."""
         return self.dataset.category_of(self.indices[index])
 
+    def files_of(self, index: int) -> tuple[Path, ...]:
+        """See :meth:`PairDataset.files_of`."""
+        return self.dataset.files_of(self.indices[index])
+
 
 def require_entries(root: Path, entries: Mapping[str, str], where: str) -> None:
     """Check that a data set's folder holds what its reader needs.
@@ -298,26 +313,36 @@ def require_entries(root: Path, entries: Mapping[str, str], where: str) -> None:
         raise InputError(f"{root} lacks {', '.join(missing)}; {where}")
 
 
-def require_files(files: Iterable[Path], root: Path, where: str) -> None:
-    """Check that files of a data set exist, reading each folder once.
+def require_files(dataset: PairDataset, root: Path, where: str) -> None:
+    """Check that the files of all pairs exist.
 
     Raises:
         InputError: with the number of missing files and the first three.
     """
+    missing = dataset.missing_files()
+    if missing:
+        count = len({path for index in range(len(dataset)) for path in dataset.files_of(index)})
+        first = ", ".join(short_name(path, root) for path in missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise InputError(f"{root}: {len(missing)} of {count} listed files are missing: {first}; {where}")
+
+
+def missing_files(files: Iterable[Path]) -> list[Path]:
+    """Those that do not exist, each once; every folder is read once."""
     listed: dict[Path, frozenset[str]] = {}
     missing = []
-    count = 0
     for path in dict.fromkeys(files):
-        count += 1
         names = listed.get(path.parent)
         if names is None:
             names = frozenset(item.name for item in path.parent.iterdir()) if path.parent.is_dir() else frozenset()
             listed[path.parent] = names
         if path.name not in names:
-            missing.append(str(path.relative_to(root) if path.is_relative_to(root) else path))
-    if missing:
-        first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise InputError(f"{root}: {len(missing)} of {count} listed files are missing: {first}; {where}")
+            missing.append(path)
+    return missing
+
+
+def short_name(path: Path, root: Path) -> str:
+    """A file's path below the data set's folder."""
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
 def parse_box(values: Any, name: str) -> Box:

@@ -13,6 +13,7 @@ from cats.data.samples import PairDataset, Sample, normal_split, parse_box, requ
 WHERE = "SPair-71k.tar.gz is at cvlab.postech.ac.kr/research/SPair-71k"
 
 _SPLITS = {"train": "trn", "val": "val", "test": "test"}
+_PUBLISHED = {"train": 53_340, "val": 5_384, "test": 12_234}  # pairs of the large lists
 _FLAGS = {
     "viewpoint": "viewpoint_variation",
     "scale": "scale_variation",
@@ -28,14 +29,18 @@ class SPair(PairDataset):
         root: folder with ``Layout``, ``PairAnnotation`` and ``JPEGImages``.
         split: ``train``, ``val`` or ``test`` (default).
         layout: ``large`` or ``small``; default: ``large`` where that list is there.
+        incomplete: open it although files of pairs are missing.
 
     Raises:
         InputError: files are missing (named, with where to get them) or the list is malformed.
     """
 
     kind = "spair"
+    splits = tuple(_SPLITS)
 
-    def __init__(self, root: str | Path, split: str | None = None, *, layout: str | None = None) -> None:
+    def __init__(
+        self, root: str | Path, split: str | None = None, *, layout: str | None = None, incomplete: bool = False
+    ) -> None:
         root = Path(root)
         split = normal_split(split, tuple(_SPLITS), "test")
         folder = _SPLITS[split]
@@ -49,23 +54,28 @@ class SPair(PairDataset):
             tried = " or ".join(str(path.relative_to(root)) for path in lists.values())
             raise InputError(f"{root} lacks {tried}; {WHERE}")
         self._names = _read_names(lists[chosen])
-        parts = [_parse_name(name, lists[chosen]) for name in self._names]
-        self._categories = [category for _, _, category in parts]
-        self._annotations = [root / "PairAnnotation" / folder / f"{name}.json" for name in self._names]
-        images = [root / "JPEGImages" / c / f"{image}.jpg" for a, b, c in parts for image in (a, b)]
-        require_files(self._annotations, root, WHERE)
-        require_files(images, root, WHERE)
-        super().__init__(root, split, f"SPair-71k {split} ({chosen}), {len(self._names)} pairs")
+        self._parts = [_parse_name(name, lists[chosen]) for name in self._names]
+        self._folder = root / "PairAnnotation" / folder
+        published = _PUBLISHED[split] if chosen == "large" else None
+        super().__init__(root, split, f"SPair-71k {split} ({chosen}), {len(self._names)} pairs", published)
+        if not incomplete:
+            require_files(self, root, WHERE)
 
     def __len__(self) -> int:
         return len(self._names)
 
     def category_of(self, index: int) -> str:
         """From the pair's name."""
-        return self._categories[index]
+        return self._parts[index][2]
+
+    def files_of(self, index: int) -> tuple[Path, ...]:
+        """The pair's annotation and its images, whose names are in the pair's."""
+        a, b, category = self._parts[index]
+        images = self.root / "JPEGImages" / category
+        return self._folder / f"{self._names[index]}.json", images / f"{a}.jpg", images / f"{b}.jpg"
 
     def __getitem__(self, index: int) -> Sample:
-        path = self._annotations[index]
+        path = self._folder / f"{self._names[index]}.json"
         values = parse_json(read_bytes(path, limit=MAX_BYTES, what="annotation"), f"broken annotation {path}: it")
         try:
             return _to_sample(values, self.root, path)

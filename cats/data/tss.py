@@ -12,6 +12,7 @@ from cats.data.samples import DenseTruth, PairDataset, Sample, normal_split, req
 
 WHERE = "TSS_CVPR2016.zip is at taniai.space/projects/cvpr16_dccs"
 
+_PUBLISHED = 800  # 400 pairs in both directions
 _FILES = ("image1.png", "image2.png", "flow1.flo", "flow2.flo", "mask1.png", "mask2.png", "flip_gt.txt")
 
 
@@ -24,6 +25,7 @@ class TSS(PairDataset):
     Args:
         root: the unpacked folder, one of its three parts, or a single pair.
         split: ``test`` or ``None``.
+        incomplete: open it although files of pairs are missing.
 
     Raises:
         InputError: files are missing (named, with where to get them).
@@ -31,7 +33,7 @@ class TSS(PairDataset):
 
     kind = "tss"
 
-    def __init__(self, root: str | Path, split: str | None = None) -> None:
+    def __init__(self, root: str | Path, split: str | None = None, *, incomplete: bool = False) -> None:
         root = Path(root)
         normal_split(split, ("test",), "test")
         if not root.is_dir():
@@ -39,8 +41,9 @@ class TSS(PairDataset):
         self._folders = sorted({path.parent for name in ("image1.png", "flow1.flo") for path in root.rglob(name)})
         if not self._folders:
             raise InputError(f"{root} holds no pair of TSS (folders with image1.png, flow1.flo, ...); {WHERE}")
-        require_files([folder / name for folder in self._folders for name in _FILES], root, WHERE)
-        super().__init__(root, "test", f"TSS, {len(self._folders)} pairs in both directions")
+        super().__init__(root, "test", f"TSS, {len(self._folders)} pairs in both directions", _PUBLISHED)
+        if not incomplete:
+            require_files(self, root, WHERE)
 
     def __len__(self) -> int:
         return 2 * len(self._folders)
@@ -48,6 +51,12 @@ class TSS(PairDataset):
     def category_of(self, index: int) -> str:
         """Name of the part."""
         return self._folders[index // 2].resolve().parent.name
+
+    def files_of(self, index: int) -> tuple[Path, ...]:
+        """What the folder of both directions must hold, the images last and in the pair's direction."""
+        folder = self._folders[index // 2]
+        images = _FILES[:2] if index % 2 == 0 else _FILES[1::-1]
+        return tuple(folder / name for name in (*_FILES[2:], *images))
 
     def __getitem__(self, index: int) -> Sample:
         folder, (a, b) = self._folders[index // 2], ((1, 2), (2, 1))[index % 2]
