@@ -15,12 +15,12 @@ from cats.core.errors import InputError, require
 from cats.core.files import write_text
 from cats.core.images import quiet_pillow
 from cats.core.outputs import OutputPlan
-from cats.core.pck import DEFAULT_ALPHAS, PRESET_NAMES, Protocol
-from cats.core.protocols import ModelMatcher, PairMatcher
+from cats.core.pck import DEFAULT_ALPHAS, PRESET_NAMES
+from cats.core.protocols import ModelMatcher
 from cats.data import KINDS, open_dataset, parse_data
 from cats.data.folders import PhotoFolder
-from cats.data.samples import PairDataset
 from cats.evaluation.evaluate import count_matches, evaluate, evaluate_warps, resolve_protocols
+from cats.evaluation.figure_files import FIGURES, FORMATS, draw_figures, parse_pick, pick_pairs
 from cats.evaluation.results import Evaluation
 from cats.runtime.backends import BACKENDS, CHECKPOINT_SUFFIXES
 from cats.runtime.backends.ort_providers import PROVIDERS
@@ -49,9 +49,12 @@ Examples:
 - `cats-eval best.pt --data warps:photos` end-point error on random warps of photos, in pixels at 256x256
 
 - `cats-eval best.pt --data pairs:mine.csv --figures figures` with the paper's figures of a few pairs
+
+- `cats-eval best.pt --data willow:PF-WILLOW --figures figures --beside cats.onnx --pick differ` two models beside each
+other, where they differ most
 """
 
-WHAT, OUTPUTS, ENGINE = "What is measured", "Outputs", "How it runs"
+WHAT, OUTPUTS, PICTURES, ENGINE = "What is measured", "Outputs", "Pictures", "How it runs"
 
 
 def _option(*names: str, help: str, panel: str, default: bool | str = False, **more: Any) -> Any:
@@ -112,13 +115,35 @@ def main_command(
         Path | None,
         _option(
             help="Write pictures: keypoint transfers and, of checkpoints, attention and correlation maps.",
-            panel=OUTPUTS,
+            panel=PICTURES,
             metavar="DIR",
         ),
     ] = None,
+    figure: Annotated[
+        list[str] | None,
+        _option(help=f"Only {', '.join(FIGURES)}; repeatable.", panel=PICTURES, default="all", metavar="NAME"),
+    ] = None,
+    beside: Annotated[
+        list[Path] | None,
+        _option(help="Another model in the pictures, beside MODEL; repeatable.", panel=PICTURES, metavar="MODEL"),
+    ] = None,
+    pick: Annotated[
+        str,
+        _option(
+            help="Pairs of the pictures: even (spread over the list), random, random:SEED, differ (where the models "
+            "differ most), or their numbers, from 1: 3,17,40.",
+            panel=PICTURES,
+            default=True,
+            metavar="HOW",
+        ),
+    ] = "even",
     figure_pairs: Annotated[
-        int, _option(help="Pairs in the pictures.", panel=OUTPUTS, default=True, min=1, max=64)
+        int, _option(help="How many, unless numbered.", panel=PICTURES, default=True, min=1, max=64)
     ] = 4,
+    figure_format: Annotated[
+        list[str] | None,
+        _option(help=f"{', '.join(FORMATS)}; repeatable.", panel=PICTURES, default="png", metavar="NAME"),
+    ] = None,
     batch: Annotated[int, _option(help="Pairs of one run of the model.", panel=ENGINE, default=True, min=1)] = 1,
     backend: Annotated[
         str | None,
@@ -150,6 +175,13 @@ def main_command(
     outputs.writes(output, suffixes=(".json",)).writes(per_pair, suffixes=(".csv",)).check()
     if figures is not None and figures.exists() and not figures.is_dir():
         raise InputError(f"cannot write figures into {figures}: it is not a folder")
+    picked, beside = parse_pick(pick), beside or []
+    for asked, known, what in ((figure, FIGURES, "figure"), (figure_format, FORMATS, "figure-format")):
+        if unknown := [name for name in asked or () if name not in known]:
+            raise InputError(f"--{what} {unknown[0]} is not one of {', '.join(known)}")
+    if figures is None and (beside or figure or figure_format or pick != "even"):
+        raise InputError("--figure, --beside, --pick and --figure-format are about pictures: add --figures DIR")
+    names = _names([model, *beside])
     alphas = tuple(alpha or DEFAULT_ALPHAS)
     options = {"provider": provider, "device": device, "threads": threads}
     if parse_data(data, (*KINDS, "warps"))[0] == "warps":
@@ -174,6 +206,7 @@ def main_command(
             protocols = [item.with_(threshold=threshold) for item in protocols]
         matcher, described = open_matcher(model, backend, hyperpixels, options)
         note(f"{model}: {described}")
+        others = [open_matcher(path, None, None, options) for path in beside]
         with progress() as bar:
             task = bar.add_task("matching", total=count_matches(dataset, protocols))
             result = evaluate(matcher, dataset, protocols, alphas, batch_size=batch, on_pair=lambda: bar.advance(task))
@@ -181,7 +214,11 @@ def main_command(
             result.write_pairs(per_pair)
             note(f"wrote {per_pair}")
         if figures is not None:
-            for path in draw_figures(matcher, dataset, protocols, alphas, figures, figure_pairs):
+            matchers = dict(zip(names, (matcher, *(other for other, _ in others)), strict=True))
+            at = 0.1 if 0.1 in alphas else alphas[0]
+            chosen = pick_pairs(dataset, picked, figure_pairs, matchers, protocols[0], at)
+            kinds, formats = figure or FIGURES, figure_format or ["png"]
+            for path in draw_figures(matchers, chosen, protocols, at, figures, figures=kinds, formats=formats):
                 note(f"wrote {path}")
     document = {"model": {"file": str(model), "runs_on": described}, **result.to_dict()}
     if output is not None:
@@ -230,6 +267,16 @@ def open_matcher(
     return loaded, f"PyTorch {torch.__version__} float32 on {place} ({reason})"
 
 
+def _names(models: Sequence[Path]) -> list[str]:
+    """Short names for the pictures: the file's, the folder's too where two are alike."""
+    names = [path.stem if path.suffix else path.name for path in models]
+    if len(set(names)) < len(names):
+        names = [f"{path.resolve().parent.name}-{name}" for path, name in zip(models, names, strict=True)]
+    if len(set(names)) < len(names):
+        names = [f"{name}-{number}" for number, name in enumerate(names, start=1)]
+    return names
+
+
 def _open_photos(data: str) -> PhotoFolder:
     photos = PhotoFolder.open(parse_data(data, ("warps",))[1])
     note(f"{len(photos)} photos{f', {photos.skipped} other files skipped' if photos.skipped else ''}")
@@ -254,45 +301,6 @@ def _refuse(options: dict[str, Any], reason: str) -> None:
     given = [f"--{name}" for name, value in options.items() if value is not None]
     if given:
         raise InputError(f"{reason}: leave out {', '.join(given)}")
-
-
-def draw_figures(
-    matcher: PairMatcher,
-    dataset: PairDataset,
-    protocols: Sequence[Protocol],
-    alphas: Sequence[float],
-    folder: Path,
-    pairs: int,
-) -> list[Path]:
-    """Write ``transfers-PROTOCOL.png`` for each protocol and, of checkpoints, ``attention-K.png`` and
-    ``correlation-K.png`` for each chosen pair; returns the files."""
-    from cats.evaluation.figures import draw_attention, draw_correlation, draw_transfers, transfer
-
-    chosen = [sample for sample in dataset.select(limit=pairs) if sample.annotated]
-    if not chosen:
-        raise InputError(f"{dataset.root}: the figures need pairs with keypoints, and the chosen ones have none")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot create {folder}: {error.strerror}") from error
-    alpha = 0.1 if 0.1 in alphas else alphas[0]
-    written = []
-    for protocol in protocols:
-        written.append(folder / f"transfers-{'-'.join(protocol.name.replace('(', '').replace(')', '').split())}.png")
-        draw_transfers([transfer(matcher, sample, protocol, alpha) for sample in chosen], written[-1])
-    network = getattr(matcher, "model", None)
-    if network is None:
-        note("attention and correlation maps need a checkpoint: an exported model gives the flow only")
-        return written
-    for number, sample in enumerate(chosen, start=1):
-        a, b = sample.read("a"), sample.read("b")
-        at, to = ((float(points[0, 0]), float(points[0, 1])) for points in (sample.points_a, sample.points_b))
-        if network.config.swapping:
-            written.append(folder / f"attention-{number}.png")
-            draw_attention(network, a, b, at, written[-1])
-        written.append(folder / f"correlation-{number}.png")
-        draw_correlation(network, a, b, at, written[-1], truth=to)
-    return written
 
 
 def show(result: Evaluation) -> None:

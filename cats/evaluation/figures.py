@@ -1,9 +1,8 @@
-"""The paper's figures: keypoint transfers (Fig. 1-3), attention (Fig. 4), correlation maps (Fig. 5)."""
+"""The paper's pictures of what a model does inside: attention (Fig. 4) and correlation maps (Fig. 5)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,106 +12,11 @@ from PIL import Image
 
 from cats.core.errors import InputError, require
 from cats.core.files import atomic_path
-from cats.core.geometry import Floats, cells_to_pixels, pixels_to_cells, transfer_points
-from cats.core.pck import Protocol, score_flow
-from cats.core.protocols import PairMatcher
-from cats.data.samples import Sample
-from cats.evaluation.evaluate import flow_of
+from cats.core.geometry import cells_to_pixels, pixels_to_cells
 
 RIGHT, WRONG, TRUTH = "#1a9641", "#d7191c", "#2b6cb0"
-_DPI = 110
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """One pair with its transferred keypoints, all in pixels of the images as shown.
-
-    Attributes:
-        query, reference: the images; keypoints go from the first to the second.
-        points, estimates, truth: (N, 2); the first in the query, the others in the reference.
-        right: (N,) bool.
-        title: of the row.
-    """
-
-    query: Image.Image
-    reference: Image.Image
-    points: Floats
-    estimates: Floats
-    truth: Floats
-    right: NDArray[np.bool_]
-    title: str
-
-
-def transfer(matcher: PairMatcher, sample: Sample, protocol: Protocol, alpha: float = 0.1) -> Transfer:
-    """Match a pair and judge its keypoints.
-
-    Args:
-        matcher: see :func:`cats.evaluation.evaluate.evaluate`.
-        sample: a pair with keypoints.
-        protocol: says direction and right or wrong. The estimates are drawn unrounded in original pixels, whatever its
-            frame and rounding are; the verdict is the protocol's.
-        alpha: of the PCK.
-
-    Raises:
-        InputError: the sample has no keypoints, or an image cannot be read.
-    """
-    if not sample.annotated:
-        raise InputError(f"{sample.name} has no keypoints to draw")
-    images = [sample.read(side) for side in "ab"]
-    query, reference = images if protocol.direction == "a->b" else images[::-1]
-    directed = sample.keypoints.directed(protocol.direction)
-    flow = flow_of(matcher.match(query, reference), sample.name)
-    score = score_flow(sample.keypoints, flow, protocol)
-    backwards = "" if protocol.direction == "a->b" else ", backwards"  # the name says a -> b
-    return Transfer(
-        query,
-        reference,
-        directed.points_a,
-        transfer_points(directed.points_a, flow, directed.size_a, directed.size_b),
-        directed.points_b,
-        score.correct(alpha),
-        f"{sample.name}{backwards}   PCK@{alpha:g} {score.pck(alpha):.0f}",
-    )
-
-
-def draw_transfers(transfers: Sequence[Transfer], path: str | Path) -> None:
-    """Draw pairs, one a row (Fig. 1-3): the query's keypoints, where they were put (right ones green, wrong ones red),
-    and the ground truth. Points of one keypoint have the same number.
-
-    Raises:
-        InputError: nothing to draw, or the file cannot be written.
-        BackendError: matplotlib is not installed.
-    """
-    if not transfers:
-        raise InputError("no pairs to draw")
-    figure, axes = _figure(len(transfers), 3, width=3.6, height=2.9)
-    from matplotlib.patheffects import withStroke
-
-    outline = withStroke(linewidth=1.5, foreground="black")
-    for row, item in zip(axes, transfers, strict=True):
-        colours = [RIGHT if right else WRONG for right in item.right]
-        panels = (
-            (item.query, item.points, colours, item.title),
-            (
-                item.reference,
-                item.estimates,
-                colours,
-                f"estimates: {item.right.sum()} right, {(~item.right).sum()} wrong",
-            ),
-            (item.reference, item.truth, [TRUTH] * len(item.truth), "ground truth"),
-        )
-        for axis, (image, points, colour, title) in zip(row, panels, strict=True):
-            _show(axis, image, title)
-            # Estimates outside the image are drawn at its border.
-            at = np.clip(points, 0, np.asarray(image.size) - 1)
-            axis.scatter(at[:, 0], at[:, 1], c=colour, s=34, edgecolors="white", linewidths=0.8)
-            for number, (x, y) in enumerate(at, start=1):
-                text = axis.annotate(str(number), (x, y), (3, 3), textcoords="offset points", fontsize=6, color="white")
-                text.set_path_effects([outline])
-        for (x, y), (u, v), right in zip(item.estimates, item.truth, item.right, strict=True):
-            if not right:
-                row[1].plot([x, u], [y, v], color=WRONG, linewidth=0.8, linestyle=":", scalex=False, scaley=False)
-    save_figure(figure, path)
+_DPI = 160
+_TYPE = 7  # points, of panels that are at most two inches wide
 
 
 def attention_maps(model: Any, image_a: Image.Image, image_b: Image.Image, side: str = "a") -> NDArray[np.float32]:
@@ -155,7 +59,8 @@ def draw_attention(
     path: str | Path,
     side: str = "a",
 ) -> None:
-    """Draw where a point's token attends, per level (rows) and head (columns), over the image (Fig. 4).
+    """Draw where a point's token attends, per level (rows) and head (columns), over the image (Fig. 4); the last column
+    is the mean of the heads, the last row that of the levels.
 
     Args:
         point: x, y in pixels of the image of ``side``.
@@ -167,14 +72,20 @@ def draw_attention(
     grid = model.config.feature_size
     index = _cell_index(point, image, grid)
     maps = attention_maps(model, image_a, image_b, side)[:, :, index]
-    levels, heads = maps.shape[:2]
-    figure, axes = _figure(levels, heads, width=1.7, height=1.8)
-    for level, ids in enumerate(model.config.hyperpixels):
-        for head in range(heads):
-            axis = axes[level][head]
-            _show(axis, image, f"hyperpixel {ids}, head {head + 1}" if head == 0 else f"head {head + 1}")
-            _overlay(axis, maps[level, head].reshape(grid, grid), image)
-            axis.plot(*point, marker="+", color="white", markersize=9, markeredgewidth=1.5)
+    rows = [f"hyperpixel {number}" for number in model.config.hyperpixels]
+    if len(rows) > 1:
+        maps, rows = np.concatenate([maps, maps.mean(axis=0, keepdims=True)]), [*rows, "mean of levels"]
+    columns = [f"head {number}" for number in range(1, maps.shape[1] + 1)]
+    if len(columns) > 1:
+        maps, columns = np.concatenate([maps, maps.mean(axis=1, keepdims=True)], axis=1), [*columns, "mean of heads"]
+    figure, axes = new_figure([image] * len(rows), len(columns), width=1.25)
+    for y, row in enumerate(rows):
+        for x, column in enumerate(columns):
+            axis = axes[y][x]
+            show_image(axis, image, column if y == 0 else "")
+            _overlay(axis, maps[y, x].reshape(grid, grid), image)
+            axis.plot(*point, marker="+", color="white", markersize=7, markeredgewidth=1.2)
+        axes[y][0].text(-0.04, 0.5, row, rotation=90, ha="right", va="center", **_label(axes[y][0]))
     save_figure(figure, path)
 
 
@@ -220,12 +131,12 @@ def draw_correlation(
     titles = [*(f"hyperpixel {number}" for number in ids), "after aggregation"]
     columns = min(len(titles) + 1, 5)
     rows = -(-(len(titles) + 1) // columns)
-    figure, axes = _figure(rows, columns, width=2.3, height=2.2)
+    figure, axes = new_figure([image_a if image_a.height > image_b.height else image_b] * rows, columns, width=1.6)
     flat = [axis for row in axes for axis in row]
-    _show(flat[0], image_a, "a")
+    show_image(flat[0], image_a, "query")
     flat[0].plot(*point, marker="o", color=TRUTH, markeredgecolor="white")
     for axis, values, title in zip(flat[1:], [*levels[:, index], refined[index]], titles, strict=False):
-        _show(axis, image_b, title)
+        show_image(axis, image_b, title)
         _overlay(axis, values.reshape(grid, grid), image_b)
         row, column = divmod(int(values.argmax()), grid)
         best = cells_to_pixels([[column, row]], image_b.size, grid)[0]
@@ -263,19 +174,35 @@ def _cell_index(point: tuple[float, float], image: Image.Image, grid: int) -> in
     return int(row * grid + column)
 
 
-def _figure(rows: int, columns: int, *, width: float, height: float) -> tuple[Any, Any]:
-    """A figure without pyplot, so that no display and no global state is involved; panels are in inches."""
+def new_figure(rows: Sequence[Image.Image], columns: int, *, width: float) -> tuple[Any, Any]:
+    """A figure without pyplot, so that no display and no global state is involved, and its axes by row and column.
+
+    Args:
+        rows: the tallest image of each row, which gives the row's height.
+        width: of one panel, in inches.
+
+    Raises:
+        BackendError: matplotlib is not installed.
+    """
     require("matplotlib", extra="train", purpose="draw figures")
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained", dpi=_DPI)
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    heights = [width * image.height / image.width + 0.18 for image in rows]
+    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.0)
+    figure = Figure(figsize=(width * columns, sum(heights)), layout=layout, dpi=_DPI)
+    return figure, figure.subplots(len(rows), columns, squeeze=False, gridspec_kw={"height_ratios": heights})
 
 
-def _show(axis: Any, image: Image.Image, title: str) -> None:
+def show_image(axis: Any, image: Image.Image, title: str) -> None:
+    """One panel: an image with a small title and no ticks."""
     axis.imshow(np.asarray(image))
-    axis.set_title(title, fontsize=7)
+    axis.set_title(title, fontsize=_TYPE, pad=2)
     axis.axis("off")
+
+
+def _label(axis: Any) -> dict[str, Any]:
+    return {"fontsize": _TYPE, "transform": axis.transAxes}
 
 
 def _overlay(axis: Any, values: NDArray[np.float32], image: Image.Image) -> None:

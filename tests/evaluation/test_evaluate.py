@@ -305,8 +305,13 @@ def test_command_draws_the_figures(cats_eval: Command, checkpoint: Path, onnx_fi
     assert done.code == 0, done.err
     names = {"transfers-corrected.png", "attention-1.png", "correlation-1.png"}
     assert {path.name for path in folder.iterdir()} == names
-    done = cats_eval(onnx_file, "--data", f"willow:{root}", "--figures", tmp_path / "more", "--figure-pairs", 1)
-    assert {path.name for path in (tmp_path / "more").iterdir()} == {"transfers-corrected.png"}
+    more = tmp_path / "more"
+    done = cats_eval(
+        onnx_file, "--data", f"willow:{root}", "--figures", more, "--beside", checkpoint, "--pick", "2",
+        "--figure", "transfers", "--figure", "correlation", "--figure-format", "pdf",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert {path.name for path in more.iterdir()} == {"transfers-corrected.pdf", f"{checkpoint.stem}-correlation-1.pdf"}
     assert "attention and correlation maps need a checkpoint" in done.err
 
 
@@ -332,6 +337,12 @@ def test_command_draws_the_figures(cats_eval: Command, checkpoint: Path, onnx_fi
         (["none.pt", "--data", "DATA", "-o", "no/x.json"], "cannot write no/x.json: the folder no does not exist"),
         (["none.pt", "--data", "DATA", "--per-pair", "x.txt"], "its name must end in .csv"),
         (["none.pt", "--data", "DATA", "--figures", __file__], "it is not a folder"),
+        (["none.pt", "--data", "DATA", "--pick", "best"], "pick 'best' is not even"),
+        (
+            ["none.pt", "--data", "DATA", "--figures", "new", "--figure", "flow"],
+            "--figure flow is not one of transfers",
+        ),
+        (["none.pt", "--data", "DATA", "--beside", "x.onnx"], "are about pictures: add --figures DIR"),
     ],
 )
 def test_command_refuses_bad_input_in_one_line(

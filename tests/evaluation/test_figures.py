@@ -1,4 +1,4 @@
-"""The paper's figures: what they show is what the model computes, and the files hold it."""
+"""The paper's figures: what they show is what the model computes, which pairs they take, and what the files hold."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import make_spair
+from datasets import make_image, make_spair
 from PIL import Image
 
 from cats.core.errors import InputError
@@ -19,14 +19,15 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
 
 from cats.core.images import preprocess  # noqa: E402
+from cats.evaluation.figure_files import describe_colours, draw_figures, parse_pick, pick_pairs  # noqa: E402
 from cats.evaluation.figures import (  # noqa: E402
     attention_maps,
     correlation_maps,
     draw_attention,
     draw_correlation,
-    draw_transfers,
-    transfer,
 )
+from cats.evaluation.torch_matcher import TorchMatcher  # noqa: E402
+from cats.evaluation.transfers import draw_transfers, transfer  # noqa: E402
 from cats.model import CATs, CATsConfig  # noqa: E402
 
 
@@ -109,7 +110,7 @@ def test_transfers_are_green_where_right_and_red_where_wrong(
     np.testing.assert_allclose(item.estimates[0], [20.5 * 100 / 120 - 0.5, 30.5 * 60 / 80 - 0.5])
     np.testing.assert_array_equal(item.truth, sample.points_b)
     path = tmp_path / "transfers.png"
-    draw_transfers([item, item], path)
+    draw_transfers([[item], [item]], ["still"], path)
     assert _has_colour(path, "#1a9641") == any(right)
     assert _has_colour(path, "#d7191c") == (not all(right))
     assert _has_colour(path, "#2b6cb0")
@@ -119,7 +120,78 @@ def test_transfers_of_the_authors_protocol_go_from_b_to_a(sample: Sample) -> Non
     item = transfer(Still(), sample, preset("cats2021", "spair"))
     assert (item.query.size, item.reference.size) == (sample.size_b, sample.size_a)
     np.testing.assert_array_equal(item.points, sample.points_b)
-    assert item.title.startswith(f"{sample.name}, backwards ")
+    assert item.title == f"{sample.name}, backwards"
+
+
+class Shifted(OneByOne):
+    """Every point at its relative place, and some cells further right."""
+
+    def __init__(self, cells: float) -> None:
+        self.cells = cells
+
+    def match(self, a: Image.Image, b: Image.Image) -> PairFlow:
+        flow = np.zeros((2, 16, 16), np.float32)
+        flow[0] = self.cells
+        return PairFlow(flow)
+
+
+def test_models_stand_beside_each_other(sample: Sample, tmp_path: Path) -> None:
+    protocol = preset("corrected", "spair")
+    right, wrong = (transfer(matcher, sample, protocol, 0.25) for matcher in (Still(), Shifted(9)))
+    assert (right.pck, wrong.pck) == (100.0, 0.0)
+    draw_transfers([[right]], ["one"], tmp_path / "one.png", describe_colours(protocol, 0.25))
+    draw_transfers([[right, wrong]], ["one", "other"], tmp_path / "two.png", describe_colours(protocol, 0.25))
+    one, two = (Image.open(tmp_path / f"{name}.png") for name in ("one", "two"))
+    assert two.width > one.width  # a column more
+    assert not _has_colour(tmp_path / "one.png", "#d7191c")
+    assert _has_colour(tmp_path / "two.png", "#d7191c")
+    assert _has_colour(tmp_path / "two.png", "#1a9641")
+    assert describe_colours(protocol, 0.25).startswith("green: right, within 0.25 x larger side of the box in b")
+
+
+def test_pairs_are_picked(tmp_path: Path) -> None:
+    make_image(tmp_path / "a.png", (160, 160))
+    # At 0.1 of 100 pixels a shift of 20 is wrong where the keypoints stand still, and right where they move by as much.
+    moves = (0, 20, 0, 20, 20)
+    rows = [f'a.png,a.png,"10,10,{10 + x},10;110,110,{110 + x},110"\n' for x in moves]
+    (tmp_path / "pairs.csv").write_text("a,b,points\n" + "".join(rows) + "a.png,a.png,\n")
+    dataset = open_dataset(f"pairs:{tmp_path / 'pairs.csv'}")
+    protocol = preset("corrected", "pairs")
+    names = lambda chosen: [float(x.points_b[0, 0]) for x in chosen]  # noqa: E731
+
+    def pick(how: str, count: int, **matchers: OneByOne) -> list[Sample]:
+        return pick_pairs(dataset, parse_pick(how), count, matchers or {"one": Still()}, protocol, 0.1)
+
+    assert names(pick("2,1", 4)) == [30, 10]
+    assert len(pick("even", 3)) == 3
+    assert len(pick("random", 9)) == 5  # all that have keypoints
+    assert names(pick("random:4", 5)) == names(pick("random:4", 5))
+    assert len({tuple(names(pick(f"random:{seed}", 5))) for seed in range(8)}) > 1
+    # Of a model that stands still and one that is always wrong, the pairs that stand still part them.
+    assert names(pick("differ", 2, one=Still(), other=Shifted(9))) == [10, 10]
+    with pytest.raises(InputError, match="need two models"):
+        pick("differ", 2)
+    with pytest.raises(InputError, match=r"there is no pair 7: .* has 6"):
+        pick("7", 1)
+    with pytest.raises(InputError, match="no keypoints to draw"):
+        pick("6", 1)
+    for text in ("0", "1,", "random:x", "best"):
+        with pytest.raises(InputError, match=r"is not even, differ, random"):
+            parse_pick(text)
+
+
+def test_files_of_several_models_and_formats(model: CATs, sample: Sample, tmp_path: Path) -> None:
+    matchers = {"still": Still(), "tiny": TorchMatcher(model)}
+    protocol = preset("corrected", "spair")
+    files = draw_figures(matchers, [sample], [protocol], 0.1, tmp_path, formats=("png", "pdf"))
+    assert {path.name for path in files} == {
+        f"{stem}.{suffix}"
+        for stem in ("transfers-corrected", "tiny-attention-1", "tiny-correlation-1")
+        for suffix in ("png", "pdf")
+    }
+    assert {path.read_bytes()[:4] for path in files} == {b"%PDF", b"\x89PNG"}
+    only = draw_figures({"tiny": TorchMatcher(model)}, [sample], [protocol], 0.1, tmp_path, figures=["correlation"])
+    assert [path.name for path in only] == ["correlation-1.png"]
 
 
 def test_maps_are_drawn(model: CATs, sample: Sample, tmp_path: Path) -> None:
@@ -141,7 +213,7 @@ def test_figures_refuse_what_they_cannot_draw(model: CATs, sample: Sample, tmp_p
     with pytest.raises(InputError, match="cannot write"):
         draw_attention(model, a, b, (20, 30), tmp_path / "none" / "x.png")
     with pytest.raises(InputError, match="no pairs to draw"):
-        draw_transfers([], tmp_path / "x.png")
+        draw_transfers([], ["one"], tmp_path / "x.png")
     bare = Sample(sample.image_a, sample.image_b, sample.size_a, sample.size_b)
     with pytest.raises(InputError, match="has no keypoints to draw"):
         transfer(Still(), bare, preset("corrected"))
