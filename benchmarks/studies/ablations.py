@@ -11,7 +11,7 @@ that the study can be interrupted. ``--times`` adds run time (interleaved), GFLO
 beside it. ``--table`` writes ``ablations.md`` beside it.
 
 Usage: python -m cats.benchmarks.studies.ablations [--objective warps] [--steps 300] [--seeds 0,1,2] [--rows full,cotr]
-(photos from $CATS_SHARED, default ../shared)
+[--device cuda] (photos from $CATS_SHARED, default ../shared)
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ from cats.training.optimization import learning_rate_factor, parameter_groups
 
 RECORD, TABLE = RESULTS / "ablations.json", RESULTS / "ablations.md"
 IDS = (11, 12, 15)
-# Four heads, because 6 do not divide the 256 channels that are left without appearance.
-FULL = CATsConfig("tf_efficientnet_lite0", IDS, num_heads=4)
+# Four heads, because 6 do not divide the 256 channels that are left without appearance; feed-forward layers as wide as
+# the tokens, as in cats-tiny, because an update then takes half as long.
+FULL = CATsConfig("tf_efficientnet_lite0", IDS, num_heads=4, mlp_ratio=1.0)
 ROWS: dict[str, dict[str, Any]] = {
     "full": {},
     "no correlation": {"correlation": False},
@@ -55,7 +56,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "no swapping": {"swapping": False},
     "single level": {"hyperpixels": (15,)},
     "no residual": {"residual": False},
-    "cotr": {"architecture": "cotr", "hyperpixels": (15,), "projection_dim": 256, "num_heads": 8},
+    "cotr": {"architecture": "cotr", "hyperpixels": (15,), "projection_dim": 256, "num_heads": 8, "mlp_ratio": 4.0},
 }
 PAPER = {
     "full": "49.9 (frozen 42.4)",
@@ -84,12 +85,12 @@ class Pool:
         self.rest: dict[str, list[Tensor]] = {"flow": [], "visible": []}
         for index in range(size):
             item = dataset[index]
-            stacked = torch.from_numpy(np.stack([item[name] for name in images]))
+            stacked = torch.from_numpy(np.stack([item[name] for name in images])).to(place_of(backbone))
             maps = [x.half() for x in encode(backbone, stacked)]
             for k, name in enumerate(images):
                 self.features[name].append([x[k] for x in maps])
             for name, values in self.rest.items():
-                values.append(torch.from_numpy(np.asarray(item[name])))
+                values.append(torch.from_numpy(np.asarray(item[name])).to(place_of(backbone)))
 
     def batch(self, indices: list[int], levels: list[int]) -> Batch:
         """Items by index, with some of the levels, float32."""
@@ -100,6 +101,11 @@ class Pool:
         return features, {name: torch.stack([values[i] for i in indices]) for name, values in self.rest.items()}
 
 
+def place_of(model: torch.nn.Module) -> torch.device:
+    """The device of a model."""
+    return next(model.parameters()).device
+
+
 @torch.no_grad()
 def encode(model: CATs, images: Tensor) -> list[Tensor]:
     """Features of uint8 images (B, S, S, 3)."""
@@ -108,7 +114,8 @@ def encode(model: CATs, images: Tensor) -> list[Tensor]:
 
 def training(objective: str, steps: int, batch: int) -> TrainConfig:
     """The settings that all rows share."""
-    settings: dict[str, Any] = {"lr": 3e-4, "warmup": 20, "clip": 1.0, "schedule": "cosine", "steps": steps}
+    settings: dict[str, Any] = {"lr": 3e-4, "warmup": min(20, steps // 4), "clip": 1.0}
+    settings |= {"schedule": "cosine", "steps": steps}
     if objective == "categories":
         settings |= {"direct": 0.25, "direct_share": 1.0}
     return TrainConfig(model=FULL, batch_size=batch, **settings)
@@ -128,6 +135,7 @@ def train(row: str, pool: Pool, config: TrainConfig, objective: str, seed: int) 
     torch.manual_seed(seed)
     model: Any = build_model(CATsConfig(**{**FULL.to_dict(), **ROWS[row]}), backbone_weights="package")
     model.feature_extraction.freeze()
+    model.to(pool.rest["flow"][0].device)
     loss_of: Any = WarpConsistencyObjective(config) if objective == "categories" else FlowObjective()
     optimizer = torch.optim.AdamW(parameter_groups(model, config))
     levels = [IDS.index(i) for i in model.config.hyperpixels]
@@ -143,16 +151,16 @@ def train(row: str, pool: Pool, config: TrainConfig, objective: str, seed: int) 
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], config.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if (step + 1) % 50 == 0:
+        if (step + 1) % 20 == 0:
             note(f"  {row}, seed {seed}: step {step + 1}, loss {loss.item():.3f}")
     return model.eval()
 
 
 class Willow:
-    """PCK on PF-WILLOW from features that are computed once."""
+    """PCK on PF-WILLOW, or ``pairs`` of its pairs, from features that are computed once."""
 
-    def __init__(self, backbone: CATs):
-        self.samples = [sample for sample in open_dataset(f"willow:{DATA / 'PF-WILLOW'}") if sample.annotated]
+    def __init__(self, backbone: CATs, pairs: int):
+        self.samples = list(open_dataset(f"willow:{DATA / 'PF-WILLOW'}").select(limit=pairs))
         self.protocol = preset("corrected", "willow")
         self.maps: dict[Path, list[Tensor]] = {}
         size = FULL.preprocessing.size
@@ -160,6 +168,7 @@ class Willow:
             for side, path in (("a", sample.image_a), ("b", sample.image_b)):
                 if path not in self.maps:
                     pixels = torch.from_numpy(resize(sample.read(side), size).copy())[None]
+                    pixels = pixels.to(place_of(backbone))
                     self.maps[path] = encode(backbone, pixels)
 
     @torch.no_grad()
@@ -170,7 +179,7 @@ class Willow:
         for sample in self.samples:
             a, b = ([self.maps[path][k] for k in levels] for path in (sample.image_a, sample.image_b))
             flow, _ = model.match_encoded(a, b)
-            scores.append(score_flow(sample.keypoints, flow[0].numpy(), self.protocol))
+            scores.append(score_flow(sample.keypoints, flow[0].cpu().numpy(), self.protocol))
         table = pck_table(scores, DEFAULT_ALPHAS, self.protocol.reduction)
         return {f"{alpha:g}": round(value, 2) for alpha, value in table.items()}
 
@@ -202,16 +211,18 @@ def measure_costs(rounds: int) -> dict[str, Any]:
 def table(document: dict[str, Any]) -> str:
     """The record as Markdown: PCK as mean and range over the seeds."""
     lines = ["# Ablations and COTR in one setting", "", f"Measured {document['date']}. {document['setting']}", ""]
-    lines += ["| row | objective | steps | seeds | PCK@0.1 | range | PCK@0.05 | the paper, SPair-71k |"]
-    lines += ["|---|---|---:|---:|---:|---:|---:|---|"]
-    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    lines += ["| row | objective | updates | items of one | pairs | seeds | PCK@0.1 | range | PCK@0.05 | the paper |"]
+    lines += ["|---|---|---:|---:|---:|---:|---:|---:|---:|---|"]
+    groups: dict[tuple[str, str, int, int, int], list[dict[str, Any]]] = {}
     for run in document["runs"]:
-        groups.setdefault((run["objective"], run["row"], run["steps"]), []).append(run["pck"])
-    for (objective, row, steps), scores in groups.items():
+        group = (run["objective"], run["row"], run["steps"], run["batch"], run["pairs"])
+        groups.setdefault(group, []).append(run["pck"])
+    for (objective, row, *sizes), scores in groups.items():
         coarse, fine = ([pck[alpha] for pck in scores] for alpha in ("0.1", "0.05"))
         spread = f"{min(coarse):.1f} to {max(coarse):.1f}" if len(coarse) > 1 else ""
         means = f"{np.mean(coarse):.1f} | {spread} | {np.mean(fine):.1f}"
-        lines.append(f"| {row} | {objective} | {steps} | {len(scores)} | {means} | {PAPER.get(row, '')} |")
+        setting = " | ".join(map(str, sizes))
+        lines.append(f"| {row} | {objective} | {setting} | {len(scores)} | {means} | {PAPER.get(row, '')} |")
     if document.get("costs"):
         lines += ["", "| row | time of a single level | GFLOP | learnt parameters |", "|---|---:|---:|---:|"]
         for row, cost in document["costs"].items():
@@ -228,6 +239,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300, help="updates of each run (default: 300)")
     parser.add_argument("--batch", type=int, default=4, help="items of one update (default: 4)")
     parser.add_argument("--pool", type=int, default=400, help="items whose features are kept (default: 400, 300 MB)")
+    parser.add_argument("--pairs", type=int, default=360, help="pairs of PF-WILLOW that are judged (default: 360, all)")
+    parser.add_argument("--device", default="cpu", help="where it trains: cpu or cuda (default: cpu)")
     parser.add_argument("--seeds", default="0,1,2", help="seeds (default: 0,1,2)")
     parser.add_argument("--rows", default=",".join(ROWS), help="rows (default: all)")
     parser.add_argument("--times", action="store_true", help="measure run time, GFLOP and parameters instead")
@@ -237,8 +250,8 @@ def main() -> None:
     document = {
         **describe_run("ablations", ["torch", "timm"]),
         "setting": "Frozen EfficientNet-Lite0 (blocks 11, 12, 15; single level and COTR 15), aggregator of depth 1, 4 "
-        "heads, random start, temperature 0.02; trained on photos of Caltech-101 without keypoints, judged by PCK "
-        "(corrected) on 360 pairs of PF-WILLOW.",
+        "heads, feed-forward ratio 1 (COTR 4), random start, temperature 0.02; trained on photos of Caltech-101 "
+        "without keypoints, judged by PCK (corrected) on pairs of PF-WILLOW.",
         "runs": document["runs"],
         "costs": document.get("costs", {}),
     }
@@ -250,13 +263,14 @@ def main() -> None:
         write_record(RECORD, document)
         return
     config = training(options.objective, options.steps, options.batch)
-    backbone = CATs(FULL, backbone_weights="package").eval()
-    willow = Willow(backbone)
-    keys = ("objective", "row", "seed", "steps", "batch", "pool")
+    backbone = CATs(FULL, backbone_weights="package").eval().to(options.device)
+    willow = Willow(backbone, options.pairs)
+    keys = ("objective", "row", "seed", "steps", "batch", "pool", "pairs", "device")
     for seed in map(int, options.seeds.split(",")):
         pool = None
         for row in options.rows.split(","):
-            wanted = (options.objective, row, seed, options.steps, options.batch, options.pool)
+            sizes = (options.steps, options.batch, options.pool, options.pairs)
+            wanted = (options.objective, row, seed, *sizes, options.device)
             if any(tuple(run[key] for key in keys) == wanted for run in document["runs"]):
                 continue
             if row == "cotr" and options.objective == "categories":

@@ -38,7 +38,7 @@ def test_a_row_trains_on_cached_features(row: str, tmp_path: Path):
 
 
 def test_the_table_groups_seeds():
-    run = {"objective": "warps", "row": "full", "steps": 300, "batch": 4, "pool": 400}
+    run = {"objective": "warps", "row": "full", "steps": 300, "batch": 4, "pool": 400, "pairs": 360}
     runs = [{**run, "seed": seed, "pck": {"0.05": 30.0, "0.1": pck}} for seed, pck in enumerate((60.0, 64.0))]
     text = ablations.table({"date": "today", "setting": "", "runs": runs})
-    assert "| full | warps | 300 | 2 | 62.0 | 60.0 to 64.0 | 30.0 | 49.9 (frozen 42.4) |" in text
+    assert "| full | warps | 300 | 4 | 360 | 2 | 62.0 | 60.0 to 64.0 | 30.0 | 49.9 (frozen 42.4) |" in text
