@@ -58,6 +58,9 @@ class Backend(ABC):
     min_batch: int = 1
     """Smallest batch of one call. The matcher fills smaller ones up."""
 
+    advice: str | None = None
+    """What runs this file better here, where that is known; commands say it."""
+
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.lifetime = Lifetime(str(path))

@@ -99,6 +99,11 @@ class OnnxRuntimeBackend(Backend):
         self._on_gpu = self.provider in PROVIDERS.values() and self.provider != CPU
         self.prefers_batches = self._on_gpu
         self._left_on_cpu = self._nodes_left_on_cpu()
+        if self.provider == CUDA and self.metadata.precision == "int8":
+            self.advice = (
+                f"{self.path} is INT8, which {CUDA} computes in float32 with conversions in between, slower than a "
+                "float file: run the fp32 or fp16 file there, or build an engine (cats-calibrate --for tensorrt)"
+            )
         self._local = threading.local()
         self._device_runs: DeviceRuns | None = None
         self._starting = threading.Lock()

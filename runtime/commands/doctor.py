@@ -23,6 +23,7 @@ from cats.runtime.backends.ort_providers import (
     available_providers,
     choose_provider,
     create_session,
+    diagnose,
     installed_distributions,
 )
 from cats.runtime.backends.ort_session import first_line, import_onnxruntime
@@ -139,7 +140,7 @@ def _provider_problem(ort: Any, wanted: str) -> str | None:
     except CatsError as error:
         return str(error)
     except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
-        return first_line(error)
+        return diagnose(ort, PROVIDERS.get(wanted, wanted)) or first_line(error)
     return None
 
 

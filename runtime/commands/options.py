@@ -139,11 +139,11 @@ def check_probabilities(matcher: Matcher, min_probability: float) -> None:
 
 
 def note_model(matcher: Matcher, model: Path) -> None:
-    """Say on stderr what a model runs on, and warn of one that is not verified."""
+    """Say on stderr what a model runs on, and warn of one that is not verified or that runs better otherwise."""
     note(f"{hub_source(matcher.path) or model}: {matcher.backend.describe()}")
-    warning = trust_warning(matcher.metadata, model)
-    if warning:
-        note(warning)
+    for warning in (trust_warning(matcher.metadata, model), matcher.backend.advice):
+        if warning:
+            note(warning)
 
 
 def cpu_streams(backend: str, provider: str | None, device: str | None) -> int:

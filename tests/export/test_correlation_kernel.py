@@ -175,13 +175,18 @@ assert "tensorrt.plugin" not in sys.modules and "triton" not in sys.modules
 """
 
 
-@pytest.mark.gpu
-@needs_gpu
-def test_a_tensorrt_plan_holds_the_kernels_and_needs_no_python(forms, model, tmp_path):
+@pytest.fixture(scope="session")
+def tensorrt():
+    """Asked for first, so that nothing is exported where it is not here."""
     try:
         find_flavour("tensorrt")
     except CatsError as error:
         pytest.skip(str(error))
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_tensorrt_plan_holds_the_kernels_and_needs_no_python(tensorrt, forms, model, tmp_path):
     graph = use_plugins(to_fp16(forms["pair"]))
     write_model(graph, describe(model, "pair", precision="fp16", opset=20), tmp_path / "pair.onnx")
     plan = build_engine(tmp_path / "pair.onnx", flavour="tensorrt", options=EngineOptions(batch=(1, 2, 4)))

@@ -176,6 +176,19 @@ def test_cpu_counts() -> None:
     assert hardware.cpu_name()
 
 
+def test_a_provider_that_raises_is_diagnosed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ONNX Runtime's TensorRT provider does, with a place in its sources and no name of the library."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("/src/state.cc:729 Please install TensorRT libraries")
+
+    monkeypatch.setattr(doctor_module, "choose_provider", lambda ort, wanted: ("TensorrtExecutionProvider", "as asked"))
+    monkeypatch.setattr(doctor_module, "create_session", fail)
+    monkeypatch.setattr(doctor_module, "diagnose", lambda ort, provider: f"{provider} misses libnvinfer.so.10")
+    problem = doctor_module._provider_problem(onnxruntime, "tensorrt")
+    assert problem == "TensorrtExecutionProvider misses libnvinfer.so.10"
+
+
 @pytest.mark.gpu
 def test_gpus_are_listed() -> None:
     state = hardware.nvidia()

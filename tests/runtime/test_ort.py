@@ -6,6 +6,7 @@ import importlib
 import platform
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from tiny_onnx import save_model, tiny_metadata, tiny_model
 from cats.core.errors import BackendError, InputError, ModelFileError
 from cats.core.process import child_environment
 from cats.runtime.backends import open_backend, ort_providers
+from cats.runtime.backends import ort as ort_module
 from cats.runtime.backends.ort import BoundRun, OnnxRuntimeBackend
 from cats.runtime.backends.ort_providers import (
     CPU,
@@ -32,6 +34,7 @@ from cats.runtime.backends.ort_providers import (
     provider_options,
     shape_profile,
 )
+from cats.runtime.commands.options import note_model
 from cats.runtime.hardware import Gpu, Nvidia, compact_memory, nvidia
 
 NO_GPU = Nvidia(None, (), "no NVIDIA driver (libcuda.so.1 is not found)")
@@ -182,6 +185,36 @@ def test_the_plugin_provider_runs_with_a_build_for_cpus(model_file: Path) -> Non
     backend.provider, backend._on_gpu = TENSORRT_RTX, True
     for name, value in backend.run(feeds(2)).items():
         np.testing.assert_array_equal(value, expected[name])
+
+
+def test_int8_on_the_cuda_provider_is_advised_against(
+    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sessions = {}
+
+    def on_the_host(self: OnnxRuntimeBackend, path: Path, *_: object, **__: object) -> object:
+        return sessions.setdefault(path, onnxruntime.InferenceSession(str(path), providers=[CPU]))
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "_create", on_the_host)
+    monkeypatch.setattr(OnnxRuntimeBackend, "_nodes_left_on_cpu", lambda self: Counter())
+    monkeypatch.setattr(ort_module, "choose_provider", lambda ort, wanted: (PROVIDERS[wanted], "as asked"))
+    monkeypatch.setattr(ort_module, "check_gpu", lambda provider, device: None)
+    int8, plain = make_model("int8.onnx", precision="int8"), make_model("plain.onnx")
+    for path, provider, advised in ((int8, "cuda", True), (int8, "cpu", False), (plain, "cuda", False)):
+        backend = OnnxRuntimeBackend(path, provider=provider)
+        assert (backend.advice is not None) == advised
+        note_model(SimpleNamespace(path=path, metadata=backend.metadata, backend=backend), path)
+        assert ("slower than a float file: run the fp32" in " ".join(capsys.readouterr().err.split())) == advised
+
+
+@pytest.mark.parametrize(("provider", "left_at"), [(CUDA, 4), (TENSORRT_RTX, 2)])
+def test_cuda_writes_no_log_of_what_it_computes_otherwise(provider: str, left_at: int) -> None:
+    levels: list[int] = []
+    with ort_providers._quiet_start(
+        SimpleNamespace(set_default_logger_severity=levels.append, __file__=__file__), provider
+    ):
+        pass
+    assert (levels[0], levels[-1]) == (4, left_at)
 
 
 def test_session_settings(model_file: Path) -> None:
