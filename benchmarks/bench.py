@@ -15,28 +15,36 @@ import numpy as np
 import torch
 
 from cats.assets import asset
-from cats.benchmarks.exports import FOR_CPU, NAIVE, OURS, Exports
+from cats.benchmarks.contestants import BASELINES, contestants, device_of
+from cats.benchmarks.exports import OURS, Exports
 from cats.benchmarks.models import load_model
 from cats.benchmarks.process import Process
 from cats.benchmarks.roofline import graph_cost, machine_peaks
 from cats.benchmarks.statistics import CONFIDENCE, PAUSE, interleave, median_interval, ratio_interval
 from cats.core.console import note
 from cats.core.errors import BackendError, CatsError
-from cats.core.metadata import read_onnx_metadata
-from cats.export.graph.deployment import DeploymentOptions
 from cats.export.pairs import PairSource, demo_pairs, pairs_from_folder
 from cats.export.verify import compare
 from cats.model import CATs
 from cats.runtime.commands.doctor import doctor
-from cats.runtime.hardware import nvidia, physical_cores, usable_cpus
+from cats.runtime.hardware import physical_cores, usable_cpus
 
 FORMAT = 1
-BASELINE = "PyTorch eager, as the authors compute"
+BASELINE = BASELINES["cpu"]
 SWEPT = ("ONNX Runtime", "ONNX Runtime int8", "OpenVINO fp32", "OpenVINO bf16", "ONNX Runtime CUDA")
 """Contestants of the batch curve."""
 
 _STAGE_ROUNDS = 5
 _BUSY = 0.5  # load average over cores from which other work is in the figures
+
+
+@dataclass(frozen=True)
+class Running:
+    """A contestant that runs: its process, its file where it is one, and ``cpu`` or ``gpu``."""
+
+    process: Process
+    file: Path | None
+    device: str
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ class Plan:
     Attributes:
         rounds, warm_up: of the interleaved runs.
         threads: of every contestant on the CPU; None takes the physical cores that may be used.
-        only, skip: parts of contestants' names; the baseline always runs.
+        only, skip: parts of contestants' names; the baseline always runs, that of the GPU with any other one there.
         batches: sizes of the batch curve; empty for none.
         many: sizes of the one-to-many curve; empty for none.
         curve_rounds: rounds of each curve.
@@ -110,15 +118,15 @@ def bench(model: str = "cats-tiny", plan: Plan | None = None) -> dict[str, Any]:
             rows = _measure(running, chosen.model, plan, pairs, Path(temporary))
             curves = _curves(running, exports, plan, threads, missing)
         finally:
-            for process, _ in running.values():
-                process.close()
+            for item in running.values():
+                item.process.close()
         cost = graph_cost(exports.pair(OURS))
     peaks = machine_peaks(threads)
     for row in rows:
         bf16 = "bf16" in row["name"] and peaks["bf16_gflops"]
         row["gflops"] = cost["gflop"] / row["ms"]["median"] * 1000
         peak = peaks["bf16_gflops"] if bf16 else peaks["fp32_gflops"]
-        cpu_float = not any(word in row["name"] for word in ("int8", "CUDA", "TensorRT"))
+        cpu_float = row["device"] == "cpu" and "int8" not in row["name"]
         row["peak_share"] = row["gflops"] / peak if cpu_float else None
     found = doctor()
     return {
@@ -146,23 +154,24 @@ def bench(model: str = "cats-tiny", plan: Plan | None = None) -> dict[str, Any]:
     }
 
 
-def _start(
-    exports: Exports, plan: Plan, threads: int
-) -> tuple[dict[str, tuple[Process, Path | None]], list[dict[str, str]]]:
-    """Start every contestant that is wanted: by name its process and file, and the others with the reason."""
-    running: dict[str, tuple[Process, Path | None]] = {}
+def _start(exports: Exports, plan: Plan, threads: int) -> tuple[dict[str, Running], list[dict[str, str]]]:
+    """Start every contestant that is wanted: by name, and the others with the reason."""
+    running: dict[str, Running] = {}
     missing: list[dict[str, str]] = []
-    for name, make in _contestants(exports, plan, threads).items():
-        if not plan.wants(name):
+    makers = contestants(exports, threads, files=plan.files, int8=plan.int8)
+    on_gpu = any(plan.wants(name) for name in makers if "CUDA" in name or "TensorRT" in name)
+    for name, make in makers.items():
+        if not (plan.wants(name) or (name == BASELINES["gpu"] and on_gpu)):
             continue
         note(f"starting {name}")
         try:
             spec = make()
-            running[name] = (Process({**spec, **_images()}), Path(spec["path"]) if spec["kind"] == "file" else None)
+            process = Process({**spec, **_images()})
+            running[name] = Running(process, Path(spec["path"]) if spec["kind"] == "file" else None, device_of(spec))
         except CatsError as error:
             if name == BASELINE:
-                for process, _ in running.values():
-                    process.close()
+                for item in running.values():
+                    item.process.close()
                 raise BackendError(f"the baseline does not run: {error}") from error
             missing.append({"name": name, "reason": str(error)})
     return running, missing
@@ -172,88 +181,21 @@ def _images() -> dict[str, str]:
     return {"a": str(asset("astronaut.jpg")), "b": str(asset("grace_hopper.jpg"))}
 
 
-def _contestants(exports: Exports, plan: Plan, threads: int) -> dict[str, Callable[[], dict[str, Any]]]:
-    """By name, what makes the specification of its worker; raises :class:`BackendError` where it cannot run."""
-
-    def torch_spec(variant: str, device: str = "cpu") -> dict[str, Any]:
-        if device != "cpu" and not torch.cuda.is_available():
-            raise BackendError(nvidia().problem or "this build of torch has no CUDA")
-        checkpoint = str(exports.checkpoint())
-        return {"kind": "torch", "variant": variant, "path": checkpoint, "threads": threads, "device": device}
-
-    def file(path: Path, backend: str | None, **options: Any) -> dict[str, Any]:
-        spec: dict[str, Any] = {"kind": "file", "path": str(path), "threads": threads, "options": options}
-        return {**spec, "backend": backend} if backend else spec
-
-    def ort(options: DeploymentOptions) -> dict[str, Any]:
-        return file(exports.pair(options), "onnxruntime", provider="cpu", threads=threads)
-
-    def openvino(precision: str, options: DeploymentOptions = OURS) -> dict[str, Any]:
-        return file(exports.pair(options), "openvino", precision=precision, threads=threads)
-
-    def int8(backend: str, **options: Any) -> dict[str, Any]:
-        assert plan.int8 is not None
-        return file(exports.int8(plan.int8, threads), backend, threads=threads, **options)
-
-    def cuda() -> dict[str, Any]:
-        if nvidia().problem:
-            raise BackendError(nvidia().problem or "")
-        return file(exports.pair(OURS), "onnxruntime", provider="cuda")
-
-    def given(path: Path) -> dict[str, Any]:
-        if path.suffix != ".onnx":
-            return file(path, None)
-        return file(path, "onnxruntime", provider="cpu", threads=threads)
-
-    makers: dict[str, Callable[[], dict[str, Any]]] = {
-        BASELINE: lambda: torch_spec("authors"),
-        "PyTorch eager, ours": lambda: torch_spec("ours"),
-        "PyTorch eager, our deployment graph": lambda: torch_spec("graph"),
-        "PyTorch compiled": lambda: torch_spec("compile"),
-        "ONNX Runtime, naive export": lambda: ort(NAIVE),
-        "ONNX Runtime": lambda: ort(OURS),
-        "ONNX Runtime, --for cpu": lambda: ort(FOR_CPU),
-        "OpenVINO fp32": lambda: openvino("fp32"),
-        "OpenVINO fp32, --for cpu": lambda: openvino("fp32", FOR_CPU),
-        "OpenVINO bf16": lambda: openvino("bf16"),
-        "OpenVINO bf16, --for cpu": lambda: openvino("bf16", FOR_CPU),
-        "PyTorch CUDA": lambda: torch_spec("ours", "cuda"),
-        "PyTorch CUDA, our deployment graph": lambda: torch_spec("graph", "cuda"),
-        "ONNX Runtime CUDA": cuda,
-    }
-    if plan.int8 is not None:
-        makers["ONNX Runtime int8"] = lambda: int8("onnxruntime", provider="cpu")
-        makers["OpenVINO int8"] = lambda: int8("openvino")
-        makers["OpenVINO int8 + bf16"] = lambda: int8("openvino", precision="bf16")
-    for path in plan.files:
-        label = "TensorRT" if path.suffix != ".onnx" else "ONNX Runtime"
-        quantized = path.suffix == ".onnx" and read_onnx_metadata(path).precision == "int8"
-        makers[f"{label}{' int8' if quantized else ''}, {path.name}"] = lambda path=path: given(path)  # type: ignore[misc]
-        if quantized:
-            makers[f"OpenVINO int8, {path.name}"] = lambda path=path: file(path, "openvino", threads=threads)  # type: ignore[misc]
-    if not any(path.suffix in (".plan", ".engine") for path in plan.files):
-        makers["TensorRT"] = _no_engine
-    return makers
-
-
-def _no_engine() -> dict[str, Any]:
-    raise BackendError(nvidia().problem or "give the engine of cats-build with --file MODEL.plan")
-
-
 def _measure(
-    running: dict[str, tuple[Process, Path | None]], model: CATs, plan: Plan, pairs: PairSource, folder: Path
+    running: dict[str, Running], model: CATs, plan: Plan, pairs: PairSource, folder: Path
 ) -> list[dict[str, Any]]:
     note(f"{plan.rounds} interleaved rounds of {len(running)} contestants")
-    calls = {name: _timed(process) for name, (process, _) in running.items()}
+    calls = {name: _timed(item.process) for name, item in running.items()}
     times = interleave(calls, plan.rounds, plan.warm_up)
     laps: dict[str, list[dict[str, float]]] = {name: [] for name in running}
     for _round in range(_STAGE_ROUNDS):
-        for name, (process, _) in running.items():
+        for name, item in running.items():
             time.sleep(PAUSE)
-            laps[name].append(process.ask("stages"))
+            laps[name].append(item.process.ask("stages"))
     inputs, expected = _expected(model, pairs, folder)
     rows = []
-    for name, (process, file) in running.items():
+    for name, item in running.items():
+        process, file, baseline = item.process, item.file, BASELINES[item.device]
         flows = folder / "flows.npy"
         process.ask("flows", inputs=str(inputs), output=str(flows))
         drift = _drift(expected, np.load(flows))
@@ -262,7 +204,9 @@ def _measure(
                 "name": name,
                 "description": process.ready["description"],
                 "ms": median_interval(times[name]),
-                "ratio": ratio_interval(times[name], times[BASELINE]),
+                "device": item.device,
+                "baseline": baseline,
+                "ratio": ratio_interval(times[name], times[baseline]) if baseline in times else None,
                 "load_ms": process.ready["load_ms"],
                 "ready_ms": process.ready["ready_ms"],
                 "first_ms": process.ready["first_ms"],
@@ -303,7 +247,7 @@ def _drift(expected: Any, flow: Any) -> dict[str, Any]:
 
 
 def _curves(
-    running: dict[str, tuple[Process, Path | None]],
+    running: dict[str, Running],
     exports: Exports,
     plan: Plan,
     threads: int,
@@ -313,7 +257,7 @@ def _curves(
     result: dict[str, Any] = {"batch_curve": {}, "one_to_many": {}, "stages_split": {}}
     swept = [name for name in SWEPT if name in running]
     if len(plan.batches) > 1:
-        calls = {(name, size): _timed(running[name][0], size) for name in swept for size in plan.batches}
+        calls = {(name, size): _timed(running[name].process, size) for name in swept for size in plan.batches}
         named = {f"{name}|{size}": call for (name, size), call in calls.items()}
         note("batch curve")
         times = interleave(named, plan.curve_rounds, 1)
@@ -322,7 +266,7 @@ def _curves(
         }
     if plan.many and plan.wants("ONNX Runtime") and "ONNX Runtime" in running:
         note("one against many")
-        result["one_to_many"] = _one_to_many(running["ONNX Runtime"][0], exports, plan, threads, result, missing)
+        result["one_to_many"] = _one_to_many(running["ONNX Runtime"].process, exports, plan, threads, result, missing)
     return result
 
 

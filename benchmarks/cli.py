@@ -149,7 +149,7 @@ def show(results: dict[str, Any]) -> None:
             row["name"],
             f"{ms['median']:.1f}",
             f"{ms['low']:.1f}-{ms['high']:.1f}",
-            f"{ratio['median']:.3f} ({ratio['low']:.3f}-{ratio['high']:.3f})",
+            "" if ratio is None else f"{ratio['median']:.3f} ({ratio['low']:.3f}-{ratio['high']:.3f})",
             f"{row['ready_ms'] / 1000:.2f}",
             "" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}",
             "" if row["file_mb"] is None else f"{row['file_mb']:.1f}",
@@ -163,6 +163,10 @@ def show(results: dict[str, Any]) -> None:
     if not stdout.is_terminal:
         stdout.width = max(stdout.width, 160)  # redirected, nothing is cut
     stdout.print(table(title, columns, rows))
+    baselines = {row["baseline"]: row["device"].upper() for row in results["contestants"] if "device" in row}
+    if len(baselines) > 1:
+        text = "; ".join(f"{device}: {name}" for name, device in baselines.items())
+        stdout.print(Text(plain(f"ratios within one device, to {text}")), soft_wrap=True)
     if "drift_on" in results:
         stdout.print(Text(plain(f"drift: from PyTorch in float32, on {results['drift_on']}")), soft_wrap=True)
     if results.get("load", {}).get("busy"):
@@ -209,15 +213,17 @@ def _compare(old: Path, new: Path) -> None:
     from cats.benchmarks.statistics import regressions
 
     before, after = read_results(old), read_results(new)
-    for key in ("model", "machine"):
-        name = "CPU" if key == "machine" else "name"
-        if before[key].get(name) != after[key].get(name):
-            note(
-                f"note: different {key}s, {before[key].get(name)} and {after[key].get(name)}: ratios may differ by that"
-            )
+    for key, name in (("model", "name"), ("machine", "CPU"), ("machine", "GPU")):
+        old_one, new_one = before[key].get(name), after[key].get(name)
+        if old_one != new_one and (name != "GPU" or _has_gpu_rows(before, after)):
+            what = name if key == "machine" else key
+            note(f"note: different {what}s, {old_one} and {new_one}: ratios may differ by that")
     previous = {row["name"]: row for row in before["contestants"]}
     rows = [
-        [row["name"], f"{previous[row['name']]['ratio']['median']:.3f}", f"{row['ratio']['median']:.3f}"]
+        [
+            row["name"],
+            *("" if r is None else f"{r['median']:.3f}" for r in (previous[row["name"]]["ratio"], row["ratio"])),
+        ]
         for row in after["contestants"]
         if row["name"] in previous
     ]
@@ -225,6 +231,10 @@ def _compare(old: Path, new: Path) -> None:
     found = regressions(before, after)
     if found:
         raise VerificationError("\n".join([f"{len(found)} regressions:", *found]))
+
+
+def _has_gpu_rows(*documents: dict[str, Any]) -> bool:
+    return any(row.get("device") == "gpu" for document in documents for row in document["contestants"])
 
 
 def _sizes(text: str, option: str) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -51,6 +52,11 @@ class Exports:
         if not path.exists():
             self._write(build_form(self.model, "pair", options=options)["pair"], "pair", path, options)
         return path
+
+    def keep(self, file: Path, options: DeploymentOptions = OURS) -> None:
+        """Take a file that was exported before as what :meth:`pair` gives."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, self._path(f"pair-{_key(options)}", "onnx"))
 
     def split(self) -> tuple[Path, Path]:
         """Encoder and matcher with all rewrites."""

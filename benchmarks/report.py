@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import re
+from collections.abc import Sequence
 from typing import Any
 
 STAGES = ("read", "decode", "resize", "encode", "match", "model", "post")
@@ -39,7 +40,7 @@ def html_report(results: dict[str, Any]) -> str:
         "<h2>Latency of one pair</h2>",
         f"<figure>{_latency_plot(results)}<figcaption>Medians of {results['rounds']} interleaved rounds, each in a "
         f"process of its own; bars span the {results.get('confidence', 0.95):.0%} bootstrap interval. Ratios are taken "
-        "within a round.</figcaption></figure>",
+        f"within a round, to {_text(' and '.join(_baselines(results)))}.</figcaption></figure>",
         "<h2>Speed, memory and accuracy</h2>",
         f"<div class='scroll'>{_main_table(results)}</div>",
         "<p class='note'>Ready: from the start of a fresh process to the end of its first match. Drift: distance of "
@@ -97,8 +98,8 @@ def _main_table(results: dict[str, Any]) -> str:
             row["name"],
             f"{ms['median']:.1f}",
             f"{ms['low']:.1f} - {ms['high']:.1f}",
-            f"{ratio['median']:.3f}",
-            f"{ratio['low']:.3f} - {ratio['high']:.3f}",
+            _number(ratio and ratio["median"], ".3f"),
+            "-" if ratio is None else f"{ratio['low']:.3f} - {ratio['high']:.3f}",
             f"{row['load_ms']:.0f}",
             f"{row['ready_ms'] / 1000:.2f}",
             _number(row["peak_mb"], ".0f"),
@@ -109,7 +110,12 @@ def _main_table(results: dict[str, Any]) -> str:
             cells.append(_number(row["pck"], ".2f"))
         share = row.get("peak_share")
         rows.append([*cells, "-" if share is None else f"{share:.0%}"])
-    return _table(columns, rows, base=results["baseline"])
+    return _table(columns, rows, base=_baselines(results))
+
+
+def _baselines(results: dict[str, Any]) -> list[str]:
+    """Of each device, the contestant that ratios refer to; older results have one."""
+    return list(dict.fromkeys(row.get("baseline", results["baseline"]) for row in results["contestants"]))
 
 
 def _count(number: int, noun: str) -> str:
@@ -126,13 +132,13 @@ def _argmax_note(results: dict[str, Any]) -> str:
     return " These weights are neither trained nor zero-started: ties flip, and the drift says little."
 
 
-def _table(columns: list[str], rows: list[list[Any]], *, text: bool = False, base: str = "") -> str:
+def _table(columns: list[str], rows: list[list[Any]], *, text: bool = False, base: Sequence[str] = ()) -> str:
     head = "".join(f"<th>{_text(column)}</th>" for column in columns) if any(columns) else ""
     body = []
     for row in rows:
         cells = [f"<td>{_text(row[0])}</td>"]
         cells += [f"<td{' class=text' if text else ''}>{_text(cell)}</td>" for cell in row[1:]]
-        body.append(f"<tr{' class=base' if row[0] == base else ''}>{''.join(cells)}</tr>")
+        body.append(f"<tr{' class=base' if row[0] in base else ''}>{''.join(cells)}</tr>")
     top = f"<thead><tr>{head}</tr></thead>" if head else ""
     return f"<table{' class=text' if text else ''}>{top}<tbody>{''.join(body)}</tbody></table>"
 
@@ -170,11 +176,13 @@ def _latency_plot(results: dict[str, Any]) -> str:
     medians = [row["ms"]["median"] for row in rows]
     below = [row["ms"]["median"] - row["ms"]["low"] for row in rows]
     above = [row["ms"]["high"] - row["ms"]["median"] for row in rows]
-    colours = [_MUTED if row["name"] == results["baseline"] else _ACCENT for row in rows]
+    colours = [_MUTED if row["name"] in _baselines(results) else _ACCENT for row in rows]
     axes.barh(range(len(rows)), medians, color=colours, height=0.62)
     axes.errorbar(medians, range(len(rows)), xerr=[below, above], fmt="none", ecolor=_INK, elinewidth=1.2, capsize=3)
     for y, row in enumerate(rows):
-        label = f"{row['ms']['median']:.0f} ms   x {row['ratio']['median']:.2f}"
+        label = f"{row['ms']['median']:.3g} ms"
+        if row["ratio"] is not None:
+            label += f"   x {row['ratio']['median']:.2f}"
         axes.text(row["ms"]["high"] + 0.012 * max(medians), y, label, va="center", fontsize=9, color=_INK)
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes.set_xlim(0, max(row["ms"]["high"] for row in rows) * 1.2)

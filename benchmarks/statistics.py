@@ -78,7 +78,7 @@ def regressions(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         if name not in before:
             continue
         a, b = before[name], row
-        if b["ratio"]["low"] > a["ratio"]["high"]:
+        if a["ratio"] and b["ratio"] and b["ratio"]["low"] > a["ratio"]["high"]:
             found.append(f"{name}: {a['ratio']['median']:.3f} -> {b['ratio']['median']:.3f} of the baseline's time")
         if a.get("drift") and b.get("drift") and b["drift"]["p99_px"] > a["drift"]["p99_px"] + 0.05:
             found.append(f"{name}: flow drift p99 {a['drift']['p99_px']:.3f} -> {b['drift']['p99_px']:.3f} px")

@@ -72,6 +72,7 @@ case $part in
     run 120 pytorch resnet101 --compile
     run 80 marked_tests
     run 60 pytorch cats-tiny
+    run 60 bench
     kill %1 %2 2>/dev/null
     ;;
   rtx1) mkdir -p "$work/main/rtx1" && cp "$repo"/.gpu/rtx1/* "$work/main/rtx1/" ;;

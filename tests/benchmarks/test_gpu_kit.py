@@ -41,6 +41,15 @@ def test_a_step_without_a_gpu_says_so_and_ends_well(step: str, tmp_path: Path) -
     assert not any("failed" in line for line in lines), lines
 
 
+def test_the_benchmark_without_a_gpu_has_the_baseline_and_the_reasons(tmp_path: Path) -> None:
+    lines = {line["name"]: line for line in run_step(tmp_path, "bench")}
+    assert lines["PyTorch eager, as the authors compute"]["device"] == "cpu"
+    assert lines["PyTorch eager, as the authors compute"]["drift"]["p99_px"] < 0.01
+    for name in ("PyTorch CUDA, as the authors compute", "PyTorch CUDA"):
+        assert lines[name]["skipped"]
+    assert (tmp_path / "bench-cats-tiny.json").is_file()
+
+
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compiler")
 def test_libcats_on_the_cpu_equals_python(tmp_path: Path) -> None:
     from cats.core.errors import CatsError
