@@ -161,15 +161,15 @@ class CudaContext:
         """
         device = getattr(array, "__dlpack_device__", None)
         if device is not None and int(device()[0]) in _ON_HOST:
-            raise InputError(f"{spec.name} is in the memory of the host, the engine on GPU {self.index}")
+            raise InputError(f"{spec.name} is in the memory of the host, the model on GPU {self.index}")
         try:
             view = self._views.StridedMemoryView.from_any_interface(array, stream_ptr=int(stream.handle))
         except (BufferError, TypeError, ValueError, RuntimeError, NotImplementedError) as error:
             raise InputError(f"{spec.name}: no array on a GPU that can be shared ({error})") from error
         if view.device_id not in (-1, self.index):  # -1: managed memory
-            raise InputError(f"{spec.name} is in the memory of GPU {view.device_id}, the engine on GPU {self.index}")
+            raise InputError(f"{spec.name} is in the memory of GPU {view.device_id}, the model on GPU {self.index}")
         if view.dtype != spec.dtype:
-            raise InputError(f"{spec.name} is {view.dtype}, the engine takes {spec.dtype}")
+            raise InputError(f"{spec.name} is {view.dtype}, the model takes {spec.dtype}")
         shape = tuple(view.shape)
         if view.strides is not None and not _contiguous(shape, tuple(view.strides)):
             raise InputError(f"{spec.name} is not contiguous: its strides are {tuple(view.strides)} elements")

@@ -318,7 +318,7 @@ def test_another_stream_waits_for_the_working_memory(make: Any, cuda: FakeCuda) 
     [
         (FakeView(feed(1), device=-1), "in the memory of the host"),
         (FakeView(feed(1), device=3), "in the memory of GPU 3"),
-        (FakeView(feed(1).astype(np.float64)), "is float64, the engine takes float32"),
+        (FakeView(feed(1).astype(np.float64)), "is float64, the model takes float32"),
         (FakeView(feed(3).T), "not contiguous"),
         (object(), "no array on a GPU"),
     ],
