@@ -41,6 +41,7 @@ def test_a_step_without_a_gpu_says_so_and_ends_well(step: str, tmp_path: Path) -
     assert not any("failed" in line for line in lines), lines
 
 
+@pytest.mark.slow
 def test_the_benchmark_without_a_gpu_has_the_baseline_and_the_reasons(tmp_path: Path) -> None:
     lines = {line["name"]: line for line in run_step(tmp_path, "bench")}
     assert lines["PyTorch eager, as the authors compute"]["device"] == "cpu"
