@@ -294,3 +294,7 @@ def _batch(text: str) -> int | None:
 def main() -> None:
     """Entry point of ``cats-export``."""
     execute(app)
+
+
+if __name__ == "__main__":
+    main()

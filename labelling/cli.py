@@ -21,7 +21,7 @@ from cats.core.text import plain
 from cats.labelling.annotations import NOT_LABELLED, AnnotatedPhoto, Annotations
 from cats.labelling.formats import FORMATS, Format, choose_format, read_annotations, recognise, write_annotations
 from cats.labelling.formats.common import name_of
-from cats.labelling.formats.yolo import check_output
+from cats.labelling.formats.yolo import MARK
 from cats.labelling.gather import Gathered, check_references, common_root, gather_photos
 from cats.labelling.journal import Journal
 from cats.labelling.label import MODEL, LabelledPhoto, goes_through, label_photos, open_for_labelling
@@ -159,7 +159,7 @@ def main_command(
     if not gathered.photos:
         raise InputError(f"all {len(gathered.labelled)} photos are references: there is nothing left to label")
     photos_read = [path for path, _ in gathered.photos] + [p.path for p in (*given.photos, *gathered.labelled)]
-    _check_outputs(output, chosen, review, force, [references, *photos_read, categories, model])
+    _check_outputs(output, chosen, review, force, [references, *photos, *photos_read, categories, model])
     _announce(gathered, given)
     settings = {"looks": looks, "through": through, "min_probability": min_probability}
     engine = engine_options(backend, max_megapixels, provider=provider, device=device, precision=precision)
@@ -204,7 +204,7 @@ def _check_outputs(output: Path, chosen: Format, review: Path | None, force: boo
     """Refuse what cannot be written, what is read, and what exists, before the work."""
     plan = OutputPlan(force=force).reads(*reads).writes(review, suffixes=(".html", ".htm"))
     if chosen is FORMATS["yolo"]:
-        check_output(output, force=force)
+        plan.writes_folder(output, MARK)
     else:
         plan.writes(output, suffixes=chosen.suffixes)
     plan.check()

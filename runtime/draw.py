@@ -190,24 +190,20 @@ def _dot(pen: ImageDraw.ImageDraw, place: Any, radius: float, fill: tuple[int, i
 
 
 def _draw_captions(canvas: Image.Image, panels: tuple[_Panel, _Panel], names: tuple[str, str]) -> None:
-    """Letter, name and size above each photo; a name that no font here can write is left out."""
+    """Letter, name and size above each photo."""
     pen = ImageDraw.Draw(canvas)
     for panel, letter, name in zip(panels, "ab", names, strict=True):
         width, x, baseline = panel.size[0], panel.left, panel.top - 8
-        title = fit_line(name if name == letter else f"{letter}   {name}", 15, width) or fit_line(letter, 15, width)
+        title = fit_line(name if name == letter else f"{letter}   {name}", 15, width)
         detail = fit_line(f"   {panel.original[0]} x {panel.original[1]}", 15, width)
-        if title is None or detail is None:
-            continue
         title.draw(pen, (x, baseline), INK)
         if title.width + detail.width <= width:
             detail.draw(pen, (x + title.width, baseline), FAINT)
 
 
 def draw_caption(canvas: Image.Image, text: str, place: tuple[int, int], room: float) -> None:
-    """One line of text whose baseline begins at ``place``, cut to ``room`` pixels; nothing where no font has it."""
-    line = fit_line(text, 13, room)
-    if line is not None:
-        line.draw(ImageDraw.Draw(canvas), place, INK)
+    """One line of text whose baseline begins at ``place``, cut to ``room`` pixels."""
+    fit_line(text, 13, room).draw(ImageDraw.Draw(canvas), place, INK)
 
 
 def draw_points(canvas: Image.Image, places: Floats, confidence: Floats | None, hollow: NDArray[np.bool_]) -> None:

@@ -45,31 +45,31 @@ class Line:
             x += font.getlength(text)
 
 
-def fit_line(text: str, size: int, width: float) -> Line | None:
-    """Text in the fonts of this machine, cut to a width; control characters are written out.
+def fit_line(text: str, size: int, width: float) -> Line:
+    """Text in the fonts of this machine, cut to a width.
+
+    Control characters and letters that no font has are written out, as ``\\n`` and ``\\u732b``: a box in their place
+    would look like any other.
 
     Args:
         size: of the letters, in pixels.
         width: room in pixels; what is longer ends in an ellipsis.
-
-    Returns:
-        None where no font has some letter: a box in its place would look like any other.
     """
     text = plain(text).replace("\n", "\\n")
     line = _line(text, size)
-    while line is not None and line.width > width and len(text) > 4:
+    while line.width > width and len(text) > 4:
         text = text[:-2].rstrip("…") + "…"
         line = _line(text, size)
     return line
 
 
-def _line(text: str, size: int) -> Line | None:
+def _line(text: str, size: int) -> Line:
     parts: list[tuple[str, Any]] = []
     for char in text:
         last = parts[-1][1] if parts else None
         font = last if last is not None and _has(last, char) else _font_of(char, size)
         if font is None:
-            return None
+            char, font = char.encode("ascii", "backslashreplace").decode(), default_font(size)
         if font is last:
             parts[-1] = (parts[-1][0] + char, font)
         else:

@@ -29,7 +29,8 @@ from cats.runtime.split import find_split
 from cats.serving import triton_containers
 from cats.serving.triton_config import ModelConfig, partner, read_configs
 
-_MARK = "cats-triton.json"
+MARK = "cats-triton.json"
+"""Its presence marks a folder as one that ``cats triton`` wrote."""
 _LOAD = "perf_analyzer.json"
 
 
@@ -91,7 +92,7 @@ def write_repository(
     """
     if max_batch < 1 or count < 1 or not max_delay_ms >= 0:
         raise InputError("max_batch and count must be at least 1, max_delay_ms at least 0")
-    files = list(dict.fromkeys(file for model in models for file in (find_split(model) or (Path(model),))))
+    files = model_files(models)
     configs = read_configs(files, max_batch)
     pipelines = _pipelines(configs, max_batch)
     names = [config.name for config in configs] + [pipeline.name for pipeline in pipelines]
@@ -103,7 +104,7 @@ def write_repository(
         if warning:
             note(warning)
     settings = _Settings(round(max_delay_ms * 1000), cpu, count)
-    with replaced_folder(folder, _MARK, reads=files) as repository:
+    with replaced_folder(folder, MARK, reads=files) as repository:
         for config in configs:
             _write_model(repository, config, settings)
         for pipeline in pipelines:
@@ -112,8 +113,13 @@ def write_repository(
             (repository / _LOAD).write_text(json.dumps(_load_data()) + "\n")
         readme = _render("README.md", configs=configs, pipelines=pipelines, settings=settings, **_containers(configs))
         (repository / "README.md").write_text(readme, "utf-8")
-        (repository / _MARK).write_text(json.dumps({"cats": __version__, "models": names}) + "\n")
+        (repository / MARK).write_text(json.dumps({"cats": __version__, "models": names}) + "\n")
     return names
+
+
+def model_files(models: Sequence[Path]) -> list[Path]:
+    """All files of models: of a split one, given by either file, both."""
+    return list(dict.fromkeys(file for model in models for file in (find_split(model) or (Path(model),))))
 
 
 def _pipelines(configs: Sequence[ModelConfig], max_batch: int) -> list[PointsConfig]:

@@ -32,10 +32,12 @@ from PIL import Image
 
 from cats.assets import asset
 from cats.benchmarks.record import describe_run, write_record
+from cats.benchmarks.studies.label_file_readers import LABEL_READERS
 from cats.benchmarks.studies.model_file_readers import MODEL_READERS
 from cats.core.console import execute, new_app, note, stdout, table
 from cats.core.errors import CatsError, InputError, VerificationError
 from cats.core.images import image_size, quiet_pillow, read_image, read_mask
+from cats.core.json_text import read_json
 from cats.core.process import child_environment
 from cats.core.tables import read_pairs, read_points
 
@@ -150,7 +152,7 @@ READERS: dict[str, Reader] = {
     "photo": Reader(photo_seeds, read_photo),
     "table": Reader(table_seeds, read_table),
     "points": Reader(points_seeds, read_points),
-    **{name: Reader(*parts) for name, parts in MODEL_READERS.items()},
+    **{name: Reader(*parts) for name, parts in {**MODEL_READERS, **LABEL_READERS}.items()},
 }
 """Name -> reader."""
 
@@ -284,6 +286,16 @@ def fuzz(name: str, count: int, folder: Path, part: int = 2000) -> dict[str, Any
     return result
 
 
+def record(output: Path, results: dict[str, Any]) -> None:
+    """Write results; those of other readers that a record holds already stay, with their date and machine."""
+    described = describe_run("fuzz_readers", ("pillow", "torch", "numpy"))
+    kept = read_json(output)["readers"] if output.exists() else {}
+    where = {name: described.pop(name) for name in ("date", "machine")}
+    fresh = {name: {**where, **result} for name, result in results.items()}
+    limits = {"seconds": SECONDS, "megabytes": MEGABYTES}
+    write_record(output, {**described, "limits": limits, "readers": {**kept, **fresh}})
+
+
 @app.command()
 def main_command(
     count: Annotated[int, typer.Option(help="Inputs of each reader.", min=1)] = 20_000,
@@ -299,19 +311,18 @@ def main_command(
     if child is not None:
         assert keep is not None  # the parent gives it
         return fuzz_here(names[0], child, count, keep)
+    results = {}
     with tempfile.TemporaryDirectory() as folder:
-        results = {name: fuzz(name, count, keep or Path(folder)) for name in names}
+        for name in names:
+            results[name] = fuzz(name, count, keep or Path(folder))
+            if output is not None:
+                record(output, results)
     columns = ["reader", "inputs", "refused", "found", "slowest s", "peak MB"]
     rows = [
         [name, *(str(part) for part in (r["inputs"], r["refused"], len(r["found"]), r["slowest_s"], r["peak_mb"]))]
         for name, r in results.items()
     ]
     stdout.print(table("mutated inputs", columns, rows))
-    if output is not None:
-        limits = {"seconds": SECONDS, "megabytes": MEGABYTES}
-        write_record(
-            output, {**describe_run("fuzz_readers", ("pillow", "torch", "numpy")), "limits": limits, "readers": results}
-        )
     if any(found["found"] for found in results.values()):
         raise VerificationError("some inputs were neither read nor refused within the limits; see the record")
     return None

@@ -21,89 +21,32 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from cats.assets import asset
 from cats.benchmarks.record import describe_run, write_record
+from cats.benchmarks.studies.kill_jobs import TINY, Job, expect, jobs
 from cats.core.console import execute, new_app, note, stdout, table
 from cats.core.errors import CatsError, InputError, VerificationError
 from cats.core.images import read_image
 from cats.core.photos import list_photos
+from cats.labelling.annotations import VISIBLE, AnnotatedPhoto, Annotation, Annotations, Category
+from cats.labelling.formats import write_annotations
 
 app = new_app(extra="export")
 
 WAYS = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT", "full disk")
+_LOG = Path(tempfile.gettempdir(), f"cats-kill-trials-{os.getpid()}.log")  # what the last command said
 _SLOWEST = 300.0  # seconds after which a command hangs
 _CODES = {"SIGKILL": (-signal.SIGKILL,), "SIGTERM": (143, -signal.SIGTERM), "SIGHUP": (129, -signal.SIGHUP)}
 _CODES |= {"SIGINT": (130, -signal.SIGINT), "full disk": (2,)}
-_TINY = {
-    "model.image_size": 64,
-    "model.feature_size": 4,
-    "model.hyperpixels": "[2,3]",
-    "model.projection_dim": 16,
-    "model.num_heads": 4,
-    "backbone_weights": "none",
-    "batch_size": 2,
-    "validate_every": 2,
-    "steps": 6,
-}
-
-
-@dataclass(frozen=True)
-class Job:
-    """A command whose end is tried.
-
-    Attributes:
-        name: of the command.
-        arguments: for a folder of outputs, whether it runs again there.
-        check: raises where what is in the folder is not whole.
-        wrong: exit status of verified work that differs too much; random weights do.
-    """
-
-    name: str
-    arguments: Callable[[Path, bool], list[str]]
-    check: Callable[[Path], None]
-    wrong: bool = False
-
-
-def jobs(inputs: Path) -> dict[str, Job]:
-    """All of them; ``inputs`` holds ``photos``, ``old.pt``, ``new.pt`` and ``small.onnx``."""
-    photos = inputs / "photos"
-    a, b = sorted(photos.iterdir())[:2]
-    settings = [f"--set={key}={value}" for key, value in _TINY.items()]
-
-    def run(folder: Path, again: bool) -> list[str]:
-        outputs = ["-o", str(folder / "x.png"), "--flow", str(folder / "x.npy"), "--warp", str(folder / "w.png")]
-        return [str(asset("cats-tiny.onnx")), str(a), str(b), *outputs, "--force", "--threads", "1"]
-
-    def export(folder: Path, again: bool) -> list[str]:
-        return ["--ckpt", str(inputs / "new.pt"), "--split", "-o", str(folder / "x.onnx"), "--force"]
-
-    def calibrate(folder: Path, again: bool) -> list[str]:
-        kept = ["--ranges", str(folder / "r.json"), "-o", str(folder / "x.int8.onnx"), "--threads", "1"]
-        return [str(inputs / "small.onnx"), "--images", str(photos), *kept, "--force"]
-
-    def build(folder: Path, again: bool) -> list[str]:
-        return [str(inputs / "small.onnx"), "-o", str(folder / "x.plan"), "--optimization", "0", "--force"]
-
-    def train(folder: Path, again: bool) -> list[str]:
-        resume = ["--resume"] if again and (folder / "run" / "resume.pt").exists() else []
-        data = ["--data", f"warps:{photos}", "--workers", "0", "--config", "tiny-warps"]
-        return [*data, "--output", str(folder / "run"), *settings, *resume]
-
-    return {
-        "run": Job("run", run, _check_pictures),
-        "calibrate": Job("calibrate", calibrate, _check_models, wrong=True),
-        "export": Job("export", export, _check_models, wrong=True),
-        "build": Job("build", build, _check_engines),
-        "train": Job("train", train, _check_run),
-    }
 
 
 def prepare(inputs: Path) -> None:
@@ -112,22 +55,33 @@ def prepare(inputs: Path) -> None:
     photos.mkdir(parents=True)
     for number, name in enumerate(("astronaut.jpg", "grace_hopper.jpg") * 3):
         read_image(asset(name)).resize((200 + 10 * number, 160)).save(photos / f"{number}.jpg")
-    settings = [f"--set={key}={value}" for key, value in _TINY.items()]
+    settings = [f"--set={key}={value}" for key, value in TINY.items()]
     for number, name in enumerate(("old", "new")):
         data = ["--data", f"warps:{photos}", "--workers", "0", "--config", "tiny-warps", f"--set=seed={number}"]
-        _expect(_run("train", [*data, "--output", str(inputs / name), *settings]), (0,))
+        expect(_run("train", [*data, "--output", str(inputs / name), *settings]), (0,))
         (inputs / name / "best.pt").rename(inputs / f"{name}.pt")
-    _expect(_run("export", ["--ckpt", str(inputs / "new.pt"), "-o", str(inputs / "small.onnx")]), (0, 1))
+    expect(_run("export", ["--ckpt", str(inputs / "new.pt"), "-o", str(inputs / "small.onnx")]), (0, 1))
+    points = np.array([[60.0, 40.0], [120.0, 50.0], [90.0, 110.0]])
+    face = Category("face", ("left", "right", "chin"))
+    labelled = AnnotatedPhoto(photos / "0.jpg", (200, 160), (Annotation("face", points, np.full(3, VISIBLE)),))
+    write_annotations(Annotations((face,), (labelled,)), inputs / "refs.json")
 
 
 def try_once(job: Job, inputs: Path, way: str, chance: random.Random, usual: float) -> str | None:
     """One trial; returns what is wrong, None where nothing is."""
+    try:
+        return _try(job, inputs, way, chance, usual)
+    except CatsError as error:  # a command that hangs
+        return str(error)
+
+
+def _try(job: Job, inputs: Path, way: str, chance: random.Random, usual: float) -> str | None:
     before = _digest(inputs)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if job.name == "export" and chance.random() < 0.7:  # there is an older pair
             old = ["--ckpt", str(inputs / "old.pt"), "--split", "-o", str(folder / "x.onnx")]
-            _expect(_run("export", old), (0, 1))
+            expect(_run("export", old), (0, 1))
         limit = chance.randrange(200_000) if way == "full disk" else None
         code = _run(
             job.name,
@@ -139,8 +93,8 @@ def try_once(job: Job, inputs: Path, way: str, chance: random.Random, usual: flo
         )
         done = (0, 1) if job.wrong else (0,)
         if code not in (*done, *_CODES[way]):
-            return f"exit status {code}"
-        left = [path.name for path in folder.rglob(".*")]
+            return f"exit status {code}: {_last_words()}"
+        left = job.left(folder, interrupted=True)
         if left and way != "SIGKILL":
             return f"left behind: {', '.join(left)}"
         if any(photo.name.startswith(".") for photo in list_photos(folder)[0]):
@@ -151,8 +105,8 @@ def try_once(job: Job, inputs: Path, way: str, chance: random.Random, usual: flo
             return f"not whole: {type(error).__name__}: {error}"
         code = _run(job.name, job.arguments(folder, True))
         if code not in done:
-            return f"again: exit status {code}"
-        left = [path.name for path in folder.rglob(".*")]
+            return f"again: exit status {code}: {_last_words()}"
+        left = job.left(folder, interrupted=False)
         if left:
             return f"left behind by the second run: {', '.join(left)}"
         try:
@@ -206,8 +160,10 @@ def _be_a_command(command: str, arguments: list[str], limit: int | None) -> None
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         silent = os.open(os.devnull, os.O_RDWR)
-        for handle in (0, 1) if os.environ.get("CATS_TRIALS_LOUD") else (0, 1, 2):
+        for handle in (0, 1):
             os.dup2(silent, handle)
+        log = os.open(_LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(log if limit is None else silent, 2)  # the limit holds for the log too
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -220,73 +176,22 @@ def _be_a_command(command: str, arguments: list[str], limit: int | None) -> None
         code = end.code if isinstance(end.code, int) else 1
     except KeyboardInterrupt:
         code = 130
+    except BaseException:
+        traceback.print_exc()
     finally:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
         os._exit(code)
 
 
-def _final(folder: Path, pattern: str) -> list[Path]:
-    """Files under their final names."""
-    return [path for path in folder.glob(pattern) if not path.name.startswith(".")]
+def _last_words() -> str:
+    """The end of what the last command said."""
+    return " / ".join(_LOG.read_text("utf-8", errors="replace").splitlines()[-3:])[-300:]
 
 
 def _temporary(folder: Path) -> Iterator[Path]:
     with contextlib.suppress(OSError):
         yield from folder.rglob(".*")
-
-
-def _check_pictures(folder: Path) -> None:
-    import numpy as np
-
-    for path in _final(folder, "*.png"):
-        read_image(path)
-    for path in _final(folder, "*.npy"):
-        np.load(path, allow_pickle=False)
-
-
-def _check_models(folder: Path) -> None:
-    """In a fork: ONNX Runtime's threads must not be in the process that forks."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            from cats.calibration.ranges import Ranges
-            from cats.runtime import Matcher
-
-            for path in _final(folder, "r.json"):
-                Ranges.load(path)
-            # A half of a split model, or two halves of different weights, is refused.
-            for path in _final(folder, "*.onnx"):
-                Matcher(path, threads=1).close()
-            code = 0
-        finally:
-            os._exit(code)
-    _expect(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), (0,))
-
-
-def _check_engines(folder: Path) -> None:
-    from cats.runtime.tensorrt.sidecar import read_sidecar
-
-    for path in {*_final(folder, "*.plan"), *(found.with_suffix("") for found in _final(folder, "*.plan.json"))}:
-        read_sidecar(path)
-
-
-def _check_run(folder: Path) -> None:
-    from cats.checkpoints import load_checkpoint
-
-    for path in _final(folder / "run", "*.pt"):
-        if path.name == "resume.pt":
-            import torch
-
-            torch.load(path, weights_only=True)
-        else:
-            load_checkpoint(path)
-
-
-def _expect(code: int, allowed: tuple[int, ...]) -> None:
-    if code not in allowed:
-        raise CatsError(f"exit status {code}")
 
 
 def _digest(folder: Path) -> str:
@@ -303,6 +208,7 @@ def _import_everything() -> None:
     import cats.cli
     import cats.export.cli
     import cats.export.export
+    import cats.labelling.cli
     import cats.runtime.commands.build
     import cats.runtime.commands.run
     import cats.training.cli
@@ -313,7 +219,7 @@ def _import_everything() -> None:
 def main_command(
     trials: Annotated[int, typer.Option(help="Trials in all.", min=5)] = 200,
     command: Annotated[
-        list[str] | None, typer.Option(help="run, calibrate, export, build, train; repeatable. Default: all.")
+        list[str] | None, typer.Option(help="run, label, calibrate, export, build, train; repeatable. Default: all.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the moments.")] = 0,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the record.", show_default=False)] = None,
@@ -339,15 +245,23 @@ def main_command(
             if wrong is not None:
                 failures.append({"trial": index, "command": job.name, "way": way, "wrong": wrong})
                 note(f"warning: trial {index}, {job.name}, {way}: {wrong}")
-            elif index % 10 == 9:
+            if index % 10 == 9:
                 note(f"{index + 1} of {trials}, {len(failures)} wrong")
+                _record(output, chosen, counts, failures)
     rows = [[job.name, *(str(counts[job.name, way]) for way in WAYS)] for job in chosen]
     stdout.print(table(f"trials; {len(failures)} left something wrong", ["command", *WAYS], rows))
+    _record(output, chosen, counts, failures)
+    if failures:
+        raise VerificationError(f"{len(failures)} of {trials} trials left something wrong")
+
+
+def _record(
+    output: Path | None, chosen: list[Job], counts: Counter[tuple[str, str]], failures: list[dict[str, Any]]
+) -> None:
+    """Write what was found so far: a run of hours may itself be ended."""
     if output is not None:
         done = {job.name: {way: counts[job.name, way] for way in WAYS} for job in chosen}
         write_record(output, {**describe_run("kill_trials"), "trials": done, "wrong": failures})
-    if failures:
-        raise VerificationError(f"{len(failures)} of {trials} trials left something wrong")
 
 
 def _time(job: Job) -> float:
@@ -355,7 +269,7 @@ def _time(job: Job) -> float:
     folder = Path(tempfile.mkdtemp())
     start = time.monotonic()
     try:
-        _expect(_run(job.name, job.arguments(folder, False)), (0, 1) if job.wrong else (0,))
+        expect(_run(job.name, job.arguments(folder, False)), (0, 1) if job.wrong else (0,))
         return time.monotonic() - start
     finally:
         shutil.rmtree(folder)

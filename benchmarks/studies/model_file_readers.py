@@ -168,11 +168,40 @@ def read_features(path: Path) -> object:
     return load_features(path)
 
 
+def ranges_seeds() -> list[tuple[str, bytes]]:
+    """Ranges of two tensors, one of them with its channels, and with factors of a balance."""
+    from cats.calibration.distribution import TensorRange
+    from cats.calibration.ranges import Ranges
+
+    values = np.linspace(-2, 3, 60, dtype=np.float32).reshape(3, 20)
+    tensors = {"/a/Relu_output_0": TensorRange.of(values, axis=0), "b": TensorRange.of(values)}
+    small = Path("seed.ranges.json")
+    seeds = []
+    for balance in ({}, {"decoder.norm": np.array([0.5, 2.0], np.float32)}):
+        Ranges("0" * 64, tensors, 4, ("photos",), balance).save(small)
+        seeds.append((".json", small.read_bytes()))
+    small.unlink()
+    return seeds
+
+
+def read_ranges(path: Path) -> None:
+    """Read them, merge them with themselves, and choose limits; of some by every method, which takes longer."""
+    from cats.calibration.distribution import METHODS
+    from cats.calibration.ranges import Ranges
+
+    ranges = Ranges.load(path)
+    methods = METHODS if zlib.crc32(path.read_bytes()) % _LOADED == 0 else METHODS[:2]
+    for tensor in ranges.merge(ranges).tensors.values():
+        for method in methods:
+            tensor.limits(method)
+
+
 MODEL_READERS: dict[str, tuple[Seeds, Read]] = {
     "checkpoint": (checkpoint_seeds, read_checkpoint),
     "arguments": (arguments_seeds, read_arguments),
     "onnx": (onnx_seeds, read_onnx),
     "metadata": (metadata_seeds, read_metadata),
     "features": (features_seeds, read_features),
+    "ranges": (ranges_seeds, read_ranges),
 }
 """Name -> seeds and reader."""

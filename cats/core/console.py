@@ -33,6 +33,7 @@ from typer.completion import completion_init
 from typer.core import TyperCommand
 
 from cats.core.errors import BackendError, CatsError
+from cats.core.files import discard_drafts
 from cats.core.text import plain
 
 _PIPE = 240  # columns of a table that no terminal limits
@@ -247,6 +248,7 @@ def execute(app: typer.Typer) -> None:
     except (KeyboardInterrupt, SystemExit) as end:  # typer turns an interrupt into the exit status 130
         if isinstance(end, SystemExit) and end.code != 130:
             raise
+        discard_drafts()
         word = {signal.SIGTERM: "terminated", signal.SIGHUP: "the terminal is gone"}.get(_signal, "interrupted")  # type: ignore[call-overload]
         with contextlib.suppress(OSError):  # the terminal may be gone
             _say(f"{word}; nothing was left half-written")

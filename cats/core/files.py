@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,12 @@ from typing import BinaryIO
 from cats.core.errors import InputError
 
 _PARTIAL, _TOGETHER = ".cats-partial", ".cats-together"
+FORMER = ".cats-former"
+"""End of the hidden name under which a folder waits while another takes its place."""
+
 _cleaned: set[Path] = set()
+_drafts: set[Path] = set()  # temporary files and folders of this process, known before they exist
+os.register_at_fork(after_in_child=_drafts.clear)
 
 _KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -133,9 +139,19 @@ def atomic_paths(*destinations: str | Path) -> Iterator[tuple[Path, ...]]:
             names = " and ".join(map(str, destinations))
             raise InputError(f"cannot write {names}: {error.strerror}") from error
     finally:
+        if len(targets) > 1:
+            settle(targets[0])  # where a signal came while they were replaced
         for temporary, handle in held:
             temporary.unlink(missing_ok=True)
+            _drafts.discard(temporary)
             os.close(handle)
+
+
+def discard_drafts() -> None:
+    """Remove what this process was about to write: it ends by a signal, which may have come between any two steps."""
+    for draft in list(_drafts):
+        with contextlib.suppress(OSError):
+            _remove(draft)
 
 
 def settle(path: str | Path) -> None:
@@ -194,12 +210,51 @@ def _create(target: Path) -> tuple[Path, int]:
     """A new file beside ``target`` with the mode that any new file has, and a handle that locks it."""
     while True:
         temporary = target.with_name(f".{target.stem[:40]}.{secrets.token_hex(4)}{_PARTIAL}{target.suffix}")
-        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        _drafts.add(temporary)
+        try:
+            handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        except OSError:  # also where the name is another's
+            _drafts.discard(temporary)
+            raise
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(handle).st_nlink:
             return temporary, handle
         os.close(handle)  # another process took it for a left one, between the two calls
+
+
+def create_draft_folder(target: Path) -> tuple[Path, int]:
+    """A new hidden folder beside ``target``, and a handle that locks it: the next writer beside it removes it once
+    nobody holds the lock. What killed writers left there is removed, too.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    _clean(Path(os.path.realpath(target.parent)))
+    while True:
+        draft = target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}{_PARTIAL}")
+        _drafts.add(draft)
+        try:
+            draft.mkdir()
+        except OSError:
+            _drafts.discard(draft)
+            raise
+        try:
+            handle = os.open(draft, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:  # another process took it for a left one, between the two calls
+            continue
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if draft.exists():
+            return draft, handle
+        os.close(handle)
+
+
+def remove_draft_folder(draft: Path, handle: int) -> None:
+    """Remove what :func:`create_draft_folder` made, and all in it."""
+    shutil.rmtree(draft, ignore_errors=True)
+    _drafts.discard(draft)
+    os.close(handle)
 
 
 def _replace(pairs: list[tuple[Path, Path]]) -> None:
@@ -216,7 +271,9 @@ def _replace(pairs: list[tuple[Path, Path]]) -> None:
                 draft.replace(note)
             finally:
                 draft.unlink(missing_ok=True)
+                _drafts.discard(draft)
                 os.close(handle)
+        _drafts.difference_update(temporary for temporary, _ in pairs)  # from here on the notes are kept
         for temporary, target in pairs:
             temporary.replace(target)
     except OSError:
@@ -244,14 +301,24 @@ def _clean(folder: Path) -> None:
         if name.endswith(_TOGETHER):
             settle(folder / name[1 : -len(_TOGETHER)])
     for name in names:
-        if _PARTIAL in name:
+        if name.endswith(FORMER) and not (folder / name[1 : -len(FORMER)]).exists():
+            with contextlib.suppress(OSError):  # its place was never taken
+                (folder / name).rename(folder / name[1 : -len(FORMER)])
+        if _PARTIAL in name or name.endswith(FORMER):
             with contextlib.suppress(OSError):
                 handle = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    (folder / name).unlink()
+                    _remove(folder / name)
                 finally:
                     os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def write_bytes(destination: str | Path, data: bytes) -> None:

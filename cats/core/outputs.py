@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cats.core.errors import InputError
 from cats.core.files import check_destination
+from cats.core.folders import check_folder
 from cats.core.photos import PHOTO_SUFFIXES, list_photos
 
 
@@ -29,6 +30,7 @@ class OutputPlan:
     force: bool = False
     _reads: list[Path] = field(default_factory=list)
     _writes: list[tuple[Path, tuple[str, ...] | None, bool]] = field(default_factory=list)
+    _folders: list[tuple[Path, str | None]] = field(default_factory=list)
 
     def reads(self, *paths: str | Path | None) -> OutputPlan:
         """Files and folders that are read; of a folder, the photos below it."""
@@ -51,10 +53,27 @@ class OutputPlan:
         self._writes += [(Path(path), suffixes, updates) for path in paths if path is not None]
         return self
 
+    def writes_folder(self, folder: str | Path | None, mark: str | None) -> OutputPlan:
+        """A folder that is written as a whole, with :func:`cats.core.folders.replaced_folder`.
+
+        Args:
+            mark: a file that every folder of the same command holds; None where none is ever replaced.
+        """
+        if folder is not None:
+            self._folders.append((Path(folder), mark))
+        return self
+
     def check(self) -> None:
         """Raise :class:`InputError` for an output that cannot be written, that is an input, another output, a device,
-        a pipe, a folder or a photo of a folder that is read, or that exists while ``force`` is off."""
+        a pipe, a folder or a photo of a folder that is read, or that exists while ``force`` is off; for a folder as
+        :func:`cats.core.folders.check_folder`."""
         seen: dict[Path, Path] = {}
+        for folder, mark in self._folders:
+            check_folder(folder, mark, reads=self._reads, force=self.force)
+            place = Path(os.path.realpath(folder))
+            if place in seen:
+                raise InputError(f"{folder} is the name of two outputs: give each its own")
+            seen[place] = folder
         for path, suffixes, updates in self._writes:
             place = check_destination(path, suffixes)
             if place in seen:

@@ -77,9 +77,11 @@ def train(
     Returns:
         Path of the best checkpoint.
     """
+    from cats.training.run_folder import RunFolder
     from cats.training.trainer import Trainer
 
     _check_device(device)
+    RunFolder(output).check((data, validation))
     dataset, objective, steps = _training_data(data, config)
     trainer = Trainer(
         config,
@@ -283,6 +285,7 @@ def main_command(
     state and the weights (last.pt).
     """
     from cats.training.configs import find_config, fine_tuning
+    from cats.training.run_folder import RunFolder
 
     name = config or (FINE_TUNE if init else "spair")
     settings = find_config(name).override(assignments or [])
@@ -299,6 +302,7 @@ def main_command(
         return
     if data is None:
         raise InputError(f"--data is missing: KIND:DIR with KIND one of {', '.join(KINDS)}")
+    RunFolder(output).check((data, val), init)
     _say(f"cats-train {shlex.join(sys.argv[1:])}")
     device = f"cuda:{device}" if device.isdecimal() else device
     train(data, settings, output, validation=val, model=model, resume=resume, device=device, workers=workers)

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cats.checkpoints import save_checkpoint, save_document
 from cats.core.console import note
 from cats.core.errors import CheckpointError, InputError
-from cats.core.files import write_text
+from cats.core.files import atomic_paths, open_regular, settle, write_text
+from cats.core.json_text import read_json
+from cats.core.outputs import OutputPlan, make_folder
 from cats.model import CATs
 from cats.tensor_files import open_tensor_file
 
 RESUME_KEYS = {"config", "steps", "state", "model", "averaged", "objective", "optimizer", "scaler", "rng"}
+_DIGITS = 18  # of a step in the log
 
 
 class RunFolder:
@@ -54,12 +57,18 @@ class RunFolder:
         """One row an update."""
         return self.path / "log.csv"
 
+    @property
+    def config_file(self) -> Path:
+        """Settings of the run."""
+        return self.path / "config.json"
+
     def create(self) -> None:
         """Make the folder for a new run.
 
         Raises:
             InputError: it holds a run already, or cannot be created.
         """
+        settle(self.resume)
         if self.resume.exists():
             raise InputError(f"{self.path} already holds a run; go on with --resume or give another --output")
         if self.best.exists():
@@ -67,18 +76,43 @@ class RunFolder:
                 f"{self.best} is there, but no resume.pt to go on from: give another --output, and --init {self.best} "
                 "to start from its weights"
             )
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot create {self.path}: {error.strerror}") from error
+        make_folder(self.path)
+
+    def check(self, data: Iterable[str | None] = (), init: str | None = None) -> None:
+        """Refuse a folder in which the run would replace what it reads or what is of no run, before any work.
+
+        Args:
+            data: data sets ``KIND:DIR``.
+            init: checkpoint to start from.
+
+        Raises:
+            InputError: a file of the run is read, is none that a run writes, or cannot be written.
+        """
+        if not self.path.exists():
+            return
+        files = (self.best, self.last, self.resume, self.log_file, self.config_file)
+        OutputPlan().reads(init).reads_data(*data).writes(*files, updates=True).check()
+        if not self.resume.exists() and self.log_file.exists() and not _is_log(self.log_file):
+            raise InputError(f"cannot write {self.log_file}: it is not the log of a run; give another --output")
+        if not self.resume.exists() and self.config_file.exists() and not _is_config(self.config_file):
+            raise InputError(f"cannot write {self.config_file}: it is not of a run; give another --output")
 
     def save_config(self, config: dict[str, Any]) -> None:
         """Write ``config.json``."""
-        write_text(self.path / "config.json", json.dumps(config, indent=2) + "\n")
+        write_text(self.config_file, json.dumps(config, indent=2) + "\n")
 
-    def save_best(self, model: CATs, metrics: dict[str, float], training: dict[str, Any]) -> None:
-        """Write ``best.pt``; see :func:`cats.checkpoints.save_checkpoint`."""
-        save_checkpoint(self.best, model, metrics=metrics, training=training)
+    def save_best(
+        self, model: CATs, metrics: dict[str, float], training: dict[str, Any], document: dict[str, Any]
+    ) -> None:
+        """Write ``best.pt`` (see :func:`cats.checkpoints.save_checkpoint`) and the ``resume.pt`` that belongs to it, as
+        :meth:`save_resume`: both or neither, so that no run is left with weights and no state to go on from."""
+        with atomic_paths(self.best, self.resume) as (best, resume):
+            try:
+                save_checkpoint(best, model, metrics=metrics, training=training)
+                save_document(resume, document)
+            except InputError as error:
+                text = str(error).replace(str(best), str(self.best)).replace(str(resume), str(self.resume))
+                raise InputError(text) from error
 
     def save_last(self, model: CATs, training: dict[str, Any]) -> None:
         """Write ``last.pt``."""
@@ -99,6 +133,7 @@ class RunFolder:
             InputError: there is none.
             CheckpointError: it cannot be read, or another version of the toolkit wrote it.
         """
+        settle(self.resume)
         if not self.resume.is_file():
             instead = (
                 f"its state was not saved, only {self.best}: give another --output and --init {self.best}"
@@ -165,7 +200,22 @@ class RunFolder:
         return self._board
 
 
+def _is_log(path: Path) -> bool:
+    """Whether a file begins as a log does, or is empty."""
+    with open_regular(path, "log") as handle:
+        start = handle.read(5)
+    return start in (b"", b"step,")
+
+
+def _is_config(path: Path) -> bool:
+    try:
+        settings = read_json(path)
+    except InputError:
+        return False
+    return isinstance(settings, dict) and {"model", "batch_size", "lr"} <= set(settings)
+
+
 def _step_of(line: str) -> int | None:
     """Number of a row of the log; None for what is no complete row."""
     number = line.partition(",")[0]
-    return int(number) if number.isdecimal() and line.endswith("\n") else None
+    return int(number) if number.isdecimal() and len(number) < _DIGITS and line.endswith("\n") else None

@@ -277,11 +277,13 @@ class Trainer:
             improved = score > state.best_score
             if improved:
                 state.best_score, state.best_step, state.without_gain = score, state.step, 0
-                self.folder.save_best(self._saved_model(), state.metrics, self._description())
             else:
                 state.without_gain += 1
             state.validated = state.step
-            self._save_state()
+            if improved:
+                self.folder.save_best(self._saved_model(), state.metrics, self._description(), self._document())
+            else:
+                self.folder.save_resume(self._document())
             note(f"step {state.step}: {_shown(state.metrics)}{' (best so far)' if improved else ''}")
         if self.world > 1:  # early stopping must be decided alike everywhere
             shared = [state.without_gain]
@@ -308,11 +310,12 @@ class Trainer:
 
     def _save_stopped(self) -> None:
         """Keep the state and the weights of a run that ends between two validations."""
-        self._save_state()
+        self.folder.save_resume(self._document())
         self.folder.save_last(self._saved_model(), self._description())
 
-    def _save_state(self) -> None:
-        document = {
+    def _document(self) -> dict[str, Any]:
+        """The full state, to go on from."""
+        return {
             "config": self.config.to_dict(),
             "steps": self.steps,
             "state": dict(vars(self.state)),
@@ -323,7 +326,6 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "rng": torch.get_rng_state(),
         }
-        self.folder.save_resume(document)
 
     def _restore(self) -> None:
         """Go on where the folder's run stopped; a longer run goes on with the learning rates of the longer one.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cats.core.errors import InputError
 from cats.core.files import check_destination
+from cats.core.folders import check_folder
 from cats.labelling.annotations import Annotations
 from cats.labelling.formats import coco, csv, cvat, deeplabcut, label_studio, tps, yolo
 from cats.labelling.formats.common import naming
@@ -113,7 +114,7 @@ def choose_format(path: Path, name: str | None = None, like: Format | None = Non
             raise InputError(f"{path}: no format of label files has the suffix {suffix}; give --format {_names()}")
         chosen = found
     if chosen is FORMATS["yolo"]:
-        yolo.check_output(path)
+        check_folder(path, yolo.MARK)
     else:
         check_destination(path, chosen.suffixes)
     return chosen

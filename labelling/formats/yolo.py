@@ -16,7 +16,7 @@ import numpy as np
 
 from cats.core.errors import InputError
 from cats.core.files import write_text
-from cats.core.folders import check_folder, replaced_folder
+from cats.core.folders import replaced_folder
 from cats.core.geometry import Size
 from cats.labelling.annotations import AnnotatedPhoto, Annotation, Annotations, Category
 from cats.labelling.formats.common import (
@@ -30,7 +30,8 @@ from cats.labelling.formats.common import (
     which_boxes_are_made,
 )
 
-_MARK = ".cats-label"
+MARK = ".cats-label"
+"""A file of data sets that ``cats label`` wrote, and may replace."""
 _MAX_YAML = 1 << 20
 _SPLITS = ("train", "val", "test")
 _SUFFIXES = (".bmp", ".dng", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp", ".pfm", ".heic", ".avif")
@@ -60,7 +61,7 @@ def write(annotations: Annotations, path: Path, root: Path) -> list[str]:
     """Write a data set with copies of the photos; see :func:`cats.labelling.formats.write_annotations`.
 
     Raises:
-        InputError: the folder exists and was not written by this function.
+        InputError: the folder exists and was not written by this function, or a photo lies in it.
     """
     names = {photo.path: name_of(photo.path, root) for photo in annotations.photos}
     stems: dict[str, str] = {}
@@ -68,28 +69,12 @@ def write(annotations: Annotations, path: Path, root: Path) -> list[str]:
         other = stems.setdefault(str(Path(name).with_suffix("")), name)
         if other != name:
             raise InputError(f"the photos {other} and {name} would share a label file: YOLO drops the suffix")
-    with replaced_folder(path, _MARK) as folder:
-        (folder / _MARK).write_text("A data set that cats label may replace.\n")
+    with replaced_folder(path, MARK, reads=names) as folder:
+        (folder / MARK).write_text("A data set that cats label may replace.\n")
         _fill(folder, annotations, names)
     notes = what_is_lost(annotations, "keypoint names", "hidden points", "bones", "boxes")
     notes += which_boxes_are_made(annotations)
     return notes
-
-
-def check_output(path: Path, *, force: bool = True) -> None:
-    """Refuse a folder that a data set cannot be written to.
-
-    Args:
-        force: whether a data set that this module wrote may be replaced.
-
-    Raises:
-        InputError: there is a file, somebody else's folder, or no folder around it.
-    """
-    check_folder(path, _MARK)
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"cannot write {path}: no permission to write in {path.parent}")
-    if not force and path.is_dir() and any(path.iterdir()):
-        raise InputError(f"{path} exists already: give --force to replace it, or another name")
 
 
 def _fill(folder: Path, annotations: Annotations, names: dict[Path, str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections import Counter
 from importlib import metadata, resources
 from pathlib import Path
@@ -15,7 +14,9 @@ import cats
 from cats.assets import find_model
 from cats.core.console import execute, new_app, note
 from cats.core.errors import InputError
+from cats.core.folders import replaced_folder
 from cats.core.metadata import read_onnx_metadata
+from cats.core.outputs import make_folder
 from cats.runtime.c import ROOT
 
 app = new_app()
@@ -64,34 +65,11 @@ def write_sdk(folder: str | Path, models: tuple[Path, ...] = ()) -> list[Path]:
     twice = [name for name, count in Counter(model.name for model in models).items() if count > 1]
     if twice:
         raise InputError(f"two models are called {twice[0]}: rename one, they share the folder model/")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target} exists and is not an empty folder: choose another name, or remove it")
     chosen = models or _shipped()
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
-            draft = Path(temporary, "sdk")
-            _fill(draft, chosen)
-            if target.exists():  # empty, and perhaps the current folder, which must stay the one it is
-                _move_into(draft, target)
-            else:
-                draft.replace(target)
-    except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror or error}") from error
+    make_folder(target.parent)
+    with replaced_folder(target, None) as draft:
+        _fill(draft, chosen)
     return [target / "model" / model.name for model in chosen if model.suffix != ".md"]
-
-
-def _move_into(draft: Path, target: Path) -> None:
-    """Move all of a folder into an empty one, or nothing."""
-    children = sorted(draft.iterdir())
-    try:
-        for child in children:
-            child.replace(target / child.name)
-    except BaseException:
-        for child in children:
-            moved = target / child.name
-            shutil.rmtree(moved) if moved.is_dir() else moved.unlink(missing_ok=True)
-        raise
 
 
 def _shipped() -> tuple[Path, ...]:
@@ -109,7 +87,6 @@ def _licences() -> list[Path]:
 
 
 def _fill(draft: Path, models: tuple[Path, ...]) -> None:
-    draft.mkdir(mode=0o755)
     for name in FOLDERS:
         shutil.copytree(ROOT / name, draft / name, ignore=shutil.ignore_patterns("__pycache__", "*.o", "*.so"))
     for name in FILES:

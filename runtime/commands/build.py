@@ -135,3 +135,7 @@ def _range(option: str, text: str | None) -> tuple[int, int, int] | None:
 def main() -> None:
     """Entry point of ``cats-build``."""
     execute(app)
+
+
+if __name__ == "__main__":
+    main()

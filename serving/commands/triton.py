@@ -9,7 +9,8 @@ import typer
 
 from cats.assets import find_model
 from cats.core.console import execute, new_app, note
-from cats.serving.triton import write_repository
+from cats.core.outputs import OutputPlan
+from cats.serving.triton import MARK, model_files, write_repository
 
 app = new_app()
 
@@ -27,7 +28,8 @@ Examples:
 @app.command(epilog=EXAMPLES)
 def main_command(
     folder: Annotated[
-        Path, typer.Argument(help="Folder to write: new, empty, or of an earlier cats triton.", metavar="DIR")
+        Path,
+        typer.Argument(help="Folder to write: new, empty, or with --force of an earlier cats triton.", metavar="DIR"),
     ],
     models: Annotated[
         list[Path],
@@ -43,9 +45,11 @@ def main_command(
     ] = 2,
     instances: Annotated[int, typer.Option(help="Instances of each model on each device.", min=1)] = 1,
     cpu: Annotated[bool, typer.Option("--cpu", help="Run ONNX files on the CPU instead of the GPU.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the folder of an earlier cats triton.")] = False,
 ) -> None:
     """Write a model repository for NVIDIA Triton: each model, and one from photos to points."""
     found = [find_model(model) for model in models]
+    OutputPlan(force=force).reads(*model_files(found)).writes_folder(folder, MARK).check()
     names = write_repository(folder, found, max_batch=max_batch, max_delay_ms=max_delay_ms, cpu=cpu, count=instances)
     note(f"wrote {folder}/: {', '.join(names)}; its README.md says how to start Triton with it")
 

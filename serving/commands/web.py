@@ -10,7 +10,9 @@ import typer
 from cats.assets import find_model
 from cats.core.console import execute, new_app, note, stderr
 from cats.core.images import quiet_pillow
-from cats.serving.web import read_samples, write_site
+from cats.core.outputs import OutputPlan
+from cats.core.tables import read_pairs
+from cats.serving.web import SETTINGS, read_samples, write_site
 
 app = new_app()
 
@@ -28,7 +30,8 @@ Examples:
 @app.command(epilog=EXAMPLES)
 def main_command(
     folder: Annotated[
-        Path, typer.Argument(help="Folder to write: new, empty, or of an earlier cats web.", metavar="DIR")
+        Path,
+        typer.Argument(help="Folder to write: new, empty, or with --force of an earlier cats web.", metavar="DIR"),
     ],
     model: Annotated[
         Path | None,
@@ -51,14 +54,16 @@ def main_command(
     service_worker: Annotated[
         bool, typer.Option(help="Include a service worker that allows threads where the server sends no headers.")
     ] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace the folder of an earlier cats web.")] = False,
 ) -> None:
     """Write the page as static files: the model runs in the browser, photos never leave the machine."""
     quiet_pillow()
+    found = find_model(model or "cats-tiny")
+    photos = [photo for row in read_pairs(pairs) for photo in (row.a, row.b)] if pairs is not None else []
+    OutputPlan(force=force).reads(found, pairs, *photos).writes_folder(folder, SETTINGS).check()
     samples = read_samples(pairs) if pairs is not None else None
     with stderr.status("writing the page"):
-        size = write_site(
-            folder, find_model(model or "cats-tiny"), samples=samples, webgpu=webgpu, threads=service_worker
-        )
+        size = write_site(folder, found, samples=samples, webgpu=webgpu, threads=service_worker)
     note(f"wrote {folder}/, {size / 1e6:.0f} MB; to see it: python -m http.server -d {folder}")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import os
 import subprocess
 import sys
@@ -32,6 +34,17 @@ def test_help_lists_every_command_without_importing_any(cats: Command) -> None:
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert out.rstrip().endswith("LOADED []")
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_every_command_runs_as_a_module(name: str) -> None:
+    """``python -m`` of a clone without an installation: without its last lines it would do nothing and end with 0."""
+    spec = importlib.util.find_spec(cli.COMMANDS[name].module)
+    assert spec is not None
+    assert spec.origin is not None
+    last = ast.parse(Path(spec.origin).read_text()).body[-1]
+    assert isinstance(last, ast.If)
+    assert ast.unparse(last).startswith("if __name__ == '__main__':\n")
 
 
 def test_version(cats: Command) -> None:

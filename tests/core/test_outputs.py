@@ -206,6 +206,32 @@ def test_signals_leave_no_temporary_file(tmp_path: Path, number: signal.Signals,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("write", ["write_text(folder / 'x', 'x')", "replaced_folder(folder / 'x', None).__enter__()"])
+def test_a_signal_in_the_moment_of_creation_leaves_nothing(tmp_path: Path, number: signal.Signals, write: str) -> None:
+    """Between the creation of a temporary file and the block that removes it."""
+    script = (
+        "import os, signal, sys\nfrom pathlib import Path\n"
+        "from cats.core import files\nfrom cats.core.console import execute, new_app\n"
+        "from cats.core.files import write_text\nfrom cats.core.folders import replaced_folder\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "app = new_app()\n"
+        "@app.command()\n"
+        "def main(place: str, number: int) -> None:\n"
+        "    folder = Path(place)\n"
+        "    def flock(*given):\n"
+        "        print(len(list(folder.iterdir())))\n"
+        "        os.kill(os.getpid(), number)\n"
+        "    files.fcntl.flock = flock\n"
+        f"    {write}\n"
+        "execute(app)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path), str(int(number))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (128 + number, "1\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_files_replaced_together_are_made_together(tmp_path: Path) -> None:
     with atomic_paths(tmp_path / "a", tmp_path / "b") as temporaries:
         for number, temporary in enumerate(temporaries):

@@ -459,6 +459,11 @@ BAD: dict[str, tuple[Callable[[], None], list[str], str]] = {
         [*NOT_OUTPUT, "photos", "--format", "yolo"],
         "photos is not empty and not of an earlier run",
     ),
+    "among the photos": (
+        lambda: None,
+        [*NOT_OUTPUT, "photos/yolo", "--format", "yolo"],
+        "the files of photos are read; give a folder outside of it",
+    ),
     "table of others": (
         _write("kinds.csv", "photo,category\nx.png,duck\n"),
         [*USUAL, "--categories", "kinds.csv"],

@@ -145,7 +145,7 @@ def test_a_repository_is_complete_and_says_how_to_start(cats: Command, tmp_path:
     assert "`best` was built by TensorRT 10.13.3.9" in readme
     assert "tritonserver:25.10-py3 sh -c" in readme
     assert "perf_analyzer -m best_points --concurrency-range 1:8 --input-data perf_analyzer.json" in readme
-    assert cats("triton", models, "cats-tiny").code == 0
+    assert cats("triton", models, "cats-tiny", "--force").code == 0
     assert not (models / "best").exists()
     assert "tritonserver:26.08-py3 sh -c" in (models / "README.md").read_text()
 
@@ -219,6 +219,10 @@ def test_a_model_in_the_folder_is_not_replaced_by_it(cats: Command, tmp_path: Pa
     assert done.code == 2
     assert "give another folder" in done.error
     assert inside.read_bytes() == asset("cats-tiny.onnx").read_bytes()
+    assert "give --force" in cats("triton", models, "cats-tiny").error
+    (models / "mine").write_text("of the earlier run")
+    assert cats("triton", models, "cats-tiny", "--force").code == 0
+    assert not (models / "mine").exists()
 
 
 def copy(folder: Path, name: str) -> Path:

@@ -42,7 +42,9 @@ def test_a_site_is_complete_and_replaced_as_a_whole(cats: Command, site: Path, t
     assert Image.open(folder / sample["a"]).size == (1024, 512)
     assert settings["webgpu"] is False
     (folder / "old.txt").write_text("of an earlier version")
-    assert cats("web", folder, "--no-webgpu").code == 0
+    assert "give --force" in cats("web", folder, "--no-webgpu").error
+    assert (folder / "old.txt").exists()
+    assert cats("web", folder, "--no-webgpu", "--force").code == 0
     assert not (folder / "old.txt").exists()
     assert (folder / "coi-serviceworker.js").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.csv", "site", "wide.jpg"]
@@ -62,6 +64,11 @@ def test_refusals_leave_nothing(cats: Command, tmp_path: Path) -> None:
     inside = cats("web", tmp_path / "site", "--model", tmp_path / "site" / "own.onnx")
     assert "give another folder" in inside.error
     assert (tmp_path / "site" / "own.onnx").exists()
+    (tmp_path / "site" / "a.jpg").write_bytes(A.read_bytes())
+    (tmp_path / "pairs.csv").write_text(f"a,b\nsite/a.jpg,{B}\n")
+    sample = cats("web", tmp_path / "site", "--pairs", tmp_path / "pairs.csv", "--force")
+    assert "a.jpg in it is read" in sample.error
+    assert (tmp_path / "site" / "a.jpg").exists()
 
 
 def test_a_further_output_changes_no_byte_of_the_file(tmp_path: Path) -> None:

@@ -16,12 +16,14 @@ from datasets import make_image
 from tiny_models import TRAINING
 
 from cats.checkpoints import load_checkpoint
+from cats.core import files
 from cats.core.errors import InputError
 from cats.data.folders import PhotoFolder
 from cats.data.warps import WarpPairs
 from cats.training.configs import find_config
 from cats.training.objectives import FlowObjective
 from cats.training.optimization import learning_rate_factor
+from cats.training.run_folder import RunFolder
 from cats.training.trainer import Trainer, TrainingError
 
 SCRIPT = """
@@ -184,6 +186,61 @@ def test_what_is_left_of_a_run_is_resumed_or_said(photos: Path, tmp_path: Path) 
         with pytest.raises(InputError, match=r"best\.pt.* --init .*best\.pt") as caught:
             trainer(folder, photos, []).run(resume=resume)
         assert "--resume" not in str(caught.value)
+
+
+@pytest.mark.parametrize("half", ["best", "resume"])
+def test_weights_and_state_are_of_one_step_wherever_a_run_is_killed(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, half: str
+) -> None:
+    """Between the replacement of best.pt and that of resume.pt; the next run completes it."""
+    folder = tmp_path / "run"
+    real = Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        if Path(target).name == f"{half}.pt":
+            raise _Killed
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(files, "settle", lambda path: None)  # a killed process settles nothing
+    monkeypatch.setattr(Path, "unlink", lambda self, missing_ok=False: None)
+    with pytest.raises(_Killed):
+        trainer(folder, photos, [0, 1, 2]).run()
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="already holds a run"):
+        RunFolder(folder).create()
+    step = torch.load(folder / "resume.pt", weights_only=True)["state"]["best_step"]
+    assert torch.load(folder / "best.pt", weights_only=True)["training"]["step"] == step > 0
+    trainer(folder, photos, [3, 4, 5], steps=8).run(resume=True)
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+class _Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+def test_a_run_writes_over_nothing_that_it_reads_or_that_is_of_no_run(tmp_path: Path) -> None:
+    for name, text, problem in (
+        ("log.csv", "a,b\nx.jpg,y.jpg\n", "not the log of a run"),
+        ("config.json", '{"mine": 1}', "not of a run"),
+        ("best.pt", None, "it is a pipe"),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        if text is None:
+            os.mkfifo(folder / name)
+        else:
+            (folder / name).write_text(text)
+        with pytest.raises(InputError, match=rf"{name}: .*{problem}"):
+            RunFolder(folder).check()
+    (tmp_path / "log.csv" / "log.csv").write_text("step,a,b\n1,x.jpg,y.jpg\n")
+    RunFolder(tmp_path / "log.csv").check()
+    with pytest.raises(InputError, match=r"log.csv: it is read"):
+        RunFolder(tmp_path / "log.csv").check([f"pairs:{tmp_path / 'log.csv' / 'log.csv'}"])
+    (tmp_path / "log.csv" / "last.pt").write_text("weights")
+    with pytest.raises(InputError, match=r"last.pt: it is read"):
+        RunFolder(tmp_path / "log.csv").check([None], str(tmp_path / "log.csv" / "last.pt"))
+    RunFolder(tmp_path / "none").check()
 
 
 def test_a_run_is_lengthened_not_shortened(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
