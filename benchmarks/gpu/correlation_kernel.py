@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import math
 import sys
+from dataclasses import astuple
 
 import torch
 
-from cats.benchmarks.gpu.kit import DRY, device_ms, graphed, record, step
+from cats.benchmarks.gpu.kit import DRY, device_ms, graphed, kernel_times, record, step
 from cats.export.graph.correlation import _definition
 from cats.export.kernels import triton as correlation_kernel
 
@@ -84,25 +86,25 @@ def timing(channels, dtype, batch):
 def sweep(dtype, batch):
     """Other tiles, steps, warps and stages than the module's, replayed as a CUDA graph."""
     a, b = features(SPAIR, batch, dtype)
-    names = ("TILE", "_STEP", "_WARPS", "_STAGES")
-    before = [getattr(correlation_kernel, name) for name in names]
-    found = {}
+    before, found = correlation_kernel.BLOCKS[dtype], {}
     half = [
-        (64, 64, 4, 3), (64, 64, 4, 4), (64, 128, 4, 3), (64, 32, 4, 4), (128, 32, 8, 3), (128, 32, 4, 3),
-        (128, 64, 8, 2), (128, 64, 8, 3), (128, 64, 8, 4), (128, 64, 4, 3), (32, 64, 4, 3), (32, 128, 4, 4),
+        (64, 64, 4, 3), (64, 64, 4, 5), (64, 32, 4, 4), (64, 32, 4, 6), (64, 64, 8, 4), (64, 128, 4, 3),
+        (64, 128, 8, 3), (128, 32, 8, 4), (128, 64, 8, 3), (128, 64, 8, 4), (128, 32, 4, 4),
     ]  # fmt: skip
-    full = [(64, 32, 8, 3), (64, 16, 4, 3), (64, 16, 8, 4), (128, 16, 8, 3), (32, 32, 4, 3)]
-    choices = [(64, 32, 4, 3), *(half if dtype == torch.float16 else full)]
+    full = [(64, 32, 4, 3), (64, 16, 4, 4), (64, 32, 8, 4), (64, 16, 8, 4)]
+    choices = [astuple(before), *(half if dtype == torch.float16 else full)]
     for choice in choices[: 1 if DRY else None]:
-        for name, value in zip(names, choice, strict=True):
-            setattr(correlation_kernel, name, value)
+        correlation_kernel.BLOCKS[dtype] = correlation_kernel.Blocks(*choice)
         try:
-            found[str(choice)] = device_ms(graphed(lambda: correlation_kernel.launch(a, b))[0], rounds=20)["ms"]
+            run = graphed(lambda: correlation_kernel.launch(a, b))[0]
+            found[str(choice)] = [
+                device_ms(run, rounds=20, inner=10)["ms"],
+                *(us for us, _ in kernel_times(run)["us and calls"].values()),
+            ]
         except Exception as problem:
             found[str(choice)] = f"{type(problem).__name__}: {problem}"[:200]
-    for name, value in zip(names, before, strict=True):
-        setattr(correlation_kernel, name, value)
-    return {"tile, step, warps, stages -> ms": found}
+    correlation_kernel.BLOCKS[dtype] = before
+    return {"tile, step, warps, stages -> ms, us of each kernel": found}
 
 
 def ahead_of_time(channels, half, batch):
@@ -112,7 +114,7 @@ def ahead_of_time(channels, half, batch):
         return {"compiled": [len(scores.ptx), len(filtered.ptx)], "launched": "no GPU"}
     a, b = features(channels, batch, torch.float16 if half else torch.float32)
     expected = reference(a, b)
-    levels, tiles = len(channels), -(-CELLS // correlation_kernel.TILE)
+    levels, tiles = len(channels), math.isqrt(scores.grid[0])
     new = lambda *shape: torch.full((batch, levels, *shape), float("nan"), device="cuda")  # noqa: E731
     product, rows, columns, volume = new(CELLS, CELLS), new(tiles, CELLS), new(tiles, CELLS), new(CELLS, CELLS)
     torch.cuda.synchronize()

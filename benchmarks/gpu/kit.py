@@ -111,6 +111,27 @@ def graphed(run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
     return graph.replay, result
 
 
+def kernel_times(run: Callable[[], Any], rounds: int = 5) -> dict[str, Any]:
+    """Microseconds and calls of each kernel in one run on the GPU, the longest first; how many kernels there are."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    for _ in range(3):
+        run()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
+        for _ in range(rounds):
+            run()
+        torch.cuda.synchronize()
+    rows = [(e.key, e.self_device_time_total / rounds, e.count / rounds) for e in profiler.key_averages()]
+    rows = sorted((row for row in rows if row[1] > 0), key=lambda row: -row[1])
+    return {
+        "kernels": round(sum(row[2] for row in rows)),
+        "total_us": round(sum(row[1] for row in rows), 1),
+        "us and calls": {name[:110]: [round(us, 1), round(calls, 1)] for name, us, calls in rows[:30]},
+    }
+
+
 def pixels(flow: Any, expected: np.ndarray, cell: float = 16.0) -> dict[str, float]:
     """Difference of two flows in pixels at the model's input size."""
     flow = np.asarray(flow, np.float64)

@@ -1,10 +1,11 @@
 """The model by PyTorch on the GPU: eager, as a CUDA graph, compiled; in four precisions; parity with the CPU.
 
-    python -m cats.benchmarks.gpu.pytorch resnet101 [--compile | --warm]
+    python -m cats.benchmarks.gpu.pytorch resnet101 [--compile | --warm] [--tune]
 
 ``eager`` is the training model as it is written (what the published code costs); ``pair`` the deployment graph with the
 Triton kernels of the correlation; ``file`` the exported ONNX file, operator by operator in the types it gives, and
-compiled by torch.compile with ``--compile``. ``--warm`` compiles that ahead, into the cache, and measures nothing.
+compiled by torch.compile with ``--compile``, and with its kernels chosen by trying with ``--tune`` (minutes). ``--warm``
+compiles that ahead, into the cache, and measures nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from cats.benchmarks.gpu.kit import (
     device_ms,
     graphed,
     host_ms,
+    kernel_times,
     load,
     photos,
     pixels,
@@ -131,79 +133,62 @@ def file_on_gpu(path, channels_last: bool):
     return run
 
 
-def compiled(bench: Bench, precision: str, batch: int):
+TUNED = {"max_autotune_gemm": True, "conv_1x1_as_mm": True, "max_autotune_gemm_backends": "ATEN,TRITON"}
+"""Settings of torch.compile: 1x1 convolutions as matrix products, each by the fastest kernel with what follows inside."""
+
+
+def compiled(bench: Bench, precision: str, batch: int, tuned: bool):
     """The exported file as one function for ``batch`` pairs, by torch.compile; convolutions in channels last."""
     torch._dynamo.reset()
     run = file_on_gpu(wait_for(f"{bench.name}.{precision}.onnx", 1 if DRY else 200), channels_last=True)
     images = bench.images(DEVICE, batch)
+    precise(search=False)
     with torch.no_grad():
         traced = make_fx(run)(*images)
-    return traced if DRY else torch.compile(traced, dynamic=False)
+    return traced if DRY else torch.compile(traced, dynamic=False, options=TUNED if tuned else {})
 
 
-def measure_compiled(bench: Bench) -> None:
-    """fp16 first; each batch is compiled by itself, so that a cut-off leaves the first."""
-    for precision, batches in (("fp16", BATCHES), ("fp32", BATCHES)):
-        for batch in batches:
-            try:
-                run = compiled(bench, precision, batch)
-            except Exception as error:
-                record(
-                    f"{bench.name} compiled {precision}, batch {batch}",
-                    failed=f"{type(error).__name__}: {error}"[:1500],
-                )
-                continue
-            bench.measure(f"compiled {precision}", run, batches=(batch,), checked=batch)
-            step(
-                f"{bench.name} compiled {precision}: kernels of batch {batch}",
-                lambda r=run, b=batch: kernels(bench, r, b),
-            )
+def measure_compiled(bench: Bench, tuned: bool) -> None:
+    """Each batch is compiled by itself, so that a cut-off leaves the first."""
+    for batch in BATCHES:
+        label = f"compiled{' and tuned' if tuned else ''} fp16"
+        try:
+            run = compiled(bench, "fp16", batch, tuned)
+        except Exception as error:
+            record(f"{bench.name} {label}, batch {batch}", failed=f"{type(error).__name__}: {error}"[:1500])
+            continue
+        bench.measure(label, run, batches=(batch,), checked=batch)
+        step(f"{bench.name} {label}: kernels of batch {batch}", lambda r=run, b=batch: kernels(bench, r, b))
 
 
-def kernels(bench: Bench, run, batch: int, rounds: int = 5) -> dict:
-    """Where the time goes: microseconds of each kernel in one run, the longest first, and how many there are."""
-    from torch.profiler import ProfilerActivity, profile
-
+def kernels(bench: Bench, run, batch: int) -> dict:
+    """Where the time of a run goes."""
     precise()
     with torch.inference_mode():
         a, b = bench.images(DEVICE, batch)
-        for _ in range(3):
-            run(a, b)
-        torch.cuda.synchronize()
-        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-            for _ in range(rounds):
-                run(a, b)
-            torch.cuda.synchronize()
-    rows = [(e.key, e.self_device_time_total / rounds, e.count / rounds) for e in profiler.key_averages()]
-    rows = sorted((row for row in rows if row[1] > 0), key=lambda row: -row[1])
-    return {
-        "kernels": round(sum(row[2] for row in rows)),
-        "total_us": round(sum(row[1] for row in rows), 1),
-        "us and calls": {name[:110]: [round(us, 1), round(calls, 1)] for name, us, calls in rows[:30]},
-    }
+        return kernel_times(lambda: run(a, b))
 
 
-def warm(bench: Bench) -> None:
+def warm(bench: Bench, tuned: bool) -> None:
     """Fill the caches of torch.compile and Triton."""
-    for precision in ("fp16", "fp32"):
-        for batch in BATCHES:
-            run = compiled(bench, precision, batch)
-            with torch.inference_mode():
-                run(*bench.images(DEVICE, batch))
-            record(f"{bench.name} compiled {precision}, batch {batch}", warmed=True)
+    for batch in BATCHES:
+        run = compiled(bench, "fp16", batch, tuned)
+        with torch.inference_mode():
+            run(*bench.images(DEVICE, batch))
+        record(f"{bench.name} compiled{' and tuned' if tuned else ''} fp16, batch {batch}", warmed=True)
 
 
 def main() -> None:
-    name, compiles = sys.argv[1], "--compile" in sys.argv
+    name, tuned = sys.argv[1], "--tune" in sys.argv
     bench = Bench(name)
     record(f"{name} levels", hyperpixels=list(bench.model.config.hyperpixels))
     if "--warm" in sys.argv:
-        warm(bench)
+        warm(bench, tuned)
         return
     pair = PairGraph(bench.model).eval().to(DEVICE)
     eager = bench.model.to(DEVICE)
-    if compiles:
-        measure_compiled(bench)
+    if "--compile" in sys.argv:
+        measure_compiled(bench, tuned)
         return
     bench.measure("eager fp32", eager)
     bench.measure("eager tf32", eager, tf32=True, graph=False)

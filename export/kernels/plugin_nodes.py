@@ -10,6 +10,7 @@ compiled kernels are entries of its metadata, which ``cats-build`` registers as 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -80,11 +81,11 @@ def has_correlation(model: onnx.ModelProto) -> bool:
 def _kernels(channels: Sequence[int], cells: int, half: bool) -> str:
     """The metadata entry: each plugin with the shapes of its outputs behind the batch, and its kernel."""
     try:
-        from cats.export.kernels.triton import CAPABILITY, TILE, compile_kernels
+        from cats.export.kernels.triton import CAPABILITY, compile_kernels
     except ModuleNotFoundError as error:
         raise BackendError(f"cannot compile the kernels for TensorRT: {error}; pip install triton") from error
     scores, filtered = compile_kernels(channels, cells, half=half)
-    levels, tiles = len(channels), -(-cells // TILE)
+    levels, tiles = len(channels), math.isqrt(scores.grid[0])  # a grid of tiles by tiles
     volume, maxima = [levels, cells, cells], [levels, tiles, cells]
     plugins = [
         {

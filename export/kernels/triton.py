@@ -24,11 +24,23 @@ from torch import Tensor
 
 from cats.core.errors import BackendError
 
-TILE = 64
-"""Rows and columns of one block's part of the correlations."""
 
-_STEP = 32  # channels read at once; with three stages in flight float32 takes 48 KiB, all that needs no opt-in
-_WARPS, _STAGES = 4, 3
+@dataclass(frozen=True)
+class Blocks:
+    """How the work is cut: one block computes ``tile`` rows and columns and reads ``step`` channels at once.
+
+    ``stages`` - 1 reads are in flight; they fit in 48 KiB of shared memory, all that needs no opt-in.
+    """
+
+    tile: int
+    step: int
+    warps: int
+    stages: int
+
+
+BLOCKS = {torch.float16: Blocks(64, 64, 4, 4), torch.float32: Blocks(64, 32, 4, 4)}
+"""By the type of the features."""
+
 _NORM_EPSILON, _TINY = tl.constexpr(1e-6), tl.constexpr(1e-30)
 
 CAPABILITY = 80
@@ -46,12 +58,13 @@ def scores_kernel(  # type: ignore[no-untyped-def]
     CELLS: tl.constexpr,  # noqa: N803
     TILE: tl.constexpr,  # noqa: N803
     STEP: tl.constexpr,  # noqa: N803
+    WHOLE: tl.constexpr,  # noqa: N803
 ):
     """Correlations of one tile and their maxima.
 
     Grid (T * T, L, B), T = ceil(N / TILE). ``a`` and ``b`` are tuples of (B, C_l, N); ``scores`` (B, L, N, N), rows a;
     ``row_maxima`` and ``column_maxima`` (B, L, T, N), the maximum of each row (column) within the tiles of each column
-    (row) of tiles. ``CHANNELS`` is the tuple of C_l.
+    (row) of tiles. ``CHANNELS`` is the tuple of C_l; ``WHOLE`` says that tiles and steps divide N and each C_l.
     """
     tiles: tl.constexpr = (CELLS + TILE - 1) // TILE
     tile_row, tile_column = tl.program_id(0) // tiles, tl.program_id(0) % tiles
@@ -66,17 +79,23 @@ def scores_kernel(  # type: ignore[no-untyped-def]
     first = features_a + item * channels * CELLS + rows[:, None] + steps[None, :] * CELLS
     second = features_b + item * channels * CELLS + columns[None, :] + steps[:, None] * CELLS
     product = tl.zeros((TILE, TILE), tl.float32)
-    squares_a = tl.zeros((TILE,), tl.float32)
-    squares_b = tl.zeros((TILE,), tl.float32)
+    # Squares are summed where they are read, and over the threads once at the end: a sum over threads in every step
+    # takes longer than the product.
+    squares_a = tl.zeros((TILE, STEP), tl.float32)
+    squares_b = tl.zeros((STEP, TILE), tl.float32)
     for start in range(0, channels, STEP):
-        there = steps < channels - start
-        x = tl.load(first + start * CELLS, mask=(rows < CELLS)[:, None] & there[None, :], other=0.0)
-        y = tl.load(second + start * CELLS, mask=there[:, None] & (columns < CELLS)[None, :], other=0.0)
+        if WHOLE:
+            x = tl.load(first + start * CELLS)
+            y = tl.load(second + start * CELLS)
+        else:
+            there = steps < channels - start
+            x = tl.load(first + start * CELLS, mask=(rows < CELLS)[:, None] & there[None, :], other=0.0)
+            y = tl.load(second + start * CELLS, mask=there[:, None] & (columns < CELLS)[None, :], other=0.0)
         product = tl.dot(x, y, product, input_precision="ieee")
-        squares_a += tl.sum(x.to(tl.float32) * x.to(tl.float32), axis=1)
-        squares_b += tl.sum(y.to(tl.float32) * y.to(tl.float32), axis=0)
-    inverse_a = 1.0 / tl.sqrt(squares_a + _NORM_EPSILON)
-    inverse_b = 1.0 / tl.sqrt(squares_b + _NORM_EPSILON)
+        squares_a += x.to(tl.float32) * x.to(tl.float32)
+        squares_b += y.to(tl.float32) * y.to(tl.float32)
+    inverse_a = 1.0 / tl.sqrt(tl.sum(squares_a, axis=1) + _NORM_EPSILON)
+    inverse_b = 1.0 / tl.sqrt(tl.sum(squares_b, axis=0) + _NORM_EPSILON)
     product = product * inverse_a[:, None] * inverse_b[None, :]
     inside = (rows < CELLS)[:, None] & (columns < CELLS)[None, :]
     matrix = item * len(CHANNELS) + level
@@ -100,7 +119,8 @@ def filter_kernel(  # type: ignore[no-untyped-def]
 ):
     """The mutual filter of one tile; grid and arguments as of :func:`scores_kernel`, ``volume`` like ``scores``."""
     tiles: tl.constexpr = (CELLS + TILE - 1) // TILE
-    matrix = tl.program_id(2).to(tl.int64) * LEVELS + tl.program_id(1)
+    item = tl.num_programs(2) - 1 - tl.program_id(2)  # last come first: their scores are still in the cache
+    matrix = item.to(tl.int64) * LEVELS + tl.program_id(1)
     rows = (tl.program_id(0) // tiles) * TILE + tl.arange(0, TILE)
     columns = (tl.program_id(0) % tiles) * TILE + tl.arange(0, TILE)
     row_maximum = tl.full((TILE,), float("-inf"), tl.float32)
@@ -131,19 +151,24 @@ def launch(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     """
     a, b = tuple(x.contiguous() for x in a), tuple(x.contiguous() for x in b)
     batch, _, cells = a[0].shape
-    tiles, levels = triton.cdiv(cells, TILE), len(a)
+    channels, levels, blocks = tuple(x.shape[1] for x in a), len(a), BLOCKS[a[0].dtype]
+    tiles = triton.cdiv(cells, blocks.tile)
     scores = a[0].new_empty((batch, levels, cells, cells), dtype=torch.float32)
     maxima = a[0].new_empty((2, batch, levels, tiles, cells), dtype=torch.float32)
-    grid = (tiles * tiles, levels, batch)
-    channels = tuple(x.shape[1] for x in a)
-    options = {"num_warps": _WARPS, "num_stages": _STAGES}
     volume = torch.empty_like(scores)
+    grid, options = (tiles * tiles, levels, batch), {"num_warps": blocks.warps, "num_stages": blocks.stages}
+    constants = _scores_constants(channels, cells, blocks)
     with (
         torch.cuda.device(scores.device) if scores.is_cuda else contextlib.nullcontext()
     ):  # Triton takes the current GPU
-        scores_kernel[grid](a, b, scores, maxima[0], maxima[1], channels, cells, TILE, _STEP, **options)
-        filter_kernel[grid](scores, maxima[0], maxima[1], volume, levels, cells, TILE, **options)
+        scores_kernel[grid](a, b, scores, maxima[0], maxima[1], **constants, **options)
+        filter_kernel[grid](scores, maxima[0], maxima[1], volume, levels, cells, blocks.tile, **options)
     return volume
+
+
+def _scores_constants(channels: Sequence[int], cells: int, blocks: Blocks) -> dict[str, Any]:
+    whole = cells % blocks.tile == 0 and all(count % blocks.step == 0 for count in channels)
+    return {"CHANNELS": tuple(channels), "CELLS": cells, "TILE": blocks.tile, "STEP": blocks.step, "WHOLE": whole}
 
 
 @dataclass(frozen=True)
@@ -180,26 +205,28 @@ def compile_kernels(
         half: features in float16, else float32.
         capability: 80 for compute capability 8.0, and so on.
     """
-    kind = "*fp16" if half else "*fp32"
+    kind, blocks = ("*fp16", BLOCKS[torch.float16]) if half else ("*fp32", BLOCKS[torch.float32])
     features = (kind,) * len(channels)
     buffers = dict.fromkeys(("scores", "row_maxima", "column_maxima"), "*fp32")
     scores = _compile(
         scores_kernel,
         {"a": features, "b": features, **buffers},
-        {"CHANNELS": tuple(channels), "CELLS": cells, "TILE": TILE, "STEP": _STEP},
+        _scores_constants(channels, cells, blocks),
+        blocks,
         capability,
     )
     filtered = _compile(
         filter_kernel,
         {**buffers, "volume": "*fp32"},
-        {"LEVELS": len(channels), "CELLS": cells, "TILE": TILE},
+        {"LEVELS": len(channels), "CELLS": cells, "TILE": blocks.tile},
+        blocks,
         capability,
     )
-    grid = (triton.cdiv(cells, TILE) ** 2, len(channels))
+    grid = (triton.cdiv(cells, blocks.tile) ** 2, len(channels))
     return _ready(scores, 2 * len(channels) + 3, grid), _ready(filtered, 4, grid)
 
 
-def _compile(kernel: Any, signature: dict[str, Any], constants: dict[str, Any], capability: int) -> Any:
+def _compile(kernel: Any, signature: dict[str, Any], constants: dict[str, Any], blocks: Blocks, capability: int) -> Any:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -209,7 +236,7 @@ def _compile(kernel: Any, signature: dict[str, Any], constants: dict[str, Any], 
     aligned = {path: [["tt.divisibility", 16]] for path in paths}  # as every allocator of GPU memory gives
     signature = {**signature, **dict.fromkeys(constants, "constexpr")}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    options = {"num_warps": _WARPS, "num_stages": _STAGES}
+    options = {"num_warps": blocks.warps, "num_stages": blocks.stages}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
