@@ -18,9 +18,9 @@ python=${PYTHON:-$([ -x "$repo/.venv/bin/python" ] && echo "$repo/.venv/bin/pyth
 mkdir -p "$repo/.git/info" "$cache"
 grep -qx /.gpu/ "$repo/.git/info/exclude" 2>/dev/null || echo /.gpu/ >>"$repo/.git/info/exclude"
 rm -rf "$kit"
-mkdir -p "$kit/main/wheels" "$kit/main/wheels-cuda" "$kit/main/models"
+mkdir -p "$kit/main/wheels" "$kit/main/models"
 
-# 1. Wheels for Python 3.12 on x86-64 that the GPU machine lacks. cuda-core is used only where its own is older than 1.0.
+# 1. Wheels for Python 3.12 on x86-64 that the GPU machine lacks.
 fetch() { # FOLDER PACKAGE...
   local folder=$1 platforms=()
   shift
@@ -30,10 +30,7 @@ fetch() { # FOLDER PACKAGE...
 }
 [ -d "$cache/wheels" ] || { fetch "$cache/wheels.new" jsonschema jsonschema-specifications referencing rpds-py &&
   mv "$cache/wheels.new" "$cache/wheels"; }
-[ -d "$cache/wheels-cuda" ] || { fetch "$cache/wheels-cuda.new" cuda-core==1.2.2 cuda-pathfinder &&
-  mv "$cache/wheels-cuda.new" "$cache/wheels-cuda"; }
 cp "$cache"/wheels/*.whl "$kit/main/wheels/"
-cp "$cache"/wheels-cuda/*.whl "$kit/main/wheels-cuda/"
 
 # 2. ONNX Runtime for CUDA 13, without the machine code of other GPUs: 256 MB become about 25.
 ort=$cache/ort-1.31.1.tar.xz
@@ -57,7 +54,11 @@ int8=$kit/main/models/cats-tiny.int8.onnx
 (cd "$repo" && "$python" -m cats.calibration.cli assets/cats-tiny.onnx --images assets --as-is -o "$int8") >/dev/null 2>&1 || true # it says "not verified": few photos
 [ -f "$int8" ] || echo "no INT8 model: install the project with [calibrate] first" >&2
 
-# 4. TensorRT-RTX: its two libraries in halves, for the attempt on a GPU that it is not documented for.
+# 4. Photos with keypoints, for the PCK on the GPU; git ignores the folder that they travel in.
+shared=${CATS_SHARED:-$repo/../shared}
+[ ! -d "$shared/data/PF-WILLOW" ] || cp -r "$shared/data/PF-WILLOW" "$kit/main/"
+
+# 5. TensorRT-RTX: its two libraries in halves, for the attempt on a GPU that it is not documented for.
 if [ $rtx = 1 ]; then
   mkdir -p "$kit/rtx1" "$kit/rtx2" "$kit/main/wheels-rtx"
   if [ ! -f "$cache/rtx.xz" ]; then
@@ -75,6 +76,10 @@ if [ $rtx = 1 ]; then
   mv "$cache/rtx.xz.00" "$kit/rtx1/" && mv "$cache/rtx.xz.01" "$kit/rtx2/"
 fi
 
+# What the steps do not read stays behind, or the tree and a part are too large together; git sparse-checkout disable
+# brings it back.
+(cd "$repo" && git sparse-checkout set --no-cone '/*' '!/assets/cats-tiny.encoder.onnx' '!/assets/cats-tiny.matcher.onnx' \
+  '!/assets/cats-tiny.int8.onnx')
 tracked=$(cd "$repo" && git ls-files -z --cached --others --exclude-standard | xargs -0 du -cb 2>/dev/null | tail -1 | cut -f1)
 for part in "$kit"/*/; do
   echo "$(basename "$part"): $(((tracked + $(du -sb "$part" | cut -f1)) >> 20)) MiB with the working tree, of 64"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # On the GPU machine, from the checkout's root; needs no network.
 #   bash benchmarks/gpu/run.sh FOLDER main    installs, then every step but TensorRT-RTX; results in FOLDER, line by line
+#   bash benchmarks/gpu/run.sh FOLDER steps correlation_kernel "pytorch resnet101 --compile"    some of them, in that order
 #   bash benchmarks/gpu/run.sh FOLDER rtx1    (in the next transfer: keeps the first half)
 #   bash benchmarks/gpu/run.sh FOLDER rtx2    (and in the one after it: runs TensorRT-RTX)
 # --dry before the last word runs on a CPU what can run there. SECONDS_IN_ALL (default 480) ends the whole early.
@@ -28,7 +29,7 @@ run() { # LIMIT STEP ARGUMENTS...
 
 install() {
   cp -r "$repo"/.gpu/main/. "$work/main/"
-  local site=$work/site new
+  local site=$work/site
   rm -rf "$site" "$work/ort" && mkdir -p "$site" "$work/ort"
   python3 - "$work" <<'P' &
 import lzma, sys, tarfile
@@ -36,9 +37,8 @@ with lzma.open(f"{sys.argv[1]}/main/ort.tar.xz") as packed, tarfile.open(fileobj
     archive.extractall(f"{sys.argv[1]}/ort", filter="data")
 P
   local unpacking=$!
-  new=$(python3 -c 'import cuda.core as c; print(int(c.__version__.split(".")[0] == "0"))' 2>/dev/null || echo 1)
   python3 -m pip install -q --disable-pip-version-check --no-index --no-deps --no-compile --no-cache-dir --target "$site" \
-    "$work"/main/wheels/*.whl $([ "$new" = 1 ] && echo "$work"/main/wheels-cuda/*.whl)
+    "$work"/main/wheels/*.whl
   cc -std=c11 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -DCATS_BUILD -I"$repo"/runtime/c/include -I"$repo"/runtime/c/src \
     "$repo"/runtime/c/src/*.c -shared -Wl,-soname,libcats.so -pthread -ldl -lm -o "$repo/runtime/c/libcats.so"
   wait $unpacking
@@ -50,30 +50,36 @@ libraries() { # CUDA's, of PyTorch: ONNX Runtime looks for them beside itself on
 print(":".join(p for r in u.find_spec("nvidia").submodule_search_locations for p in sorted(glob.glob(r + "/*/lib"))))'):${LD_LIBRARY_PATH:-}
 }
 
+declare -A limits=(
+  [machine]=40 [correlation_kernel]=130 [tensorrt_backend]=60 [libcats_cuda]=45 [onnxruntime_cuda]=140 [pck]=60
+  [pytorch]=150 [marked_tests]=80 [bench]=80 [tensorrt_rtx]=150 [export_models]=400
+)
+
+prepare() { # installs, and starts what goes on beside the steps, also of a later call: exports and torch.compile's caches
+  [ -f "$work/ready" ] || install
+  libraries
+  [ -f "$work/ready" ] && return
+  touch "$work/ready"
+  echo "== installed after $(( $(date +%s) - begun )) s"
+  if [ -n "${KIT_DRY:-}" ]; then
+    run 400 export_models
+  else # on half of the processors, so that the timings have the others
+    local half=$(($(nproc) / 2))
+    beside() { (cd "$work" && OMP_NUM_THREADS=$half exec setsid taskset -c "$half-$(($(nproc) - 1))" timeout 500 python3 -m "cats.benchmarks.gpu.$@") & }
+    beside export_models
+    beside pytorch resnet101 --warm >"$work/log-warm.txt" 2>&1
+    beside pytorch resnet101 --warm --tune >"$work/log-tune.txt" 2>&1
+  fi
+}
+
 case $part in
   main)
-    install
-    libraries
-    echo "== installed after $(( $(date +%s) - begun )) s"
-    if [ -n "${KIT_DRY:-}" ]; then
-      run 400 export_models
-    else # on half of the processors, so that the timings have the others; torch.compile fills its caches there too
-      half=$(($(nproc) / 2))
-      beside() { (cd "$work" && OMP_NUM_THREADS=$half exec taskset -c "$half-$(($(nproc) - 1))" timeout 300 python3 -m "cats.benchmarks.gpu.$@") & }
-      beside export_models
-      beside pytorch resnet101 --warm >"$out/log-warm.txt" 2>&1
-    fi
-    run 40 machine
-    run 130 correlation_kernel
-    run 45 tensorrt_backend
-    run 45 libcats_cuda
-    run 150 pytorch resnet101
-    run 140 onnxruntime_cuda
-    run 120 pytorch resnet101 --compile
-    run 80 marked_tests
-    run 60 pytorch cats-tiny
-    run 60 bench
-    kill %1 %2 2>/dev/null
+    rm -f "$work/ready"
+    prepare
+    for step in machine correlation_kernel tensorrt_backend libcats_cuda "pytorch resnet101" onnxruntime_cuda pck \
+      "pytorch resnet101 --compile" "pytorch resnet101 --compile --tune" marked_tests "pytorch cats-tiny" bench; do
+      run "${limits[${step%% *}]}" $step
+    done
     ;;
   rtx1) mkdir -p "$work/main/rtx1" && cp "$repo"/.gpu/rtx1/* "$work/main/rtx1/" ;;
   rtx2)
@@ -81,7 +87,12 @@ case $part in
     mkdir -p "$work/main/rtx2" && cp "$repo"/.gpu/rtx2/* "$work/main/rtx2/"
     run 150 tensorrt_rtx
     ;;
-  *) run 300 "$@" ;; # one step again, with its arguments
+  steps) # some of them, each with its arguments: steps correlation_kernel "pytorch resnet101 --compile"
+    shift
+    prepare
+    for step in "$@"; do run "${limits[${step%% *}]}" $step; done
+    ;;
+  *) echo "$part: neither main, steps, rtx1 nor rtx2" >&2 && exit 2 ;;
 esac
 python3 -m cats.benchmarks.gpu.table "$KIT_RESULTS" 2>/dev/null
 echo "== done after $(( $(date +%s) - begun )) s"
