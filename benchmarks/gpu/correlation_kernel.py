@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import math
 import sys
@@ -107,13 +108,19 @@ def sweep(dtype, batch):
     return {"tile, step, warps, stages -> ms, us of each kernel": found}
 
 
-def ahead_of_time(channels, half, batch):
+@functools.cache
+def case(channels, dtype, batch):
+    """Features of both images and their filtered correlation."""
+    a, b = features(channels, batch, dtype)
+    return a, b, reference(a, b)
+
+
+def ahead_of_time(channels, half, batch, capability):
     """The PTX that ``--for tensorrt`` puts into a file, loaded by the driver and launched with pointers alone."""
-    scores, filtered = correlation_kernel.compile_kernels(channels, CELLS, half=half)
+    scores, filtered = correlation_kernel.compile_kernels(channels, CELLS, half=half, capability=capability)
     if not torch.cuda.is_available():
         return {"compiled": [len(scores.ptx), len(filtered.ptx)], "launched": "no GPU"}
-    a, b = features(channels, batch, torch.float16 if half else torch.float32)
-    expected = reference(a, b)
+    a, b, expected = case(channels, torch.float16 if half else torch.float32, batch)
     levels, tiles = len(channels), math.isqrt(scores.grid[0])
     new = lambda *shape: torch.full((batch, levels, *shape), float("nan"), device="cuda")  # noqa: E731
     product, rows, columns, volume = new(CELLS, CELLS), new(tiles, CELLS), new(tiles, CELLS), new(CELLS, CELLS)
@@ -134,7 +141,7 @@ def ahead_of_time(channels, half, batch):
 
     launch()
     torch.cuda.synchronize()
-    times = {"plan": device_ms(launch), "launch()": device_ms(lambda: correlation_kernel.launch(a, b))}
+    times = {"plan": device_ms(launch, inner=10)}
     return {
         **error(volume, expected),
         "shared_bytes": [scores.shared_bytes, filtered.shared_bytes],
@@ -154,9 +161,9 @@ def main() -> None:
     for label, channels in (("SPair levels", SPAIR), ("cats-tiny levels", TINY), ("odd levels", (5, 33, 7))):
         for dtype in (torch.float32, torch.float16):
             step(f"parity {label} {str(dtype)[6:]}", lambda c=channels, d=dtype: parity(c, d))
-    for half, batch in ((True, 2), (True, 32), (False, 2)):
-        label = f"PTX of a plan, {'fp16' if half else 'fp32'}, batch {batch}"
-        step(label, lambda h=half, n=batch: ahead_of_time(SPAIR, h, n), gpu=False)
+    for half, batch, capability in itertools.product((True, False), (1, 32), (80, 90)):
+        label = f"PTX of a plan for {capability / 10}, {'fp16' if half else 'fp32'}, batch {batch}"
+        step(label, lambda h=half, n=batch, c=capability: ahead_of_time(SPAIR, h, n, c), gpu=False)
     for dtype in (torch.float16, torch.float32):
         for batch in (1, 8, 32):
             step(f"time {str(dtype)[6:]} batch {batch}", lambda d=dtype, n=batch: timing(SPAIR, d, n))
