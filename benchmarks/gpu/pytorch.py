@@ -4,8 +4,8 @@
 
 ``eager`` is the training model as it is written (what the published code costs); ``pair`` the deployment graph with the
 Triton kernels of the correlation; ``file`` the exported ONNX file, operator by operator in the types it gives, and
-compiled by torch.compile with ``--compile``, and with its kernels chosen by trying with ``--tune`` (minutes). ``--warm``
-compiles that ahead, into the cache, and measures nothing.
+compiled by torch.compile with ``--compile``, and with its kernels chosen by trying with ``--tune`` (minutes).
+``--warm`` compiles that ahead, into the cache, and measures nothing.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def file_on_gpu(path, channels_last: bool):
 
 
 TUNED = {"max_autotune_gemm": True, "conv_1x1_as_mm": True, "max_autotune_gemm_backends": "ATEN,TRITON"}
-"""Settings of torch.compile: 1x1 convolutions as matrix products, each by the fastest kernel with what follows inside."""
+"""Of torch.compile: 1x1 convolutions as matrix products, each by the fastest kernel with what follows inside."""
 
 
 def compiled(bench: Bench, precision: str, batch: int, tuned: bool):
