@@ -10,7 +10,7 @@ from cats.export.export import export_onnx
 
 def main() -> None:
     MODELS.mkdir(parents=True, exist_ok=True)
-    for name, precision in (("resnet101", "fp32"), ("resnet101", "fp16"), ("cats-tiny", "fp16"), ("cats-tiny", "fp32")):
+    for name, precision in (("resnet101", "fp16"), ("resnet101", "fp32"), ("cats-tiny", "fp16"), ("cats-tiny", "fp32")):
         target = MODELS / f"{name}.{precision}.onnx"
         if target.is_file():
             continue
