@@ -80,7 +80,7 @@ fi
 # brings it back.
 (cd "$repo" && git sparse-checkout set --no-cone '/*' '!/assets/cats-tiny.encoder.onnx' '!/assets/cats-tiny.matcher.onnx' \
   '!/assets/cats-tiny.int8.onnx')
-tracked=$(cd "$repo" && git ls-files -z --cached --others --exclude-standard | xargs -0 du -cb 2>/dev/null | tail -1 | cut -f1)
+tracked=$(cd "$repo" && git ls-files -z --cached --others --exclude-standard | { xargs -0 du -cb 2>/dev/null || true; } | tail -1 | cut -f1)
 for part in "$kit"/*/; do
   echo "$(basename "$part"): $(((tracked + $(du -sb "$part" | cut -f1)) >> 20)) MiB with the working tree, of 64"
 done
