@@ -23,7 +23,8 @@ from cats.benchmarks.roofline import graph_cost, machine_peaks
 from cats.benchmarks.statistics import CONFIDENCE, PAUSE, interleave, median_interval, ratio_interval
 from cats.core.console import note
 from cats.core.errors import BackendError, CatsError
-from cats.export.pairs import PairSource, demo_pairs, pairs_from_folder
+from cats.data.photo_pairs import PhotoPairs, alike_photos
+from cats.export.pairs import demo_pairs
 from cats.export.verify import compare
 from cats.model import CATs
 from cats.runtime.commands.doctor import doctor
@@ -102,7 +103,7 @@ def bench(model: str = "cats-tiny", plan: Plan | None = None) -> dict[str, Any]:
     plan = plan or Plan()
     threads = plan.threads or min(physical_cores(), usable_cpus())
     chosen = load_model(model)
-    pairs = demo_pairs() if plan.images is None else pairs_from_folder(plan.images)
+    pairs = demo_pairs() if plan.images is None else alike_photos(plan.images)
     load = machine_load()
     if load["busy"]:
         note(
@@ -182,7 +183,7 @@ def _images() -> dict[str, str]:
 
 
 def _measure(
-    running: dict[str, Running], model: CATs, plan: Plan, pairs: PairSource, folder: Path
+    running: dict[str, Running], model: CATs, plan: Plan, pairs: PhotoPairs, folder: Path
 ) -> list[dict[str, Any]]:
     note(f"{plan.rounds} interleaved rounds of {len(running)} contestants")
     calls = {name: _timed(item.process) for name, item in running.items()}
@@ -230,7 +231,7 @@ def machine_load() -> dict[str, Any]:
     return {"average": round(average, 2), "cores": cores, "busy": average >= _BUSY * cores}
 
 
-def _expected(model: CATs, source: PairSource, folder: Path) -> tuple[Path, Any]:
+def _expected(model: CATs, source: PhotoPairs, folder: Path) -> tuple[Path, Any]:
     """Inputs of pairs as a file, and PyTorch's flow and confidence in float32."""
     pairs = list(source.inputs(model.config.preprocessing))
     a, b = (np.stack([pair[side] for pair in pairs]) for side in (0, 1))

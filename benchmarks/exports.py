@@ -74,7 +74,7 @@ class Exports:
             InputError: the folder has no two photos, or one cannot be read.
         """
         from cats.calibration.calibrate import calibrate, load_float_model, measure_ranges
-        from cats.calibration.inputs import photos_from_folder
+        from cats.data.photo_pairs import photos_from_folder
 
         path = self._path("int8", "onnx")
         if not path.exists():

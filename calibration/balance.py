@@ -18,23 +18,19 @@ from onnx import numpy_helper
 from cats.calibration.graph import Graph
 from cats.export.modules import module_of
 
-STRENGTH = 0.6
-"""Exponent of the activation's magnitude; that of the weight's is one minus it."""
+_STRENGTH = 0.6  # exponent of the activation's magnitude; that of the weight's is one minus it
 
 Factors = dict[str, NDArray[np.float32]]
 """By the module of a LayerNorm, the factor of each channel."""
 
 
-def choose_factors(
-    model: onnx.ModelProto, channels: Mapping[str, NDArray[np.float32]], strength: float = STRENGTH
-) -> Factors:
+def choose_factors(model: onnx.ModelProto, channels: Mapping[str, NDArray[np.float32]]) -> Factors:
     """Choose factors for all norms that are read by linear layers alone.
 
     Args:
         model: float32 export.
         channels: largest magnitude by channel of the values that linear layers read
             (:class:`cats.calibration.distribution.Channels`).
-        strength: 0 evens out the weights, 1 the activations.
 
     Returns:
         Factors with a geometric mean of 1.
@@ -48,7 +44,7 @@ def choose_factors(
             continue
         activation = np.maximum.reduce(largest)
         weight = np.maximum.reduce([np.abs(_weight(graph, name)).max(axis=1) for name in weights])
-        ratio = np.maximum(activation, 1e-5) ** strength / np.maximum(weight, 1e-5) ** (1 - strength)
+        ratio = np.maximum(activation, 1e-5) ** _STRENGTH / np.maximum(weight, 1e-5) ** (1 - _STRENGTH)
         factors[norm] = (ratio / np.exp(np.log(ratio).mean())).astype(np.float32)
     return factors
 

@@ -14,16 +14,15 @@ from onnx import numpy_helper
 
 from cats.calibration.balance import Factors, choose_factors
 from cats.calibration.graph import is_half, name_nodes, quantizable_modules, separate_weights
-from cats.calibration.inputs import PhotoPairs, demo_photos
 from cats.calibration.quantize import quantize
 from cats.calibration.ranges import Ranges, collect_ranges
 from cats.calibration.sessions import ProbeSession, SessionMatcher, fixed_batch
 from cats.core.console import progress
 from cats.core.errors import InputError, ModelFileError
 from cats.core.metadata import Metadata, read_onnx_metadata, write_model
+from cats.data.photo_pairs import PhotoPairs, demo_photos
 from cats.evaluation.parity import TOLERANCE, Parity, measure_parity, pck_drift
 from cats.export.fp16.assign import is_quantized, to_fp16
-from cats.export.fp16.emulate import computes_in_half, emulate_fp16
 from cats.export.fp16.input_moments import measure_moments
 from cats.export.modules import is_inside
 from cats.runtime.backends import CHECKPOINT_SUFFIXES, ENGINE_SUFFIXES
@@ -60,11 +59,6 @@ class CalibrationReport:
     drift: Parity
     quantized: tuple[str, ...]
     kept: tuple[str, ...]
-
-    @property
-    def pck(self) -> dict[str, Any] | None:
-        """PCK of both (:func:`cats.evaluation.parity.pck_drift`), where annotated pairs were given."""
-        return self.drift.pck
 
 
 def load_pair(path: str | Path, advice: str) -> tuple[onnx.ModelProto, Metadata]:
@@ -249,8 +243,7 @@ def measure_drift(
     :func:`calibrate`."""
     preprocessing, batch = source.metadata.preprocessing, fixed_batch(source.model)
     sessions = {
-        name: ProbeSession(emulate_fp16(model)[0] if computes_in_half(model) else model, threads=threads)
-        for name, model in (("float", source.model), ("quantized", result))
+        name: ProbeSession(model, threads=threads) for name, model in (("float", source.model), ("quantized", result))
     }
     outputs = []
     with progress() as bar:

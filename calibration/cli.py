@@ -6,30 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cats.assets import find_model
-from cats.calibration.options import (
-    HOW,
-    OUTPUTS,
-    SEARCH,
-    AsJson,
-    Balance,
-    By,
-    Check,
-    Data,
-    FromRanges,
-    Images,
-    Limit,
-    Method,
-    Model,
-    Pairs,
-    Split,
-    State,
-    Target,
-    Threads,
-    WeightBits,
-    choose_target,
-    open_photos,
-    option,
-)
+from cats.calibration import options
 from cats.core.console import Command, Force, execute, new_app, note, print_json
 from cats.core.errors import InputError, VerificationError
 from cats.core.images import quiet_pillow
@@ -56,8 +33,6 @@ Exit status: 0 done; 1 the file is written, but its matches differ from the floa
 percentile, at 256 x 256), or a bound cannot be met; 2 bad input.
 """
 
-PRECISIONS = ("int8", "fp8", "fp16")
-
 MOVED = {
     "--sensitivity": "cats sensitivity MODEL.onnx --images DIR",
     "--find-divergence": "cats divergence A.onnx B.onnx",
@@ -79,90 +54,101 @@ class Calibrate(Command):
 
 @app.command(cls=Calibrate, epilog=EXAMPLES)
 def main_command(
-    model: Model,
-    images: Images = None,
-    pairs: Pairs = None,
-    data: Data = None,
-    split: Split = None,
-    from_ranges: FromRanges = None,
-    limit: Limit = 64,
+    model: options.Model,
+    images: options.Images = None,
+    pairs: options.Pairs = None,
+    data: options.Data = None,
+    split: options.Split = None,
+    from_ranges: options.FromRanges = None,
+    limit: options.Limit = 64,
     max_drift: Annotated[
         str | None,
-        option(
+        options.option(
             "--max-drift",
             help="Leave modules in float32 until the matches move by at most this (p99, at 256 x 256).",
-            panel=SEARCH,
+            panel=options.SEARCH,
             default="2px",
             metavar="PX",
         ),
     ] = None,
     max_pck_drop: Annotated[
         float | None,
-        option("--max-pck-drop", help="The same for points of PCK@0.1 on --check.", panel=SEARCH),
+        options.option("--max-pck-drop", help="The same for points of PCK@0.1 on --check.", panel=options.SEARCH),
     ] = None,
-    as_is: Annotated[bool, option("--as-is", help="No search: everything in lower precision.", panel=SEARCH)] = False,
+    as_is: Annotated[
+        bool, options.option("--as-is", help="No search: everything in lower precision.", panel=options.SEARCH)
+    ] = False,
     keep: Annotated[
         list[str] | None,
-        option(
+        options.option(
             "--keep",
             help="No search: this module stays float, or all whose paths begin so; repeatable.",
-            panel=SEARCH,
+            panel=options.SEARCH,
             metavar="MODULE",
         ),
     ] = None,
-    by: By = "block",
+    by: options.By = "block",
     precision: Annotated[
-        str, option("--precision", help="int8, fp8, or fp16 (with a search).", panel=HOW, default=True, metavar="NAME")
+        str,
+        options.option(
+            "--precision", help="int8, fp8, or fp16 (with a search).", panel=options.HOW, default=True, metavar="NAME"
+        ),
     ] = "int8",
-    target: Target = None,
-    method: Method = "mse",
-    weight_bits: WeightBits = 8,
-    balance: Balance = True,
+    target: options.Target = None,
+    method: options.Method = "mse",
+    weight_bits: options.WeightBits = 8,
+    balance: options.Balance = True,
     balance_as: Annotated[
         Path | None,
-        option(
-            "--balance-as", help="Balance as in these ranges, so that both can be merged.", panel=HOW, metavar="FILE"
+        options.option(
+            "--balance-as",
+            help="Balance as in these ranges, so that both can be merged.",
+            panel=options.HOW,
+            metavar="FILE",
         ),
     ] = None,
-    threads: Threads = None,
+    threads: options.Threads = None,
     output: Annotated[
         Path | None,
-        option(
+        options.option(
             "--output",
             "-o",
             help="File to write.",
-            panel=OUTPUTS,
+            panel=options.OUTPUTS,
             default="MODEL.PRECISION.onnx here",
             metavar="FILE",
         ),
     ] = None,
     ranges: Annotated[
-        Path | None, option("--ranges", help="Write the measured ranges as JSON.", panel=OUTPUTS, metavar="FILE")
+        Path | None,
+        options.option("--ranges", help="Write the measured ranges as JSON.", panel=options.OUTPUTS, metavar="FILE"),
     ] = None,
-    check: Check = None,
-    state: State = None,
+    check: options.Check = None,
+    state: options.State = None,
     time: Annotated[
-        bool, option("--time/--no-time", help="Time the file against the float file at the end.", panel=OUTPUTS)
+        bool,
+        options.option(
+            "--time/--no-time", help="Time the file against the float file at the end.", panel=options.OUTPUTS
+        ),
     ] = True,
     force: Force = False,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Quantize a CATs model with photos, leave in float32 what a bound on the matches needs, and compare the result."""
     from cats.calibration.calibrate import HELD_OUT, calibrate, check_ranges, load_float_model, measure_ranges
-    from cats.calibration.inputs import SMALL, demo_photos
     from cats.calibration.ranges import Ranges
     from cats.calibration.search import parse_bound, print_answer, search
     from cats.calibration.timing import compare_speed, print_speed
-    from cats.calibration.variants import Variants
+    from cats.calibration.variants import Variants, check_precision
     from cats.data import open_dataset
+    from cats.data.photo_pairs import SMALL, demo_photos
     from cats.evaluation.parity import TOLERANCE, print_figures
 
     quiet_pillow()
     model = find_model(model)
     if precision == "mixed":
         raise InputError("--precision mixed is what --precision int8 does now: leave it out")
-    if precision not in PRECISIONS:
-        raise InputError(f"precision {precision!r}: choose {', '.join(PRECISIONS)}")
+    check_precision(precision)
     searching = not as_is and not keep
     if not searching and (max_drift is not None or max_pck_drop is not None or state is not None):
         raise InputError("--max-drift, --max-pck-drop and --state belong to the search: leave out --as-is and --keep")
@@ -173,8 +159,8 @@ def main_command(
     outputs = OutputPlan(force=force).reads(model, images, pairs, *(from_ranges or ()), balance_as)
     outputs.reads_data(data, check).writes(destination, suffixes=(".onnx",)).writes(ranges, suffixes=(".json",))
     outputs.writes(state, updates=True).check()
-    where, reason = choose_target(target, precision)
-    photos = open_photos(images, pairs, data, split, from_ranges)
+    where, reason = options.choose_target(target, precision)
+    photos = options.open_photos(images, pairs, data, split, from_ranges)
     source = load_float_model(model)
     dataset = open_dataset(check) if check is not None else None  # what cannot work is found before the work
     note(f"made for {'CPUs' if where == 'cpu' else 'TensorRT'}: {reason}")

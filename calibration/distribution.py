@@ -140,7 +140,7 @@ class TensorRange:
         """Middle of each bin."""
         return np.asarray((self.first + np.arange(len(self.counts)) + 0.5) * self.width, np.float64)
 
-    def limits(self, method: str, *, levels: int = 255, percentile: float = _PERCENTILE) -> tuple[float, float]:
+    def limits(self, method: str, *, levels: int = 255) -> tuple[float, float]:
         """The interval to be represented: ``low <= 0 <= high``.
 
         Args:
@@ -149,7 +149,6 @@ class TensorRange:
                 error.
             levels: steps of the quantized values over the interval (of the larger side, twice, where it will be
                 symmetric: the caller passes the levels of the whole).
-            percentile: of ``percentile``, in percent.
 
         Raises:
             InputError: unknown method.
@@ -158,7 +157,7 @@ class TensorRange:
         if method == "minmax" or low == high:
             return low, high
         if method == "percentile":
-            tail = (100 - percentile) / 200
+            tail = (100 - _PERCENTILE) / 200
             share = np.cumsum(self.counts) / self.counts.sum()
             edges = (self.first + np.arange(len(self.counts) + 1)) * self.width
             bottom = edges[int(np.searchsorted(share, tail))]
@@ -171,9 +170,9 @@ class TensorRange:
         best = _SHRINKS[int(np.argmin(costs))]
         return low * best, high * best
 
-    def symmetric_limit(self, method: str, *, steps: int = 127, percentile: float = _PERCENTILE) -> float:
+    def symmetric_limit(self, method: str, *, steps: int = 127) -> float:
         """Largest magnitude to be represented by ``steps`` steps on either side of zero; see :meth:`limits`."""
-        low, high = self.mirror().limits(method, levels=2 * steps, percentile=percentile)
+        low, high = self.mirror().limits(method, levels=2 * steps)
         return max(-low, high)
 
     def mirror(self) -> TensorRange:

@@ -183,15 +183,10 @@ def _is_own(graph: Graph, name: str) -> bool:
     return bool(owner) and leaf in ("weight", "bias") and graph.constant(name) is not None
 
 
-def element_types(model: onnx.ModelProto) -> set[int]:
-    """``TensorProto.DataType`` of all inputs, outputs and weights, what is only stored and then cast left out."""
+def is_half(model: onnx.ModelProto) -> bool:
+    """Whether the graph computes in float16 or bfloat16: inputs, outputs or weights that are not cast when loaded."""
     graph = model.graph
     cast = {node.input[0] for node in graph.node if node.op_type == "Cast"}
     types = {item.data_type for item in graph.initializer if item.name not in cast}
     types |= {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
-    return types
-
-
-def is_half(model: onnx.ModelProto) -> bool:
-    """Whether the graph computes in float16 or bfloat16."""
-    return bool(element_types(model) & {TensorProto.FLOAT16, TensorProto.BFLOAT16})
+    return bool(types & {TensorProto.FLOAT16, TensorProto.BFLOAT16})

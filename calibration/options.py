@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cats.calibration.inputs import PhotoPairs, photos_from_csv, photos_from_data, photos_from_folder
 from cats.core.errors import InputError
+from cats.data.photo_pairs import PhotoPairs, photos_from_csv, photos_from_data, photos_from_folder
 from cats.runtime.hardware import nvidia
 
 TARGETS = ("cpu", "tensorrt")

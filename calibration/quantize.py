@@ -53,7 +53,6 @@ def quantize(
     method: str = "mse",
     keep: Collection[str] = (),
     target: str = "tensorrt",
-    percentile: float = 99.99,
     weight_bits: int = 8,
     rounded: RoundedWeights | None = None,
 ) -> onnx.ModelProto:
@@ -66,7 +65,6 @@ def quantize(
         method: how the interval of each activation is chosen, one of :data:`cats.calibration.ranges.METHODS`.
         keep: modules (:func:`cats.calibration.graph.quantizable_modules`) that stay float, or prefixes of their paths.
         target: ``cpu`` or ``tensorrt``, see above.
-        percentile: of method ``percentile``, in percent.
         weight_bits: 8, or 7 for x86 CPUs without VNNI, whose sums of two products of 8 bits saturate.
         rounded: weights of earlier calls with this model, these ranges, precision and bits; those of this one are
             added. Rounding is most of the work.
@@ -86,7 +84,7 @@ def quantize(
     chosen = [node for node in graph.quantizable() if not is_inside(module_of(node), keep)]
     if not chosen:
         raise InputError("every module is kept in float: nothing is left to quantize")
-    choose = _chooser(ranges, precision, method, target, percentile)
+    choose = _chooser(ranges, precision, method, target)
     plan = Plan(graph, {node.name for node in chosen}, choose)
     if target == "cpu":
         plan.everything_around()
@@ -122,7 +120,7 @@ def _check_options(model: onnx.ModelProto, precision: str, method: str, keep: Co
             raise InputError(f"there is no quantizable module {name!r} to keep; see the table of cats sensitivity")
 
 
-def _chooser(ranges: Ranges, precision: str, method: str, target: str, percentile: float) -> Callable[..., Point]:
+def _chooser(ranges: Ranges, precision: str, method: str, target: str) -> Callable[..., Point]:
     """The function that gives the parameters of a value by its name, without a zero point where asked so."""
 
     def choose(name: str, symmetric: bool = False) -> Point:
@@ -130,13 +128,13 @@ def _chooser(ranges: Ranges, precision: str, method: str, target: str, percentil
             raise InputError(f"the ranges lack {name}: collect them with this ONNX file")
         measured = ranges.tensors[name]
         if target == "cpu" and not symmetric:
-            low, high = measured.limits(method, levels=255, percentile=percentile)
+            low, high = measured.limits(method)
             scale = max((high - low) / 255, 1e-30)
             return Point(scale, round(-low / scale), TensorProto.UINT8)
         if precision == "fp8":
             limit = measured.symmetric_limit("minmax")  # eight exponents below the largest make clipping pointless
             return Point(max(limit / _FP8_MAX, 1e-30), 0, TensorProto.FLOAT8E4M3FN)
-        limit = measured.symmetric_limit(method, steps=127, percentile=percentile)
+        limit = measured.symmetric_limit(method)
         return Point(max(limit / 127, 1e-30), 0, TensorProto.INT8)
 
     return choose
@@ -165,7 +163,7 @@ def _weights(
         if name not in by_name:
             if name not in rounded:
                 rounded[name] = _round(values, scale, axis, steps, precision, channels)
-            by_name[name] = _quantized_weight(module, name, rounded[name][0], scale, axis)
+            by_name[name] = _dequantized(module, name, rounded[name][0], scale, axis)
         found[node.name, 1] = by_name[name]
         if node.op_type != "Conv" or len(node.input) < 3 or not node.input[2]:
             continue
@@ -174,7 +172,7 @@ def _weights(
             bias = bias - rounded[name][1]
         point = plan.points[node.input[0]]
         if point.dtype == TensorProto.UINT8:
-            found[node.name, 2] = _quantized_bias(module, f"{module}.bias", bias, np.float32(point.scale) * scale)
+            found[node.name, 2] = _quantized_bias(module, bias, np.float32(point.scale) * scale)
         elif channels is not None:
             corrected = f"{module}.bias.corrected"
             found[node.name, 2] = Weight(corrected, [numpy_helper.from_array(bias, corrected)], [])
@@ -216,30 +214,21 @@ def _round(
     return np.ascontiguousarray(np.moveaxis(stored.reshape(first.shape), 0, axis)), shift
 
 
-def _quantized_weight(module: str, name: str, values: NDArray[Any], scale: NDArray[np.float32], axis: int) -> Weight:
-    kind = "int8" if values.dtype == np.int8 else "fp8"
-    stored = numpy_helper.from_array(values, f"{name}.{kind}")
-    scales = numpy_helper.from_array(scale, f"{name}.scale")
-    leaf = name.rpartition(".")[2]
-    node = helper.make_node(
-        "DequantizeLinear",
-        [stored.name, scales.name],
-        [f"{name}.dequantized"],
-        f"{module}/DequantizeLinear.{leaf}",
-        axis=axis,
-    )
-    return Weight(node.output[0], [stored, scales], [node])
-
-
-def _quantized_bias(module: str, name: str, values: NDArray[np.float32], scale: NDArray[np.float32]) -> Weight:
+def _quantized_bias(module: str, values: NDArray[np.float32], scale: NDArray[np.float32]) -> Weight:
     limits = np.iinfo(np.int32)
     steps = np.clip(np.rint(values.astype(np.float64) / scale), limits.min, limits.max).astype(np.int32)
-    stored, scales = numpy_helper.from_array(steps, f"{name}.int32"), numpy_helper.from_array(scale, f"{name}.scale")
+    return _dequantized(module, f"{module}.bias", steps, scale, 0)
+
+
+def _dequantized(module: str, name: str, values: NDArray[Any], scale: NDArray[np.float32], axis: int) -> Weight:
+    """A parameter that is stored in 8 or 32 bits with a scale for each output channel."""
+    kind = "fp8" if values.dtype == ml_dtypes.float8_e4m3fn else values.dtype.name
+    stored, scales = numpy_helper.from_array(values, f"{name}.{kind}"), numpy_helper.from_array(scale, f"{name}.scale")
     node = helper.make_node(
         "DequantizeLinear",
         [stored.name, scales.name],
         [f"{name}.dequantized"],
-        f"{module}/DequantizeLinear.bias",
-        axis=0,
+        f"{module}/DequantizeLinear.{name.rpartition('.')[2]}",
+        axis=axis,
     )
     return Weight(node.output[0], [stored, scales], [node])

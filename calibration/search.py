@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
@@ -162,17 +163,14 @@ def search(variants: Variants, bound: Bound, *, by: str = "block") -> SearchResu
 
 def _find_shortest(order: list[str], holds: Callable[[list[str]], bool]) -> list[str]:
     """Shortest beginning of ``order`` that holds, if longer ones do too; all of it where none shorter was found."""
-    low, high = 0, len(order)  # high holds: everything kept is the float model
     with progress() as bar:
         task = bar.add_task("how many to keep", total=max(1, math.ceil(math.log2(len(order) + 1))))
-        while low < high:
-            middle = (low + high) // 2
-            if holds(order[:middle]):
-                high = middle
-            else:
-                low = middle + 1
+
+        def enough(count: int) -> bool:
             bar.advance(task)
-    return order[:high]
+            return holds(order[:count])
+
+        return order[: bisect.bisect_left(range(len(order)), True, key=enough)]
 
 
 def _give_up(kept: list[str], cost: dict[str, float], holds: Callable[[list[str]], bool]) -> list[str]:

@@ -6,16 +6,18 @@ from collections.abc import Sequence
 
 import onnx
 
-from cats.calibration.inputs import pair_feeds
 from cats.core.errors import ModelFileError
 from cats.core.images import ImageSource
 from cats.core.metadata import Preprocessing
 from cats.core.protocols import OneByOne, PairFlow
+from cats.data.photo_pairs import pair_feeds
+from cats.export.fp16.emulate import computes_in_half, emulate_fp16
 from cats.runtime.backends.ort_session import OrtSession
 
 
 class ProbeSession(OrtSession):
-    """A loaded model that also gives values from inside its graph.
+    """A loaded model that also gives values from inside its graph; values in float16 are rounded, and overflow, as on a
+    GPU.
 
     Args:
         model: 2 GB at most.
@@ -29,6 +31,8 @@ class ProbeSession(OrtSession):
     def __init__(
         self, model: onnx.ModelProto, *, outputs: Sequence[str] | None = None, threads: int | None = None
     ) -> None:
+        if computes_in_half(model):
+            model = emulate_fp16(model)[0]
         if outputs is not None:
             model = _with_outputs(model, outputs)
         super().__init__(

@@ -15,7 +15,6 @@ import onnx
 
 from cats.calibration.calibrate import FloatModel, check_ranges, measure_ranges
 from cats.calibration.graph import QUANTIZABLE, Graph, quantizable_modules
-from cats.calibration.inputs import Feeds, PhotoPairs, photos_from_data
 from cats.calibration.quantize import RoundedWeights, quantize
 from cats.calibration.ranges import Ranges
 from cats.calibration.sessions import ProbeSession, SessionMatcher, fixed_batch
@@ -23,10 +22,10 @@ from cats.core.errors import InputError
 from cats.core.files import write_text
 from cats.core.json_text import read_json
 from cats.data import open_dataset
+from cats.data.photo_pairs import Feeds, PhotoPairs, photos_from_data
 from cats.data.samples import PairDataset
 from cats.evaluation.parity import flow_distance
 from cats.export.fp16.assign import find_half_tensors, to_fp16
-from cats.export.fp16.emulate import emulate_fp16
 from cats.export.fp16.input_moments import measure_moments
 from cats.export.modules import module_of
 
@@ -96,8 +95,7 @@ class Variants:
         threads: int | None = None,
         state: Path | None = None,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise InputError(f"precision {precision!r}: choose {', '.join(PRECISIONS)}")
+        check_precision(precision)
         if ranges is None and precision != "fp16":
             raise InputError(
                 f"{precision} needs ranges of the activations: give --images, --pairs, --data or --from-ranges"
@@ -153,10 +151,7 @@ class Variants:
 
     def open_session(self, keep: Collection[str]) -> ProbeSession:
         """Build the variant and load it, ready to run."""
-        model = self.build(keep)
-        if self.precision == "fp16" and model is not self.source.model:
-            model = emulate_fp16(model)[0]
-        return ProbeSession(model, threads=self.threads)
+        return ProbeSession(self.build(keep), threads=self.threads)
 
     def feeds(self) -> list[Feeds]:
         """Inputs of all pairs, read once."""
@@ -203,11 +198,8 @@ class Variants:
             "balance": {k: v.tolist() for k, v in self.ranges.balance.items()} if self.ranges else {},
         }
         digest.update(json.dumps(named, sort_keys=True, default=str).encode())
-        for path in (side for pair in self.pairs.pairs for side in pair):
-            try:
-                digest.update(path.read_bytes())
-            except OSError as error:
-                raise InputError(f"cannot read {path}: {error.strerror}") from error
+        for content in self.pairs.contents():
+            digest.update(content)
         return digest.hexdigest()
 
     def _load_state(self, path: Path) -> None:
@@ -231,6 +223,12 @@ class Variants:
         write_text(
             self.state, json.dumps({"format": 1, "fingerprint": self.fingerprint, "variants": variants}, indent=1)
         )
+
+
+def check_precision(precision: str) -> None:
+    """Raise :class:`InputError` where there is no such precision."""
+    if precision not in PRECISIONS:
+        raise InputError(f"precision {precision!r}: choose {', '.join(PRECISIONS)}")
 
 
 def open_variants(

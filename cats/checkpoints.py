@@ -23,7 +23,7 @@ from cats.architectures import build_model
 from cats.backbones import parse_hyperpixels
 from cats.core.errors import CheckpointError, InputError
 from cats.core.files import atomic_path
-from cats.core.pickles import Arguments, PickleError, StoredTensor, describe, plain
+from cats.core.pickle_values import Arguments, PickleError, StoredTensor, describe, plain
 from cats.model import CATs, CATsConfig
 from cats.tensor_files import TensorFile, open_tensor_file, read_arguments, tensor_bytes, write_safetensors
 

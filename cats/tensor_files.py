@@ -24,7 +24,7 @@ from torch import Tensor
 from cats.core.errors import CheckpointError, InputError, require
 from cats.core.files import atomic_path, open_regular, read_bytes
 from cats.core.json_text import parse_json
-from cats.core.pickles import (
+from cats.core.pickle_values import (
     ITEM_BYTES,
     Arguments,
     ForeignError,
@@ -32,8 +32,8 @@ from cats.core.pickles import (
     Storage,
     StoredTensor,
     describe,
-    read_pickle,
 )
+from cats.core.pickles import read_pickle
 
 _MAX_PICKLE = 32 << 20  # bytes of structure, without the tensors
 _MAX_ARGUMENTS = 1 << 20

@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 
 from cats.assets import asset
 from cats.calibration.calibrate import calibrate, load_float_model, measure_ranges
-from cats.calibration.inputs import demo_photos, photos_from_folder
+from cats.data.photo_pairs import demo_photos, photos_from_folder
 
 model = sys.argv[1] if len(sys.argv) > 1 else asset("cats-tiny.onnx")
 photos = photos_from_folder(sys.argv[2]) if len(sys.argv) > 2 else demo_photos()

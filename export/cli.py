@@ -153,9 +153,9 @@ def main_command(
     """Export a CATs checkpoint, or an untrained CATs, to ONNX and compare the file with PyTorch."""
     with working("loading PyTorch"):
         from cats.backbones import parse_hyperpixels
+        from cats.data.photo_pairs import alike_photos, photos_from_csv
         from cats.export.export import export_onnx, form_files
         from cats.export.graph.deployment import DeploymentOptions
-        from cats.export.pairs import pairs_from_csv, pairs_from_folder
         from cats.export.restamp import verify_files
         from cats.export.verify import print_parity
 
@@ -165,7 +165,7 @@ def main_command(
         raise InputError("--split and --end-to-end are different forms: give one")
     if target not in ("any", "cpu", "tensorrt"):
         raise InputError(f"--for {target!r}: give any, cpu or tensorrt")
-    source = pairs_from_csv(pairs) if pairs else pairs_from_folder(images) if images else None
+    source = photos_from_csv(pairs) if pairs else alike_photos(images) if images else None
     if ckpt is not None:
         ckpt = find_model(ckpt, ".pt")
         if ckpt.suffix.lower() in (".onnx", *ENGINE_SUFFIXES):

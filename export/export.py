@@ -18,6 +18,7 @@ from cats.core.files import atomic_paths
 from cats.core.metadata import Metadata, write_model
 from cats.core.outputs import OutputPlan
 from cats.data import open_dataset
+from cats.data.photo_pairs import PhotoPairs
 from cats.export.forms import FORMS, build_form
 from cats.export.fp16.assign import to_fp16
 from cats.export.fp16.input_moments import measure_moments
@@ -25,7 +26,7 @@ from cats.export.graph.deployment import DeploymentOptions
 from cats.export.kernels.plugin_nodes import has_correlation, use_plugins
 from cats.export.modules import find_modules
 from cats.export.onnx_writer import DEFAULT_OPSET
-from cats.export.pairs import PairSource, demo_pairs
+from cats.export.pairs import demo_pairs
 from cats.export.storage import inline_functions, store_as_half, weight_factors
 from cats.export.verify import Parity, verify
 from cats.model import CATs
@@ -66,7 +67,7 @@ def export_onnx(
     weights: str = "fp32",
     inline: bool = False,
     plugins: bool = False,
-    pairs: PairSource | None = None,
+    pairs: PhotoPairs | None = None,
     data: str | None = None,
     verified: bool = True,
 ) -> ExportReport:

@@ -15,9 +15,10 @@ from cats.checkpoints import weights_sha256
 from cats.core.errors import InputError, ModelFileError
 from cats.core.metadata import Metadata, read_onnx_metadata, write_metadata
 from cats.core.onnx_file import content_digest
+from cats.data.photo_pairs import PhotoPairs
 from cats.export.export import ExportReport, tool_versions
 from cats.export.fp16.emulate import computes_in_half
-from cats.export.pairs import PairSource, demo_pairs
+from cats.export.pairs import demo_pairs
 from cats.export.verify import verify
 from cats.model import CATs
 from cats.runtime.split import find_split
@@ -31,7 +32,7 @@ def verify_files(
     path: str | Path,
     output: str | Path | None = None,
     *,
-    pairs: PairSource | None = None,
+    pairs: PhotoPairs | None = None,
     data: str | None = None,
 ) -> ExportReport:
     """Compare an ONNX file of ours, or a split pair, with ``model`` and write the result into its metadata.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cats.core.console import note, stderr
 from cats.core.geometry import transfer_points
+from cats.data.photo_pairs import PhotoPairs
 from cats.evaluation.parity import (
     FRAME,
     REFINED_TOLERANCE,
@@ -27,7 +28,6 @@ from cats.evaluation.torch_matcher import TorchMatcher
 from cats.export.exported import ExportedModel, Floats, PeakSession
 from cats.export.fp16.assign import LARGE_ACTIVATION
 from cats.export.modules import module_of
-from cats.export.pairs import PairSource
 from cats.model import CATs
 
 BATCHES = (1, 2, 3)
@@ -58,7 +58,7 @@ def run_torch(model: CATs, batches: list[Batch]) -> Outputs:
     return flow, confidence
 
 
-def make_batches(model: CATs, pairs: PairSource, batch: int | None) -> list[Batch]:
+def make_batches(model: CATs, pairs: PhotoPairs, batch: int | None) -> list[Batch]:
     """Inputs of all pairs in batches: of ``batch`` (the last filled up), or of :data:`BATCHES` by turns."""
     items = list(pairs.inputs(model.config.preprocessing))
     batches, turn = [], 0
@@ -75,7 +75,7 @@ def make_batches(model: CATs, pairs: PairSource, batch: int | None) -> list[Batc
 def verify(
     models: Mapping[str, onnx.ModelProto],
     model: CATs,
-    pairs: PairSource,
+    pairs: PhotoPairs,
     *,
     batch: int | None,
     precision: str,
@@ -185,7 +185,7 @@ def summarize_peaks(peaks: Mapping[str, float]) -> dict[str, Any]:
     }
 
 
-def _run_pixels(exported: ExportedModel, pairs: PairSource) -> tuple[Outputs, float]:
+def _run_pixels(exported: ExportedModel, pairs: PhotoPairs) -> tuple[Outputs, float]:
     """Flow and confidence of each pair from its raw pixels, and how far its points are from the flow's own transfer,
     at most, in pixels of a 256 x 256 image."""
     results, worst = [], 0.0

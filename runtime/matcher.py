@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 from urllib.parse import quote
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from cats.assets import find_model
 from cats.core.ahead import map_ahead
@@ -20,20 +19,20 @@ from cats.core.hub import HubName, parse_hub_name
 from cats.core.images import MAX_PIXELS, ImageSource
 from cats.core.onnx_file import PROBABILITIES
 from cats.runtime.backends import open_backend
-from cats.runtime.backends.base import Array, Backend
-from cats.runtime.batches import chunks, run_batches
+from cats.runtime.backends.base import Backend
+from cats.runtime.batches import chunks
 from cats.runtime.device import match_on_device, wants_device
 from cats.runtime.document import model_document
 from cats.runtime.features import Features, check_weights
-from cats.runtime.interface import CONFIDENCE, FLOW, IMAGES, POINTS, check_pair_model
+from cats.runtime.interface import CONFIDENCE, FLOW, check_pair_model
 from cats.runtime.prepared import Prepared, RecentImages, milliseconds_since, prepare_image
 from cats.runtime.result import Match, confidence_mapping
-from cats.runtime.same_kind import LIKENESS, feature_likeness
+from cats.runtime.run_pairs import run_pairs
+from cats.runtime.same_kind import LIKENESS
 from cats.runtime.second_look import look_again
-from cats.runtime.split import encode_tensors, find_split, matcher_feeds, open_split
+from cats.runtime.split import encode_tensors, find_split, open_split
 
 _RECENT_IMAGES = 32  # of 0.8 MB each
-_NO_POINTS = np.zeros((1, 2), np.float32)  # points go through the flow here; an end-to-end model takes at least one
 
 Source = ImageSource | Features
 Pair = tuple[Source, Source]
@@ -354,7 +353,7 @@ class Matcher:
     def _infer(self, pairs: Sequence[tuple[Prepared, Prepared]], forward_backward: bool) -> list[Match]:
         both_ways = [*pairs, *((b, a) for a, b in pairs)] if forward_backward else pairs
         start = time.perf_counter()
-        results = [self._checked(outputs) for outputs in self._run(both_ways)]
+        results = run_pairs(self.encoder, self.backend, both_ways)
         elapsed = milliseconds_since(start)
         matches = [
             Match(
@@ -380,34 +379,6 @@ class Matcher:
         if not self.calibrated:
             return matches
         return [replace(m, confidence=m.calibrated_confidence, raw_confidence=m.confidence) for m in matches]
-
-    def _run(self, pairs: Sequence[tuple[Prepared, Prepared]]) -> list[dict[str, Array]]:
-        """Outputs of the model for prepared pairs; of a split model each image is encoded once."""
-        if self.encoder is None:
-            pixels = self.metadata.kind == "end-to-end"
-            further: dict[str, Any] = {POINTS: _NO_POINTS} if pixels else {}
-            feeds = [dict(zip(IMAGES, (a.tensor, b.tensor), strict=True)) | further for a, b in pairs]
-            return run_batches(self.backend, feeds, largest=1 if pixels else None)  # photos differ in size
-        fresh = {id(item): item for pair in pairs for item in pair if item.features is None}
-        encoded = encode_tensors(self.encoder, [item.tensor for item in fresh.values() if item.tensor is not None])
-        found = dict(zip(fresh, encoded, strict=True))
-        features = [[found[id(item)] if item.features is None else item.features for item in pair] for pair in pairs]
-        results = run_batches(self.backend, [matcher_feeds(a, b) for a, b in features])
-        return [
-            {**result, LIKENESS: np.array(feature_likeness(a, b), np.float32)}
-            for result, (a, b) in zip(results, features, strict=True)
-        ]
-
-    def _checked(self, outputs: dict[str, Array]) -> dict[str, NDArray[np.float32]]:
-        """Outputs of one pair in float32, refused in another shape than the metadata says."""
-        flow, confidence, grid = outputs[FLOW], outputs[CONFIDENCE], self.metadata.grid
-        if flow.shape != (2, *grid) or confidence.shape != grid:
-            raise ModelFileError(
-                f"{self.path} gave flow {flow.shape} and confidence {confidence.shape} for a pair, "
-                f"not what its metadata says (grid {grid}): export the model again"
-            )
-        known = (FLOW, CONFIDENCE, PROBABILITIES, LIKENESS)
-        return {name: outputs[name].astype(np.float32, copy=False) for name in known if name in outputs}
 
 
 def find_file(model: str | Path) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 from cats.core.errors import ModelFileError
 from cats.core.metadata import Metadata, read_onnx_metadata
-from cats.core.onnx_file import TensorInfo, read_onnx_summary
+from cats.core.onnx_summary import TensorInfo, read_onnx_summary
 from cats.runtime.tensorrt.sidecar import read_sidecar
 
 _TYPES = {

@@ -33,9 +33,9 @@ import typer
 
 from cats.assets import asset
 from cats.calibration.calibrate import calibrate, load_float_model, measure_ranges
-from cats.calibration.inputs import photos_from_data
 from cats.core.console import execute, new_app, note
 from cats.core.files import write_bytes, write_text
+from cats.data.photo_pairs import photos_from_data
 
 app = new_app()
 
@@ -95,7 +95,7 @@ def make(
             "parity": report.metadata.parity,
             "verified": report.drift.passed,
         }
-        note(f"{name}: p99 {report.drift.p99_px:.2f} px, {report.pck}")
+        note(f"{name}: p99 {report.drift.p99_px:.2f} px, {report.drift.pck}")
     write_text(folder / "figures-cats-tiny.json", json.dumps(figures, indent=1) + "\n")
 
 

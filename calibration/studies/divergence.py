@@ -11,13 +11,12 @@ import numpy as np
 import onnx
 
 from cats.calibration.calibrate import load_pair
-from cats.calibration.inputs import PhotoPairs
 from cats.calibration.sessions import ProbeSession, fixed_batch
 from cats.core.console import note, progress, stdout, table
 from cats.core.errors import InputError
 from cats.core.metadata import Metadata
+from cats.data.photo_pairs import PhotoPairs
 from cats.export.fp16.assign import HALF_LARGEST, LARGE_ACTIVATION, is_quantized
-from cats.export.fp16.emulate import computes_in_half, emulate_fp16
 from cats.export.modules import module_of
 
 THRESHOLD_8_BIT, THRESHOLD_16_BIT = 0.3, 0.03
@@ -139,7 +138,7 @@ def find_divergence(
     if batch_a != batch_b:
         raise InputError(f"{a} and {b} have other batch sizes: export both alike")
     sessions = [
-        ProbeSession(_runnable(model), outputs=list(dict.fromkeys(names)), threads=threads)
+        ProbeSession(model, outputs=list(dict.fromkeys(names)), threads=threads)
         for model, names in (
             (model_a, [node.output[0] for node, _ in matched]),
             (model_b, [other.output[0] for _, other in matched]),
@@ -162,10 +161,6 @@ def find_divergence(
 
 def _balanced(metadata: Metadata) -> set[str]:
     return set((metadata.calibration or {}).get("balanced", ()))
-
-
-def _runnable(model: onnx.ModelProto) -> onnx.ModelProto:
-    return emulate_fp16(model)[0] if computes_in_half(model) else model
 
 
 def _matched(

@@ -43,8 +43,8 @@ def divergence(
     as_json: AsJson = False,
 ) -> None:
     """Name the first node where two precisions of one model part, on photos or the two demo photos."""
-    from cats.calibration.inputs import demo_photos
     from cats.calibration.studies.divergence import find_divergence, percent, print_walk
+    from cats.data.photo_pairs import demo_photos
 
     quiet_pillow()
     a, b = find_model(a), find_model(b)

@@ -6,29 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cats.assets import find_model
-from cats.calibration.options import (
-    HOW,
-    OUTPUTS,
-    AsJson,
-    Balance,
-    By,
-    Check,
-    Data,
-    FromRanges,
-    Images,
-    Limit,
-    Method,
-    Model,
-    Pairs,
-    Split,
-    State,
-    Target,
-    Threads,
-    WeightBits,
-    choose_target,
-    open_photos,
-    option,
-)
+from cats.calibration import options
 from cats.core.console import Force, execute, new_app, print_json
 from cats.core.images import quiet_pillow
 from cats.core.outputs import OutputPlan
@@ -48,29 +26,30 @@ Examples:
 
 @app.command(epilog=EXAMPLES)
 def sensitivity(
-    model: Model,
-    images: Images = None,
-    pairs: Pairs = None,
-    data: Data = None,
-    split: Split = None,
-    from_ranges: FromRanges = None,
-    limit: Limit = 64,
+    model: options.Model,
+    images: options.Images = None,
+    pairs: options.Pairs = None,
+    data: options.Data = None,
+    split: options.Split = None,
+    from_ranges: options.FromRanges = None,
+    limit: options.Limit = 64,
     precision: Annotated[
-        str, option("--precision", help="int8, fp8 or fp16.", panel=HOW, default=True, metavar="NAME")
+        str, options.option("--precision", help="int8, fp8 or fp16.", panel=options.HOW, default=True, metavar="NAME")
     ] = "int8",
-    method: Method = "mse",
-    target: Target = None,
-    weight_bits: WeightBits = 8,
-    balance: Balance = True,
-    by: By = "module",
-    check: Check = None,
+    method: options.Method = "mse",
+    target: options.Target = None,
+    weight_bits: options.WeightBits = 8,
+    balance: options.Balance = True,
+    by: options.By = "module",
+    check: options.Check = None,
     plot: Annotated[
-        Path | None, option("--plot", help="Bar chart: .png, .svg or .pdf.", panel=OUTPUTS, metavar="FILE")
+        Path | None,
+        options.option("--plot", help="Bar chart: .png, .svg or .pdf.", panel=options.OUTPUTS, metavar="FILE"),
     ] = None,
-    state: State = None,
-    threads: Threads = None,
+    state: options.State = None,
+    threads: options.Threads = None,
     force: Force = False,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Rank a model's modules by how far the matches move when each alone is in lower precision."""
     from cats.calibration.calibrate import load_float_model
@@ -83,11 +62,11 @@ def sensitivity(
     outputs.writes(plot).writes(state, updates=True).check()
     variants = open_variants(
         load_float_model(model),
-        open_photos(images, pairs, data, split, from_ranges),
+        options.open_photos(images, pairs, data, split, from_ranges),
         from_ranges or [],
         precision=precision,
         balance=balance,
-        options={"method": method, "target": choose_target(target, precision)[0], "weight_bits": weight_bits},
+        options={"method": method, "target": options.choose_target(target, precision)[0], "weight_bits": weight_bits},
         check=check,
         limit=limit,
         threads=threads,

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from cats.core.errors import InputError, ModelFileError
 from cats.core.files import open_regular
-from cats.core.onnx_file import Message, encode_field, mapped, span
+from cats.core.protobuf import Message, encode_field, mapped, span
 
 _LARGEST = (1 << 31) - 1  # bytes of a protobuf
 _GRAPH, _INITIALIZER = 7, 5  # fields of ModelProto and GraphProto

@@ -2,23 +2,25 @@
 
 Python's ``pickle`` is a program that runs: even with an allow-list of classes it calls them, sets their attributes and
 lets a file of 8 bytes ask for gigabytes. Here nothing of the file is called or imported. A global is one of the names
-in :data:`_BUILDERS`, each of which turns checked arguments into plain data; everything else ends the reading with the
-name of what was asked for. Work and memory are bounded by the length of the file and by :data:`MAX_STEPS`.
+in :data:`cats.core.pickle_builders.BUILDERS`, each of which turns checked arguments into plain data; everything else
+ends the reading with the name of what was asked for. Work and memory are bounded by the length of the
+file and by :data:`MAX_STEPS`.
 
-What comes out: ``None``, bool, int, float, str, bytes, list, tuple, dict, set, :class:`Arguments` for an
-``argparse.Namespace`` and :class:`StoredTensor` for a tensor of PyTorch, whose values are still in the file. Containers
-may hold themselves; :func:`plain` makes a bounded copy for those that walk through one.
+What comes out: ``None``, bool, int, float, str, bytes, list, tuple, dict, set, :class:`.Arguments` for an
+``argparse.Namespace`` and :class:`.StoredTensor` for a tensor of PyTorch, whose values are still in the file.
+Containers may hold themselves; :func:`.plain` makes a bounded copy for those that walk through one.
 
 The opcodes are those of Python's ``pickletools``; protocols 0 to 5.
 """
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
+
+from cats.core.pickle_builders import BUILDERS, STORAGES, GlobalName, NumpyType, find_global, is_count
+from cats.core.pickle_values import Arguments, PickleError, Storage
 
 MAX_STEPS = 1_000_000
 """Opcodes of one pickle. A ResNet-101 with the state of its optimizer takes about 60,000."""
@@ -26,103 +28,6 @@ MAX_STEPS = 1_000_000
 _MAX_LINE = 4096  # characters of a name or number written as text
 _MAX_INT_BYTES = 64
 _MAX_KEY = 1 << 31  # of integers as keys: larger ones can be chosen so that a dict takes quadratic time
-_MAX_AXES = 16
-
-
-class PickleError(ValueError):
-    """The bytes are no pickle, or not one of plain data; the text says what was found."""
-
-
-class ForeignError(PickleError):
-    """The pickle asks for a class or function that is not data. ``name`` is its full name."""
-
-    def __init__(self, name: str):
-        self.name = "".join(letter if letter.isascii() and letter.isprintable() else "?" for letter in name[:200])
-        super().__init__(f"it refers to {self.name}")
-
-
-class Arguments(dict[str, Any]):
-    """The attributes of a pickled ``argparse.Namespace``."""
-
-
-@dataclass(frozen=True)
-class Storage:
-    """A one-dimensional piece of memory of PyTorch, named in a pickle and stored elsewhere in its file.
-
-    Attributes:
-        dtype: element type, named as in torch, such as ``float32``.
-        key: name of the piece in the file.
-        count: elements.
-    """
-
-    dtype: str
-    key: str
-    count: int
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A view of a storage: ``shape``, and ``strides`` and ``offset`` in elements. It lies within its storage."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-    @property
-    def dtype(self) -> str:
-        """Element type, as in torch."""
-        return self.storage.dtype
-
-
-ITEM_BYTES = {
-    "float64": 8,
-    "float32": 4,
-    "float16": 2,
-    "bfloat16": 2,
-    "int64": 8,
-    "int32": 4,
-    "int16": 2,
-    "int8": 1,
-    "uint8": 1,
-    "bool": 1,
-}
-"""Bytes of one element of each type that tensors may have."""
-
-_STORAGES = {
-    "DoubleStorage": "float64",
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-}
-
-
-@dataclass(frozen=True)
-class _Global:
-    """A name of a class or function in the pickle: nothing but its name."""
-
-    name: str
-
-
-class _Mark:
-    """Where a group of values on the stack begins."""
-
-
-_MARK = _Mark()
-
-
-@dataclass
-class _NumpyType:
-    """A numpy dtype of one number: its code, such as ``f8``, and the byte order, which comes after."""
-
-    code: str
-    order: str = "<"
 
 
 def read_pickle(data: bytes | memoryview, start: int = 0) -> tuple[Any, int]:
@@ -149,45 +54,6 @@ def read_pickle(data: bytes | memoryview, start: int = 0) -> tuple[Any, int]:
     return value, reader.at
 
 
-def plain(value: Any, *, nodes: int = 100_000, depth: int = 32) -> Any:
-    """A copy of JSON types alone: tuples and sets become lists, tensors and bytes their description, keys text.
-
-    Raises:
-        PickleError: more than ``nodes`` values, or nested more than ``depth`` deep (or within itself).
-    """
-    left = nodes
-
-    def copy(item: Any, level: int) -> Any:
-        nonlocal left
-        left -= 1
-        if left < 0 or level > depth:
-            raise PickleError("it is nested too deeply or holds too many values")
-        if isinstance(item, dict):
-            return {str(key): copy(part, level + 1) for key, part in item.items()}
-        if isinstance(item, (list, tuple, set)):
-            return [copy(part, level + 1) for part in item]
-        if item is None or isinstance(item, (bool, int, str)):
-            return item
-        if isinstance(item, float):
-            return item if math.isfinite(item) else str(item)
-        return f"<{describe(item)}>"
-
-    return copy(value, 0)
-
-
-def describe(value: Any) -> str:
-    """A few words on a value for a message; never its content, which may be of any size."""
-    if isinstance(value, StoredTensor):
-        return f"tensor {value.dtype} {list(value.shape)}"
-    if isinstance(value, Arguments):
-        return "argparse.Namespace"
-    if isinstance(value, (bool, float)) or (isinstance(value, int) and abs(value) < 1 << 64):
-        return repr(value)
-    if isinstance(value, str):
-        return ascii(value[:40])
-    return "nothing" if value is None else type(value).__name__
-
-
 class _Reader:
     """The stack machine of one pickle."""
 
@@ -210,7 +76,7 @@ class _Reader:
             code = self.take(1)[0]
             if code == 0x2E:  # STOP
                 value = self.pop()
-                if isinstance(value, (_Global, _NumpyType)):
+                if isinstance(value, (GlobalName, NumpyType)):
                     raise PickleError("it holds no value")
                 return value
             step = _STEPS.get(code)
@@ -354,23 +220,23 @@ class _Reader:
     def name(self) -> None:
         """Push a global, given as two lines."""
         module = self.word()
-        self.push(_known(f"{module}.{self.word()}"))
+        self.push(find_global(f"{module}.{self.word()}"))
 
     def name_on_stack(self) -> None:
         """Push a global, given as two texts."""
         name, module = self.pop(), self.pop()
         if not isinstance(name, str) or not isinstance(module, str) or len(name) + len(module) > _MAX_LINE:
             raise PickleError(f"a name at byte {self.at} is damaged")
-        self.push(_known(f"{module}.{name}"))
+        self.push(find_global(f"{module}.{name}"))
 
     def call(self) -> None:
         """REDUCE and NEWOBJ: replace a global and its arguments by what its builder makes of them."""
         arguments, function = self.pop(), self.pop()
-        if not isinstance(function, _Global) or not isinstance(arguments, tuple):
+        if not isinstance(function, GlobalName) or not isinstance(arguments, tuple):
             raise PickleError(f"something else than a known function is called at byte {self.at}")
         self.charge(sum(len(part) for part in arguments if isinstance(part, (str, bytes))))
         try:
-            self.push(_BUILDERS[function.name](*arguments))
+            self.push(BUILDERS[function.name](*arguments))
         except (TypeError, ValueError, KeyError, OverflowError) as error:
             if isinstance(error, PickleError):
                 raise
@@ -384,7 +250,7 @@ class _Reader:
             if not all(isinstance(key, str) for key in state):
                 raise PickleError(f"attributes without a name at byte {self.at}")
             target.update(state)
-        elif isinstance(target, _NumpyType) and isinstance(state, tuple) and len(state) >= 2:
+        elif isinstance(target, NumpyType) and isinstance(state, tuple) and len(state) >= 2:
             if state[1] not in ("<", ">", "|", "="):
                 raise PickleError(f"an unknown byte order at byte {self.at}")
             target.order = state[1]
@@ -398,10 +264,15 @@ class _Reader:
         if not isinstance(found, tuple) or len(found) not in (5, 6) or found[0] != "storage":
             raise PickleError(f"a reference to something else than a tensor's storage at byte {self.at}")
         kind, key, count = found[1], found[2], found[4]
-        if not isinstance(kind, _Global) or not kind.name.startswith("torch."):
+        if not isinstance(kind, GlobalName) or not kind.name.startswith("torch."):
             raise PickleError(f"a storage without a type at byte {self.at}")
-        dtype = _STORAGES.get(kind.name.removeprefix("torch."))
-        if dtype is None or not isinstance(key, str) or not _count(count) or (len(found) == 6 and found[5] is not None):
+        dtype = STORAGES.get(kind.name.removeprefix("torch."))
+        if (
+            dtype is None
+            or not isinstance(key, str)
+            or not is_count(count)
+            or (len(found) == 6 and found[5] is not None)
+        ):
             raise PickleError(f"a storage of an unknown kind at byte {self.at}")
         self.push(Storage(dtype, key, count))
 
@@ -422,139 +293,6 @@ def _key(key: Any) -> Any:
         return key
     raise PickleError(f"a key of a kind that plain data does not have ({type(key).__name__})")
 
-
-def _known(name: str) -> _Global:
-    name = name.replace("__builtin__.", "builtins.").replace("copy_reg.", "copyreg.")
-    if name not in _BUILDERS:
-        raise ForeignError(name)
-    return _Global(name)
-
-
-def _count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 48
-
-
-def _sizes(values: Any) -> tuple[int, ...]:
-    if not isinstance(values, tuple) or len(values) > _MAX_AXES or not all(map(_count, values)):
-        raise PickleError("a tensor with a damaged shape")
-    return values
-
-
-def _tensor(
-    storage: Any, offset: Any, shape: Any, strides: Any, requires_grad: Any = False, hooks: Any = None, *_: Any
-) -> StoredTensor:
-    """``torch._utils._rebuild_tensor_v2``; refuses what lies outside of its storage."""
-    shape, strides = _sizes(shape), _sizes(strides)
-    if not isinstance(storage, Storage) or not _count(offset) or len(shape) != len(strides):
-        raise PickleError("a damaged tensor")
-    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    elements = math.prod(shape)
-    if elements and (last >= storage.count or elements > storage.count):
-        raise PickleError(f"a tensor {list(shape)} that is larger than its storage of {storage.count} elements")
-    return StoredTensor(storage, offset, shape, strides)
-
-
-def _parameter(tensor: Any, requires_grad: Any = True, hooks: Any = None) -> StoredTensor:
-    """``torch._utils._rebuild_parameter``."""
-    if not isinstance(tensor, StoredTensor):
-        raise PickleError("a parameter that is not a tensor")
-    return tensor
-
-
-def _numpy_type(code: Any, *_: Any) -> _NumpyType:
-    """``numpy.dtype`` of one number."""
-    if not isinstance(code, str) or code not in _NUMPY_NUMBERS:
-        raise PickleError("a numpy value that is not a number")
-    return _NumpyType(code)
-
-
-_NUMPY_NUMBERS = {
-    "f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b",
-    "u8": "Q", "u4": "I", "u2": "H", "u1": "B", "b1": "?",
-}  # fmt: skip
-
-
-def _numpy_scalar(kind: Any, content: Any) -> float | int | bool:
-    """``numpy.core.multiarray.scalar``: one number of numpy as one of Python. Python 2's bytes come as Latin-1."""
-    if isinstance(content, str):
-        content = content.encode("latin-1")
-    if not isinstance(kind, _NumpyType) or not isinstance(content, bytes):
-        raise PickleError("a numpy value that is not a number")
-    form = (">" if kind.order == ">" else "<") + _NUMPY_NUMBERS[kind.code]
-    if len(content) != struct.calcsize(form):
-        raise PickleError("a numpy number of a wrong length")
-    return struct.unpack(form, content)[0]  # type: ignore[no-any-return]
-
-
-def _namespace(kind: Any = None, base: Any = None, state: Any = None) -> Arguments:
-    """``argparse.Namespace()``, which is filled afterwards; of protocols 0 and 1 through ``copyreg._reconstructor``."""
-    if kind is not None and (kind != _Global("argparse.Namespace") or base != _Global("builtins.object") or state):
-        raise PickleError("an object other than argparse.Namespace")
-    return Arguments()
-
-
-def _mapping(items: Any = None) -> dict[Any, Any]:
-    """``collections.OrderedDict()``, which is filled afterwards, and ``Counter`` of a dict."""
-    if items is None:
-        return {}
-    if type(items) is not dict:
-        raise PickleError("a dict of something else than a dict")
-    return items
-
-
-def _path(*parts: Any) -> str:
-    """A ``pathlib`` path, as text."""
-    if not all(isinstance(part, str) for part in parts):
-        raise PickleError("a path of something else than text")
-    return "/".join(part.rstrip("/") if part != "/" else "" for part in parts) or "/"
-
-
-def _device(kind: Any, index: Any = 0) -> str:
-    """``torch.device``, as text."""
-    return f"{kind}:{index}" if isinstance(kind, str) and len(kind) < 20 and _count(index) else "?"
-
-
-def _set(items: Any) -> list[Any]:
-    """``builtins.set`` of protocols below 4: stays the list that it is made of."""
-    if type(items) is not list:
-        raise PickleError("a set of something else than a list")
-    return items
-
-
-def _encoded(text: Any, encoding: Any) -> bytes:
-    """``_codecs.encode``: bytes in protocols below 3."""
-    if not isinstance(text, str) or encoding != "latin1":
-        raise PickleError("bytes in an unknown encoding")
-    try:
-        return text.encode("latin-1")
-    except UnicodeEncodeError as error:
-        raise PickleError("damaged bytes") from error
-
-
-def _no_value(*_: Any) -> Any:
-    raise PickleError("a type stands where a value belongs")
-
-
-_BUILDERS: dict[str, Callable[..., Any]] = {
-    "argparse.Namespace": _namespace,
-    "copyreg._reconstructor": _namespace,
-    "collections.OrderedDict": _mapping,
-    "collections.Counter": _mapping,
-    "builtins.set": _set,
-    "builtins.object": _no_value,
-    "builtins.bytes": lambda: b"",
-    "_codecs.encode": _encoded,
-    "torch.Size": _sizes,
-    "torch.device": _device,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_tensor": lambda storage, offset, shape, strides: _tensor(storage, offset, shape, strides),
-    "torch._utils._rebuild_parameter": _parameter,
-    "numpy.dtype": _numpy_type,
-    "numpy.core.multiarray.scalar": _numpy_scalar,
-    "numpy._core.multiarray.scalar": _numpy_scalar,
-    **{f"pathlib{part}.{kind}Path": _path for part in ("", "._local") for kind in ("Posix", "Windows", "PurePosix")},
-    **{f"torch.{name}": _no_value for name in _STORAGES},
-}
 
 _STEPS: dict[int, Callable[[_Reader], None]] = {
     0x80: lambda r: _check_protocol(r.number("B")),  # PROTO

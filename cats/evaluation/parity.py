@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cats.core.console import note, progress, stderr, table
+from cats.core.protocols import PairMatcher
 from cats.data import open_dataset
 from cats.evaluation.evaluate import evaluate
 
@@ -122,7 +123,7 @@ def flow_distance(expected: Floats, actual: Floats) -> NDArray[np.float64]:
     return np.minimum(np.nan_to_num(distance, nan=1e6, posinf=1e6), 1e6)
 
 
-def pck_drift(matchers: Mapping[str, Any], data: str, alpha: float = 0.1) -> dict[str, Any]:
+def pck_drift(matchers: Mapping[str, PairMatcher], data: str, alpha: float = 0.1) -> dict[str, Any]:
     """PCK of two models, protocol ``corrected``, on annotated pairs ``KIND:DIR``, in percent.
 
     Args:

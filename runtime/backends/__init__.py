@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cats.core.errors import BackendError, InputError, ModelFileError
-from cats.core.onnx_file import read_onnx_summary
+from cats.core.onnx_summary import read_onnx_summary
 from cats.runtime.backends.base import Backend
 
 MAX_BATCH = 1024

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cats.core.errors import BackendError, InputError, require
-from cats.core.onnx_file import read_onnx_summary
+from cats.core.onnx_summary import read_onnx_summary
 from cats.runtime.backends.ort_session import first_line
 from cats.runtime.hardware import nvidia
 

@@ -16,7 +16,7 @@ from cats.core.errors import ModelFileError, require
 from cats.core.files import sha256_file
 from cats.core.json_text import read_json
 from cats.core.metadata import KEY, Metadata, read_onnx_metadata, write_metadata
-from cats.core.onnx_file import OnnxSummary, TensorInfo, read_onnx_summary
+from cats.core.onnx_summary import OnnxSummary, TensorInfo, read_onnx_summary
 from cats.core.text import plain
 from cats.runtime.backends import ENGINE_SUFFIXES
 

@@ -8,7 +8,7 @@ from tiny_models import tiny_model
 
 from cats.assets import asset
 from cats.calibration.calibrate import load_float_model, measure_ranges
-from cats.calibration.inputs import photos_from_folder
+from cats.data.photo_pairs import photos_from_folder
 from cats.export import export_onnx
 
 

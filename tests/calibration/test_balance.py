@@ -6,11 +6,11 @@ import pytest
 from cats.calibration.balance import balance_norms, choose_factors
 from cats.calibration.calibrate import load_float_model, measure_ranges
 from cats.calibration.graph import Graph
-from cats.calibration.inputs import PhotoPairs
 from cats.calibration.quantize import quantize
 from cats.calibration.sessions import ProbeSession
 from cats.core.errors import InputError
 from cats.core.metadata import write_model
+from cats.data.photo_pairs import PhotoPairs
 from cats.evaluation.parity import flow_distance
 from cats.export.storage import store_as_half
 

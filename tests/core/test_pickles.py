@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from cats.core.pickles import Arguments, ForeignError, PickleError, describe, plain, read_pickle
+from cats.core.pickle_values import Arguments, ForeignError, PickleError, describe, plain
+from cats.core.pickles import read_pickle
 
 KEYS = st.one_of(st.text(max_size=8), st.integers(-1000, 1000), st.booleans(), st.none(), st.binary(max_size=4))
 VALUES = st.recursive(

@@ -7,11 +7,12 @@ from cats.assets import asset
 from cats.benchmarks.models import tamed_resnet101
 from cats.checkpoints import load_checkpoint
 from cats.core.metadata import write_model
+from cats.data.photo_pairs import PhotoPairs
 from cats.export.export import describe
 from cats.export.forms import build_form
 from cats.export.fp16.assign import to_fp16
 from cats.export.fp16.input_moments import measure_moments
-from cats.export.pairs import PairSource, demo_pairs
+from cats.export.pairs import demo_pairs
 from cats.export.verify import verify
 from cats.model import CATs
 from cats.runtime.tensorrt.sidecar import read_sidecar
@@ -43,7 +44,7 @@ def test_flow_is_within_a_pixel_of_float32(case):
     name, model, typed = case
     source = demo_pairs()
     if name == "resnet101":
-        source = PairSource(source.name, source.pairs[1:3])
+        source = PhotoPairs(source.name, source.pairs[1:3])
     parity = verify({"pair": typed}, model, source, batch=None, precision="fp16")
     assert 0.001 < parity.p99_px < 1, parity
     assert parity.activations["above"] == []

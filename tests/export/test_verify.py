@@ -11,10 +11,11 @@ from onnx import numpy_helper
 from PIL import Image
 
 from cats.core.errors import InputError
+from cats.data.photo_pairs import alike_photos, photos_from_csv
 from cats.evaluation.parity import TOLERANCE
 from cats.export.forms import build_form
 from cats.export.fp16.assign import to_fp16
-from cats.export.pairs import demo_pairs, pairs_from_csv, pairs_from_folder
+from cats.export.pairs import demo_pairs
 from cats.export.verify import compare, jumps_without_order, make_batches, print_parity, summarize_peaks, verify
 
 
@@ -166,12 +167,12 @@ def test_pairs_of_a_folder_and_of_a_table(tmp_path):
         for k in range(count):
             Image.new("RGB", (20, 30), (k * 50, 0, 0)).save(tmp_path / folder / f"{k}.png")
     (tmp_path / "notes.txt").write_text("no image")
-    pairs = pairs_from_folder(tmp_path)
+    pairs = alike_photos(tmp_path)
     assert [(a.parent.name, b.parent.name) for a, b in pairs.pairs] == [("cats", "cats")] * 2 + [("dogs", "dogs")]
-    assert len(pairs_from_folder(tmp_path, limit=2)) == 2
+    assert len(alike_photos(tmp_path, limit=2)) == 2
     (tmp_path / "pairs.csv").write_text("a,b\ncats/0.png,dogs/1.png\n")
-    assert len(list(pairs_from_csv(tmp_path / "pairs.csv").images())) == 1
+    assert len(list(photos_from_csv(tmp_path / "pairs.csv").images())) == 1
     with pytest.raises(InputError, match="at least two"):
-        pairs_from_folder(tmp_path / "single")
+        alike_photos(tmp_path / "single")
     with pytest.raises(InputError, match="not a folder"):
-        pairs_from_folder(tmp_path / "nowhere")
+        alike_photos(tmp_path / "nowhere")

@@ -1,4 +1,4 @@
-"""What a repository has beside its code: version, citation, licences, templates."""
+"""What a repository has beside its code: version, citation, licences, templates; and files that are read at once."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import yaml
 import cats
 from cats.benchmarks.record import REPOSITORY
 from cats.runtime.commands.doctor import doctor, markdown_report
+
+ROOMS = ("assets", "benchmarks", "calibration", "export", "labelling", "runtime", "serving")
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,14 @@ def test_base_dependencies_say_what_is_written(licences: ModuleType) -> None:
     words = {"numpy": "BSD", "pillow": "MIT-CMU|HPND"}  # whose wording changed between releases that may be installed
     for name in base:
         assert re.search(words.get(name, re.escape(written[name].split()[0])), licences.licence(name)), name
+
+
+@pytest.mark.parametrize("folder", ["cats", *ROOMS, "tests", "examples"])
+def test_no_file_of_code_has_more_than_400_lines(folder: str) -> None:
+    files = [file for kind in ("py", "c", "h", "hpp", "js") for file in (REPOSITORY / folder).rglob(f"*.{kind}")]
+    assert files
+    lengths = {str(file.relative_to(REPOSITORY)): len(file.read_bytes().splitlines()) for file in files}
+    assert not {name: length for name, length in lengths.items() if length > 400}
 
 
 def test_there_is_one_version() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from split_onnx import save_split
 from tiny_onnx import save_model, tiny_metadata, tiny_model
 
@@ -72,3 +73,14 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def python(model_file: Path) -> Matcher:
     return Matcher(model_file, threads=2)
+
+
+@pytest.fixture(scope="session")
+def scene(tmp_path_factory: pytest.TempPathFactory, texture: np.ndarray) -> Path:
+    """A folder with the tiny models and pictures in PPM and JPEG."""
+    folder = tmp_path_factory.mktemp("scene")
+    save_split(folder)
+    Image.fromarray(texture[100:292, 100:420]).save(folder / "a.ppm")
+    Image.fromarray(texture[64:257, 140:461]).save(folder / "b.ppm")
+    Image.fromarray(texture[60:257, 130:461]).save(folder / "c.jpg", quality=95)
+    return folder

@@ -20,7 +20,7 @@ from tiny_onnx import tiny_metadata
 from cats.assets import asset
 from cats.core.errors import CatsError, ModelFileError
 from cats.core.files import sha256_file
-from cats.core.onnx_file import read_onnx_summary
+from cats.core.onnx_summary import read_onnx_summary
 from cats.runtime.commands.inspect import inspect, main
 
 

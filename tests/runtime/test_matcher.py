@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import pickle
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_onnx import crops, save_model, tiny_metadata, tiny_model
+from tiny_onnx import crops
 
 from cats.assets import asset
 from cats.core.errors import BackendError, CatsError, InputError, ModelFileError
 from cats.core.images import preprocess
-from cats.core.process import child_environment
 from cats.runtime import Match, Matcher, grid_points
 
 ROUNDING = 1e-3  # cells; sums are taken in another order when the batch differs
@@ -203,15 +199,6 @@ def test_match_many_reads_only_a_few_pairs_ahead(matcher: Matcher, texture: np.n
     assert len(taken) <= (8 if streams == 1 else 12)
 
 
-def test_one_matcher_in_many_threads(matcher: Matcher, texture: np.ndarray) -> None:
-    a, b, _ = crops(texture)
-    expected = {side: matcher.match(*pair).flow for side, pair in enumerate([(a, b), (b, a)])}
-    with ThreadPoolExecutor(4) as pool:
-        flows = list(pool.map(lambda side: matcher.match(*((a, b), (b, a))[side]).flow, [0, 1] * 8))
-    for index, flow in enumerate(flows):
-        np.testing.assert_array_equal(flow, expected[index % 2])
-
-
 @pytest.mark.parametrize(
     ("points", "text"),
     [
@@ -242,95 +229,6 @@ def test_grid_points_are_cell_centres() -> None:
         grid_points((100, 50), 0)
 
 
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({"document": {"kind": "encoder"}}, "kind encoder"),
-        ({"document": {"format": 2}}, "metadata format 2 is newer"),
-        ({"document": {"direction": "b->a"}}, "direction"),
-        ({"document": "{"}, "not JSON"),
-        ({"document": None}, "without CATs metadata"),
-        ({"document": {"grid": [8, 8]}}, r"flow has shape .*16, 16.*8, 8"),
-        (
-            {"document": {"preprocessing": {**tiny_metadata().preprocessing.to_dict(), "size": [128, 128]}}},
-            "image_a has",
-        ),
-        ({"grid": 8}, r"image_a has shape \(\?, 3, 128, 128\)"),
-    ],
-)
-def test_refused_models(make_model: Callable[..., Path], options: dict, text: str) -> None:
-    path = make_model("odd.onnx", **options)
-    with pytest.raises(ModelFileError, match=text) as caught:
-        Matcher(path)
-    assert "odd.onnx" in str(caught.value)
-
-
-def test_models_with_other_tensors_are_refused(tmp_path: Path) -> None:
-    import onnx
-
-    renamed = tiny_model()
-    renamed.graph.input[0].name = "left"
-    for node in renamed.graph.node:
-        for index, name in enumerate(node.input):
-            node.input[index] = "left" if name == "image_a" else name
-    path = save_model(tmp_path / "renamed.onnx", renamed, tiny_metadata())
-    with pytest.raises(ModelFileError, match=r"no input image_a \(it has left, image_b\)"):
-        Matcher(path)
-
-    double = tiny_model()
-    for tensor in (double.graph.input[0], double.graph.input[1]):
-        tensor.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
-    double.graph.node.insert(0, onnx.helper.make_node("Cast", ["image_b"], ["wide_b"], to=onnx.TensorProto.FLOAT))
-    double.graph.node.insert(0, onnx.helper.make_node("Cast", ["image_a"], ["wide_a"], to=onnx.TensorProto.FLOAT))
-    double.graph.node[2].input[0], double.graph.node[3].input[0] = "wide_a", "wide_b"
-    path = save_model(tmp_path / "half.onnx", double, tiny_metadata())
-    with pytest.raises(ModelFileError, match="image_a is float16, expected float32"):
-        Matcher(path)
-
-
-def test_outputs_of_another_shape_are_caught(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = np.zeros((32, 32, 3), np.uint8)
-    with Matcher(model_file, threads=1) as matcher:
-        run = matcher.backend.run
-        monkeypatch.setattr(matcher.backend, "run", lambda feeds: {**run(feeds), "flow": np.zeros((1, 4, 16, 16))})
-        with pytest.raises(ModelFileError, match=r"gave flow \(4, 16, 16\)"):
-            matcher.match(images, images)
-
-
-def test_values_that_are_not_numbers_are_caught(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = np.zeros((32, 32, 3), np.uint8)
-    with Matcher(model_file, threads=1) as matcher:
-        run = matcher.backend.run
-        monkeypatch.setattr(matcher.backend, "run", lambda feeds: {k: v * np.nan for k, v in run(feeds).items()})
-        with pytest.raises(BackendError, match="not numbers"):
-            matcher.match(images, images)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "text"),
-    [
-        ("none.onnx", None, "does not exist"),
-        ("photo.jpg", b"\xff\xd8", "a model file ends in one of .engine, .onnx, .plan"),
-        ("best.pt", b"PK", "is a checkpoint: export it first, cats-export --ckpt"),
-        ("noise.onnx", b"certainly not a protobuf", "not an ONNX file"),
-        ("empty.onnx", b"", "not an ONNX file"),
-    ],
-)
-def test_files_that_are_no_models(tmp_path: Path, name: str, content: bytes | None, text: str) -> None:
-    path = tmp_path / name
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(ModelFileError, match=text):
-        Matcher(path)
-
-
-def test_truncated_model(model_file: Path, tmp_path: Path) -> None:
-    path = tmp_path / "cut.onnx"
-    path.write_bytes(model_file.read_bytes()[:-40])
-    with pytest.raises(ModelFileError, match=r"cut\.onnx"):
-        Matcher(path)
-
-
 def test_options_of_the_matcher(model_file: Path) -> None:
     with pytest.raises(InputError, match="unknown backend 'onnx'; known: onnxruntime"):
         Matcher(model_file, "onnx")
@@ -342,93 +240,6 @@ def test_options_of_the_matcher(model_file: Path) -> None:
         Matcher(model_file, threads=0)
     with pytest.raises(BackendError, match="no provider 'cuda-x'; it has cpu"):
         Matcher(model_file, provider="cuda-x")
-
-
-def test_a_match_shows_itself_in_one_line_and_a_closed_matcher_says_so(model_file: Path, texture: np.ndarray) -> None:
-    with Matcher(model_file) as matcher:
-        match = matcher.match(texture[:192, :320], texture, forward_backward=True)
-        assert repr(matcher).startswith(f"Matcher('{model_file}': fp32, onnxruntime ")
-    confidence = f"{match.confidence.mean():.2f}"
-    assert repr(match) == f"Match(a 320x192 -> b 640x480, grid 16, mean confidence {confidence}, both ways)"
-    assert str(match) == repr(match)
-    with pytest.raises(BackendError, match=r"tiny\.onnx is closed"):
-        matcher.match(texture, texture)
-    with pytest.raises(BackendError, match=r"tiny\.onnx is closed"):
-        list(matcher.match_many([(texture, "missing.jpg")], return_errors=True))
-    with pytest.raises(BackendError, match=r"tiny\.onnx is closed"):
-        matcher.backend.run({})
-    matcher.close()  # once more does nothing
-
-
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_closing_waits_for_the_runs_of_other_threads(model_file: Path, texture: np.ndarray, backend: str) -> None:
-    pytest.importorskip(backend)
-    matcher = Matcher(model_file, backend, threads=1)
-
-    def work(_: int) -> str:
-        for done in range(1000):
-            try:
-                assert matcher.match(texture, texture).flow.shape == (2, 16, 16)
-            except BackendError as error:
-                return f"{'some' if done else 'none'}: {error}"
-        return "never closed"
-
-    with ThreadPoolExecutor(3) as pool:
-        ends = [pool.submit(work, number) for number in range(3)]
-        while not matcher.backend.lifetime._uses:
-            assert not any(end.done() for end in ends)
-        matcher.close()
-        assert matcher.backend.lifetime._uses == 0
-    assert all("is closed: open the file again" in end.result() for end in ends), [end.result() for end in ends]
-
-
-FORK = """
-import multiprocessing, os, sys
-import numpy
-from cats.core.errors import BackendError
-from cats.runtime import Matcher
-image = numpy.zeros((32, 40, 3), numpy.uint8)
-matcher = Matcher(sys.argv[1], sys.argv[2], threads=1)
-matcher.match(image, image)
-child = os.fork()
-if child == 0:
-    try:
-        matcher.match(image, image)
-    except BackendError as error:
-        print(error, flush=True)
-    matcher.close()
-    sys.exit(7)  # an ordinary end, which releases what Python holds
-assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-print(matcher.match(image, image).flow.shape)
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_a_forked_child_is_told_and_ends(model_file: Path, backend: str) -> None:
-    pytest.importorskip(backend)
-    command = [sys.executable, "-c", FORK, str(model_file), backend]
-    done = subprocess.run(
-        command, env=child_environment(), capture_output=True, text=True, check=True, timeout=300
-    ).stdout.splitlines()
-    assert len(done) == 2, done
-    assert "was loaded before this process was forked" in done[0]
-    assert "load it in each worker" in done[0]
-    assert done[1] == "(2, 16, 16)"
-
-
-def test_a_matcher_is_pickled_as_its_path_and_options(
-    model_file: Path, texture: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(model_file.parent)
-    with Matcher(model_file.name, threads=1, max_pixels=400_000) as matcher:
-        expected = matcher.match(texture, texture).flow
-        data = pickle.dumps(matcher)
-    assert len(data) < 1000
-    monkeypatch.chdir("/")  # as a worker elsewhere
-    with pickle.loads(data) as again:
-        np.testing.assert_array_equal(again.match(texture, texture).flow, expected)
-        assert (again.max_pixels, again.backend.threads) == (400_000, 1)
 
 
 def test_arrays_of_opencv_are_taken_in_their_order(matcher: Matcher, texture: np.ndarray) -> None:

@@ -15,9 +15,9 @@ from triton_server import PYTHON, need, run_python, running
 
 from cats.assets import asset
 from cats.calibration.calibrate import calibrate, load_float_model, measure_ranges
-from cats.calibration.inputs import demo_photos
 from cats.checkpoints import load_checkpoint
 from cats.core.images import preprocess, read_image
+from cats.data.photo_pairs import demo_photos
 from cats.export import export_onnx
 from cats.runtime import Match, Matcher
 from cats.serving.triton import write_repository

@@ -14,7 +14,8 @@ from cats import cli
 from cats.assets import asset
 from cats.core.errors import BackendError
 from cats.core.files import sha256_file
-from cats.core.onnx_file import read_onnx_summary, with_probabilities
+from cats.core.onnx_file import with_probabilities
+from cats.core.onnx_summary import read_onnx_summary
 from cats.serving import npm
 from cats.serving.npm import Package, fetch
 

@@ -1,4 +1,4 @@
-"""What a model is calibrated with: pairs of photos as model inputs."""
+"""Pairs of photos without labels, as a model takes them: what calibration measures on and verification judges by."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from cats.assets import asset
 from cats.core.errors import InputError
 from cats.core.images import ImageSource, preprocess, read_image
 from cats.core.metadata import Preprocessing
+from cats.core.photos import pair_photos
 from cats.core.tables import read_pairs
 from cats.data import KINDS, open_dataset, parse_data
 from cats.data.folders import PhotoFolder
@@ -22,11 +24,12 @@ SMALL = 16
 """Fewer pairs than this say little about the ranges of other photos."""
 
 Feeds = dict[str, NDArray[np.float32]]
+Photo = Path | Image.Image
 
 
 @dataclass(frozen=True)
 class PhotoPairs:
-    """Pairs of image files.
+    """Pairs of photos, read one pair at a time.
 
     Attributes:
         name: what they are, for reports.
@@ -35,7 +38,7 @@ class PhotoPairs:
     """
 
     name: str
-    pairs: tuple[tuple[Path, Path], ...]
+    pairs: tuple[tuple[Photo, Photo], ...]
     skipped: int = 0
 
     def __len__(self) -> int:
@@ -60,25 +63,37 @@ class PhotoPairs:
         held = tuple(pair for k, pair in enumerate(self.pairs) if k in chosen)
         return PhotoPairs(self.name, rest, self.skipped), PhotoPairs(f"held out of {self.name}", held)
 
+    def images(self) -> Iterator[tuple[Image.Image, Image.Image]]:
+        """The pairs as upright images of mode RGB, in their own sizes; raises :class:`InputError` as reading does."""
+        for a, b in self.pairs:
+            yield read_image(a), read_image(b)
+
+    def inputs(self, preprocessing: Preprocessing) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """The pairs as model inputs, float32 (3, S, S) each; raises as :meth:`images`."""
+        for a, b in self.images():
+            yield preprocess(a, preprocessing), preprocess(b, preprocessing)
+
     def feeds(self, preprocessing: Preprocessing, batch: int | None = None) -> Iterator[Feeds]:
-        """Inputs ``image_a`` and ``image_b``, float32 (B, 3, S, S), of all pairs.
+        """Inputs ``image_a`` and ``image_b``, float32 (B, 3, S, S), of all pairs; raises as :meth:`images`.
 
         Args:
             preprocessing: of the model.
             batch: B where the model's batch is fixed (the last is filled up); None for 1.
-
-        Raises:
-            InputError: an image cannot be read.
         """
-        size = batch or 1
-        for start in range(0, len(self.pairs), size):
-            part = list(self.pairs[start : start + size])
+        size, waiting = batch or 1, self.inputs(preprocessing)
+        while part := list(itertools.islice(waiting, size)):
             part += [part[-1]] * (size - len(part))
-            sides = (
-                np.stack([preprocess(read_image(path), preprocessing) for path in side])
-                for side in zip(*part, strict=True)
-            )
-            yield dict(zip(("image_a", "image_b"), sides, strict=True))
+            yield {
+                f"image_{side}": np.stack(tensors) for side, tensors in zip("ab", zip(*part, strict=True), strict=True)
+            }
+
+    def contents(self) -> Iterator[bytes]:
+        """The bytes of all photos in order, for a digest; raises :class:`InputError` where one cannot be read."""
+        for photo in itertools.chain.from_iterable(self.pairs):
+            try:
+                yield photo.tobytes() if isinstance(photo, Image.Image) else photo.read_bytes()
+            except OSError as error:
+                raise InputError(f"cannot read {photo}: {error.strerror}") from error
 
 
 def pair_feeds(a: ImageSource, b: ImageSource, preprocessing: Preprocessing, batch: int | None = None) -> Feeds:
@@ -89,7 +104,7 @@ def pair_feeds(a: ImageSource, b: ImageSource, preprocessing: Preprocessing, bat
 
 def photos_from_folder(folder: str | Path) -> PhotoPairs:
     """Photos of a folder (searched recursively), each with the next one of its own sub-folder, no photo twice where
-    there are enough.
+    there are enough: to measure on, which wants many different photos.
 
     Raises:
         InputError: not a folder, or fewer than two photos in it.
@@ -104,6 +119,12 @@ def photos_from_folder(folder: str | Path) -> PhotoPairs:
     if len(pairs) < SMALL:  # every neighbour, and photos that are alone in their folders too
         pairs = list(itertools.pairwise(photos.paths))
     return PhotoPairs(str(folder), tuple(pairs), photos.skipped)
+
+
+def alike_photos(folder: str | Path, limit: int = 16) -> PhotoPairs:
+    """Pairs of one sub-folder each, ``limit`` at most: to judge by, which wants photos that match; see
+    :func:`cats.core.photos.pair_photos`."""
+    return PhotoPairs(str(folder), tuple(pair_photos(folder, limit)))
 
 
 def photos_from_csv(path: str | Path) -> PhotoPairs:
