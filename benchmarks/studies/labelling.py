@@ -89,7 +89,7 @@ class Photo:
 class Willow:
     """PF-WILLOW's photos by category, encoded once."""
 
-    def __init__(self, matcher: Remembering, draws: int) -> None:
+    def __init__(self, matcher: Any, draws: int) -> None:
         self.matcher, self.store, self.number = matcher, LookStore(matcher), draws
         names = tuple(str(index) for index in range(10))
         data = PFWillow(SHARED / "data" / "PF-WILLOW")
@@ -272,7 +272,7 @@ def fit_points(points: list[tuple[str, int, Floats, Any]]) -> tuple[Logistic, di
     return fit_logistic(measures, right), record
 
 
-def measure_kinds(matcher: Remembering) -> tuple[Floats, np.ndarray, np.ndarray]:
+def measure_kinds(matcher: Any) -> tuple[Floats, np.ndarray, np.ndarray]:
     """Photos of Caltech-101 against references of their own and of another category.
 
     Returns:

@@ -38,7 +38,7 @@ from cats.benchmarks.exports import Exports
 from cats.benchmarks.models import tamed_resnet101
 from cats.benchmarks.record import RESULTS, SHARED, describe_run, write_record
 from cats.calibration.calibrate import FloatModel, load_float_model, measure_drift, measure_ranges
-from cats.calibration.graph import Graph, name_nodes
+from cats.calibration.graph import QUANTIZABLE, Graph, name_nodes
 from cats.calibration.quantize import quantize
 from cats.calibration.search import Bound, search
 from cats.calibration.sessions import ProbeSession, SessionMatcher, fixed_batch
@@ -135,6 +135,7 @@ def make(
         "cats-calibrate --for tensorrt --as-is": lambda: ours("tensorrt", False),
         "onnxruntime MinMax, nothing spared": ort("MinMax", spared=[]),
         "onnxruntime MinMax": ort("MinMax"),
+        "onnxruntime MinMax, layers alone": ort("MinMax", layers_alone=True),
         "onnxruntime MinMax, smooth quant": ort("MinMax", smooth=True),
         "onnxruntime MinMax, symmetric": ort("MinMax", symmetric=True),
         "onnxruntime Percentile": ort("Percentile"),
@@ -240,6 +241,7 @@ def quantize_by_onnxruntime(
     spared: list[str],
     smooth: bool = False,
     symmetric: bool = False,
+    layers_alone: bool = False,
 ) -> onnx.ModelProto:
     """As the documentation of onnxruntime says: pre-processing, then static quantization in QDQ, per channel.
 
@@ -250,6 +252,7 @@ def quantize_by_onnxruntime(
         spared: nodes that stay float.
         smooth: smooth quant first; needs the package neural-compressor.
         symmetric: int8 without zero points, and biases left float, as TensorRT wants it.
+        layers_alone: convolutions and linear layers, not sums and norms.
     """
     from onnxruntime.quantization import (
         CalibrationDataReader,
@@ -267,8 +270,7 @@ def quantize_by_onnxruntime(
         def get_next(self) -> dict[str, Any] | None:
             return next(self.rows, None)
 
-    options: dict[str, Any] = {"CalibMaxIntermediateOutputs": 1} if method == "MinMax" else {}  # of pairs in memory
-    options |= {"SmoothQuant": True} if smooth else {}
+    options: dict[str, Any] = {"SmoothQuant": True} if smooth else {}
     options |= {"ActivationSymmetric": True, "QuantizeBias": False} if symmetric else {}
     with tempfile.TemporaryDirectory() as folder:
         source, prepared, output = (Path(folder) / f"{name}.onnx" for name in ("float", "prepared", "quantized"))
@@ -285,6 +287,7 @@ def quantize_by_onnxruntime(
             weight_type=QuantType.QInt8,
             nodes_to_exclude=[name for name in spared if name in names],
             calibrate_method=getattr(CalibrationMethod, method),
+            op_types_to_quantize=list(QUANTIZABLE) if layers_alone else None,
             extra_options=options,
         )
         return onnx.load(output)
