@@ -80,7 +80,7 @@ def flows(model, rows):
 def judge(model, items):
     items = list(items)
     distance = np.linalg.norm(flows(model, [row for row, _ in items]) - np.concatenate([f for _, f in items]), axis=1)
-    return -settings["pixels"] * float(np.quantile(distance, 0.99)), None
+    return 1000 - settings["pixels"] * float(np.quantile(distance, 0.99)), None  # nncf divides by the float model's
 
 if settings["bound"] is None:
     model = nncf.quantize(model, nncf.Dataset(rows), **how)
