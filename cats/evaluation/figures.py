@@ -78,7 +78,8 @@ def draw_attention(
     columns = [f"head {number}" for number in range(1, maps.shape[1] + 1)]
     if len(columns) > 1:
         maps, columns = np.concatenate([maps, maps.mean(axis=1, keepdims=True)], axis=1), [*columns, "mean of heads"]
-    figure, axes = new_figure([image] * len(rows), len(columns), width=1.25)
+    titled = [1] + [0] * (len(rows) - 1)
+    figure, axes = new_figure([image] * len(rows), len(columns), width=1.25, titles=titled)
     for y, row in enumerate(rows):
         for x, column in enumerate(columns):
             axis = axes[y][x]
@@ -174,12 +175,15 @@ def _cell_index(point: tuple[float, float], image: Image.Image, grid: int) -> in
     return int(row * grid + column)
 
 
-def new_figure(rows: Sequence[Image.Image], columns: int, *, width: float) -> tuple[Any, Any]:
+def new_figure(
+    rows: Sequence[Image.Image], columns: int, *, width: float, titles: Sequence[int] | None = None
+) -> tuple[Any, Any]:
     """A figure without pyplot, so that no display and no global state is involved, and its axes by row and column.
 
     Args:
         rows: the tallest image of each row, which gives the row's height.
         width: of one panel, in inches.
+        titles: lines of type above each row; default: one.
 
     Raises:
         BackendError: matplotlib is not installed.
@@ -188,7 +192,12 @@ def new_figure(rows: Sequence[Image.Image], columns: int, *, width: float) -> tu
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    heights = [width * image.height / image.width + 0.18 for image in rows]
+    lines = titles or [1] * len(rows)
+    type_height = 1.3 * _TYPE / 72  # inches
+    heights = [
+        width * image.height / image.width + type_height * count + 0.05
+        for image, count in zip(rows, lines, strict=True)
+    ]
     layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.0)
     figure = Figure(figsize=(width * columns, sum(heights)), layout=layout, dpi=_DPI)
     return figure, figure.subplots(len(rows), columns, squeeze=False, gridspec_kw={"height_ratios": heights})
@@ -221,7 +230,7 @@ def save_figure(figure: Any, path: str | Path) -> None:
     """
     with atomic_path(path) as temporary:
         try:
-            figure.savefig(temporary)
+            figure.savefig(temporary, bbox_inches="tight", pad_inches=0.03)
         except OSError as error:
             raise InputError(f"cannot write figure {path}: {error.strerror or error}") from error
         except ValueError as error:

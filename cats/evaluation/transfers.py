@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from cats.core.protocols import PairMatcher
 from cats.data.samples import Sample
 from cats.evaluation.evaluate import flow_of
 from cats.evaluation.figures import RIGHT, TRUTH, WRONG, new_figure, save_figure, show_image
+
+_LETTERS = 30  # of the type above a panel that fit in a line
 
 
 @dataclass(frozen=True)
@@ -93,10 +96,12 @@ def draw_transfers(
     if not rows or not models:
         raise InputError("no pairs to draw")
     tallest = [max((row[0].query, row[0].reference), key=lambda image: image.height / image.width) for row in rows]
-    figure, axes = new_figure(tallest, len(models) + 2, width=1.6)
+    names = ["\n".join(textwrap.wrap(row[0].title, _LETTERS)) for row in rows]
+    titles = [max(name.count("\n") + 1, 2 if number == 0 else 1) for number, name in enumerate(names)]
+    figure, axes = new_figure(tallest, len(models) + 2, width=1.6, titles=titles)
     for number, (panels, row) in enumerate(zip(axes, rows, strict=True)):
         first = row[0]
-        show_image(panels[0], first.query, first.title)
+        show_image(panels[0], first.query, names[number])
         _draw_points(panels[0], first.points, [TRUTH] * len(first.points), first.query)
         for axis, name, item in zip(panels[1:], models, row, strict=False):
             title = f"{item.right.sum()} of {len(item.right)} right"
@@ -108,7 +113,7 @@ def draw_transfers(
         show_image(panels[-1], first.reference, "ground truth")
         _draw_points(panels[-1], first.truth, [TRUTH] * len(first.truth), first.reference)
     if caption:
-        figure.supxlabel(caption, fontsize=7)
+        figure.supxlabel("\n".join(textwrap.wrap(caption, _LETTERS * (len(models) + 2))), fontsize=7)
     save_figure(figure, path)
 
 
