@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import TensorProto
 
 from cats.architectures import build_model
+from cats.benchmarks import libcats
+from cats.core.images import read_image
 from cats.core.metadata import read_onnx_metadata
+from cats.cotr import HEAD_START
 from cats.export.export import export_onnx
 from cats.export.forms import build_form
 from cats.export.fp16.assign import to_fp16
@@ -26,7 +30,7 @@ def cotr():
     torch.manual_seed(0)
     model = build_model(SMALL).eval()
     with torch.no_grad():
-        model.head.fc3.weight.mul_(5)
+        model.head.fc3.weight.mul_(5 / HEAD_START)
         model.decoder_layers[0].attn.q.weight.mul_(5)  # so that attention is not flat
     return model
 
@@ -41,6 +45,19 @@ def test_exported_files_equal_pytorch(cotr, form, tmp_path):
     if form == "pair":
         match = Matcher(tmp_path / "cotr.onnx").match("assets/astronaut.jpg", "assets/grace_hopper.jpg")
         assert match.flow.shape == (2, 8, 8)
+
+
+@pytest.mark.skipif(not libcats.HAVE_COMPILER, reason="no C compiler")
+def test_the_c_library_runs_it(cotr, tmp_path):
+    export_onnx(cotr, tmp_path / "cotr.onnx")
+    a, b = (np.asarray(read_image(f"assets/{name}.jpg")) for name in ("astronaut", "grace_hopper"))
+    opened = libcats.Library(libcats.build_library(tmp_path)).open(tmp_path / "cotr.onnx")
+    opened.match(libcats.image(a), libcats.image(b))
+    match = Matcher(tmp_path / "cotr.onnx").match(a, b)
+    np.testing.assert_allclose(opened.flow(), match.flow, atol=1e-4)
+    np.testing.assert_allclose(opened.confidence(), match.confidence, atol=1e-5)
+    opened.close()
+    assert np.ptp(match.flow[0]) > 0.5  # it says something
 
 
 def test_head_and_positions_stay_in_float32(cotr):
