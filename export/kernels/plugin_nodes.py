@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -81,21 +82,21 @@ def has_correlation(model: onnx.ModelProto) -> bool:
 def _kernels(channels: Sequence[int], cells: int, half: bool) -> str:
     """The metadata entry: each plugin with the shapes of its outputs behind the batch, and its kernel."""
     try:
-        from cats.export.kernels.triton import CAPABILITY, compile_kernels
+        from cats.export.kernels.triton import CAPABILITY, HOPPER, compile_kernels
     except ModuleNotFoundError as error:
         raise BackendError(f"cannot compile the kernels for TensorRT: {error}; pip install triton") from error
-    scores, filtered = compile_kernels(channels, cells, half=half)
-    levels, tiles = len(channels), math.isqrt(scores.grid[0])  # a grid of tiles by tiles
+    kernels = compile_kernels(channels, cells, half=half)
+    hopper = compile_kernels(channels, cells, half=half, capability=HOPPER) if half else ()
+    levels, tiles = len(channels), math.isqrt(kernels[0].grid[0])  # a grid of tiles by tiles
     volume, maxima = [levels, cells, cells], [levels, tiles, cells]
-    plugins = [
-        {
-            "name": f"{DOMAIN}::{SCORES}",
-            "inputs": 2 * levels,
-            "outputs": [volume, maxima, maxima],
-            "kernel": scores.to_dict(),
-        },
-        {"name": f"{DOMAIN}::{FILTER}", "inputs": 3, "outputs": [volume], "kernel": filtered.to_dict()},
+    plugins: list[dict[str, Any]] = [
+        {"name": f"{DOMAIN}::{SCORES}", "inputs": 2 * levels, "outputs": [volume, maxima, maxima]},
+        {"name": f"{DOMAIN}::{FILTER}", "inputs": 3, "outputs": [volume]},
     ]
+    for plugin, kernel in zip(plugins, kernels, strict=True):
+        plugin["kernel"] = kernel.to_dict()
+    for plugin, kernel in zip(plugins, hopper, strict=False):
+        plugin["kernel_of"] = {str(HOPPER): kernel.to_dict()}
     return json.dumps({"format": 1, "capability": CAPABILITY, "plugins": plugins}, sort_keys=True)
 
 

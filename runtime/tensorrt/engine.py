@@ -114,7 +114,7 @@ def build_engine(
     flags = 0
     if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):  # its bit moved in 11: always from the enum
         flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    plugins = register_plugins(trt, chosen, source)
+    plugins = register_plugins(trt, chosen, source, portable=options.hardware_compatible)
     if plugins:
         flags |= creation_flags(trt)
     network = builder.create_network(flags)

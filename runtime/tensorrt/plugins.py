@@ -28,8 +28,11 @@ _FORMAT = 1
 _registered: dict[str, str] = {}  # name of a plugin -> its description; TensorRT keeps them for the whole process
 
 
-def register_plugins(trt: ModuleType, flavour: Flavour, path: str | Path) -> list[str]:
+def register_plugins(trt: ModuleType, flavour: Flavour, path: str | Path, *, portable: bool = False) -> list[str]:
     """Register the plugins that a file has kernels for, before it is parsed.
+
+    Args:
+        portable: take kernels that later GPUs run too; else those for this machine's GPU alone, where there are some.
 
     Returns:
         Their names; empty where the file has none, or, with a note why, where this TensorRT or GPU does not take them.
@@ -40,7 +43,9 @@ def register_plugins(trt: ModuleType, flavour: Flavour, path: str | Path) -> lis
     text = read_onnx_entry(path, KERNELS_KEY)
     if text is None:
         return []
-    plugins, capability = _parse(text, path)
+    gpus = nvidia().gpus
+    present = 10 * gpus[0].compute_capability[0] + gpus[0].compute_capability[1] if gpus else None
+    plugins, capability = _parse(text, path, None if portable else present)
     problem = _problem(trt, flavour, capability)
     if problem:
         note(f"{path}: its kernels are not used, {problem}; the nodes' functions take their place")
@@ -64,7 +69,7 @@ def creation_flags(trt: ModuleType) -> int:
     return 0 if flag is None else 1 << int(flag)
 
 
-def _parse(text: bytes, path: str | Path) -> tuple[list[dict[str, Any]], int]:
+def _parse(text: bytes, path: str | Path, present: int | None) -> tuple[list[dict[str, Any]], int]:
     document = parse_json(text, f"{path}: its kernels are damaged, export it again: the list", error=ModelFileError)
     try:
         if document["format"] > _FORMAT:
@@ -76,12 +81,13 @@ def _parse(text: bytes, path: str | Path) -> tuple[list[dict[str, Any]], int]:
                 "name": str(plugin["name"]),
                 "inputs": int(plugin["inputs"]),
                 "outputs": [[int(side) for side in shape] for shape in plugin["outputs"]],
-                "kernel": {key: plugin["kernel"][key] for key in ("name", "ptx", "grid", "threads", "shared_bytes")},
+                "kernel": {key: kernel[key] for key in ("name", "ptx", "grid", "threads", "shared_bytes")},
             }
             for plugin in document["plugins"]
+            for kernel in [plugin.get("kernel_of", {}).get(str(present), plugin["kernel"])]
         ]
         return plugins, int(document["capability"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelFileError(f"{path}: its kernels are damaged ({error}): export it again") from error
 
 

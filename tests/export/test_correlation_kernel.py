@@ -115,15 +115,21 @@ def test_the_two_nodes_are_the_operator_bit_by_bit(forms, model, precision):
             assert np.array_equal(value, other[name])
 
 
-def test_the_file_holds_the_kernels(forms, model):
-    (entry,) = [p.value for p in use_plugins(to_fp16(forms["matcher"])).metadata_props if p.key == KERNELS_KEY]
+@pytest.mark.parametrize("form", ["matcher", "pair"])
+def test_the_file_holds_the_kernels(form, forms, model):
+    (entry,) = [p.value for p in use_plugins(to_fp16(forms[form])).metadata_props if p.key == KERNELS_KEY]
     scores, filtered = json.loads(entry)["plugins"]
     cells, levels = model.config.feature_size**2, len(model.config.hyperpixels)
     assert scores["inputs"] == 2 * levels
     assert scores["outputs"] == [[levels, cells, cells], [levels, 1, cells], [levels, 1, cells]]
     assert filtered["outputs"] == [[levels, cells, cells]]
     for plugin in (scores, filtered):
-        assert plugin["kernel"]["name"] in plugin["kernel"]["ptx"]
+        kernels = {"sm_80": plugin["kernel"]}
+        if form == "pair":  # features in float16; those of an encoder's file are float32
+            kernels["sm_90a"] = plugin["kernel_of"]["90"]
+        for target, kernel in kernels.items():
+            assert kernel["name"] in kernel["ptx"]
+            assert re.search(r"\.target (\w+)", kernel["ptx"])[1] == target
 
 
 def test_only_a_model_with_the_operator_takes_kernels(forms):

@@ -89,6 +89,27 @@ def test_a_process_registers_each_plugin_once_and_not_another_of_its_name(trt: S
         register_plugins(trt, FLAVOUR, path)
 
 
+@pytest.mark.parametrize(
+    ("capability", "portable", "expected"),
+    [((9, 0), False, "hopper"), ((9, 0), True, "any"), ((12, 0), False, "any"), (None, False, "any")],
+)
+def test_a_gpu_takes_the_kernel_that_was_compiled_for_it(
+    trt: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int] | None,
+    portable: bool,
+    expected: str,
+) -> None:
+    several = {**PLUGIN, "kernel": {**KERNEL, "ptx": "any"}, "kernel_of": {"90": {**KERNEL, "ptx": "hopper"}}}
+    if capability:
+        gpu = Gpu(0, "a GPU", capability, 1 << 34)
+        monkeypatch.setattr(plugins, "nvidia", lambda: Nvidia((13, 0), (gpu,), None))
+    assert register_plugins(trt, FLAVOUR, file(tmp_path, document(plugins=[several])), portable=portable)
+    _, implement = trt.found["cats::CorrelationScores"]
+    assert implement(SimpleNamespace(shape_expr=("B",)), (), None)[1] == expected
+
+
 def test_a_tensorrt_or_gpu_that_does_not_take_them(
     trt: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +132,7 @@ def test_a_tensorrt_or_gpu_that_does_not_take_them(
         ("[" * 100_000, "damaged, export it again"),
         (document(capability=1e400), "Infinity is not a finite number"),
         (document(plugins=[{"name": "x"}]), "damaged"),
+        (document(plugins=[{**PLUGIN, "kernel_of": []}]), "damaged"),
         (document(format=2), "newer toolkit"),
     ],
 )
