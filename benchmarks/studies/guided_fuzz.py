@@ -36,8 +36,8 @@ def fuzz(name: str, seconds: int, folder: Path, *, seed: int = 1) -> dict[str, A
     """Fuzz one reader for a time.
 
     Returns:
-        ``inputs``, ``edges`` reached at the begin and at the end, ``kept`` inputs, ``peak_mb``, and ``found``: the last
-        lines of what was neither read nor refused, empty where all was.
+        ``seconds``, ``inputs``, ``edges`` reached at the begin and at the end, ``kept`` inputs, ``peak_mb``, and
+        ``found``: the last lines of what was neither read nor refused, empty where all was.
     """
     folder.mkdir(parents=True, exist_ok=True)
     options = [f"-max_total_time={seconds}", f"-seed={seed}", f"-max_len={_LONGEST}", "-len_control=0"]
@@ -57,6 +57,7 @@ def fuzz(name: str, seconds: int, folder: Path, *, seed: int = 1) -> dict[str, A
     inputs, edges, _, kept, _ = lines[-1]
     wrong = "\n".join(done.stderr.splitlines()[-30:]) if done.returncode else ""
     return {
+        "seconds": seconds,
         "inputs": inputs,
         "edges": [lines[0][1], edges],
         "kept": kept,
@@ -86,7 +87,7 @@ def main_command(
             if output is not None:
                 limits = {"seconds": _HANGS, "megabytes": MEGABYTES, "bytes": _LONGEST}
                 run = describe_run("guided_fuzz", ("atheris", "pillow", "torch", "numpy"))
-                write_record(output, {**run, "limits": limits, "seconds": seconds, "readers": results})
+                write_record(output, {**run, "limits": limits, "readers": results})
     rows = [
         [
             name,

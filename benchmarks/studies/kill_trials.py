@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import random
 import resource
@@ -31,10 +32,11 @@ import numpy as np
 import typer
 
 from cats.assets import asset
-from cats.benchmarks.record import describe_run, write_record
+from cats.benchmarks.record import describe_run
 from cats.benchmarks.studies.kill_jobs import TINY, Job, expect, jobs
 from cats.core.console import execute, new_app, note, stdout, table
 from cats.core.errors import CatsError, InputError, VerificationError
+from cats.core.files import write_text
 from cats.core.images import read_image
 from cats.core.photos import list_photos
 from cats.labelling.annotations import VISIBLE, AnnotatedPhoto, Annotation, Annotations, Category
@@ -247,21 +249,19 @@ def main_command(
                 note(f"warning: trial {index}, {job.name}, {way}: {wrong}")
             if index % 10 == 9:
                 note(f"{index + 1} of {trials}, {len(failures)} wrong")
+            if output is not None:
                 _record(output, chosen, counts, failures)
     rows = [[job.name, *(str(counts[job.name, way]) for way in WAYS)] for job in chosen]
     stdout.print(table(f"trials; {len(failures)} left something wrong", ["command", *WAYS], rows))
-    _record(output, chosen, counts, failures)
     if failures:
         raise VerificationError(f"{len(failures)} of {trials} trials left something wrong")
 
 
-def _record(
-    output: Path | None, chosen: list[Job], counts: Counter[tuple[str, str]], failures: list[dict[str, Any]]
-) -> None:
+def _record(output: Path, chosen: list[Job], counts: Counter[tuple[str, str]], failures: list[dict[str, Any]]) -> None:
     """Write what was found so far: a run of hours may itself be ended."""
-    if output is not None:
-        done = {job.name: {way: counts[job.name, way] for way in WAYS} for job in chosen}
-        write_record(output, {**describe_run("kill_trials"), "trials": done, "wrong": failures})
+    done = {job.name: {way: counts[job.name, way] for way in WAYS} for job in chosen}
+    record = {**describe_run("kill_trials"), "trials": done, "wrong": failures}
+    write_text(output, json.dumps(record, indent=1) + "\n")
 
 
 def _time(job: Job) -> float:
