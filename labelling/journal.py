@@ -113,8 +113,9 @@ class Journal:
                     entry = parse_json(line, self.path)
                     if number == 0 and entry["run"] != self._run:
                         return {}
-                    if number:
-                        kept[entry.pop("key")] = entry
+                    key = entry.pop("key") if number else None
+                    if isinstance(key, str):
+                        kept[key] = entry
                 except (InputError, KeyError, TypeError, AttributeError):
                     continue
         return kept
@@ -168,7 +169,7 @@ def _decode(entry: dict[str, Any], path: Path) -> LabelledPhoto | None:
             reference=None if entry["reference"] is None else Path(entry["reference"]),
             error=entry["error"],
         )
-    except (KeyError, TypeError, ValueError, IndexError, InputError):
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError, InputError):
         return None
 
 
@@ -204,7 +205,7 @@ def _decode_finding(entry: dict[str, Any], path: Path, references: dict[str, Ref
         size, window = (int(entry["size"][0]), int(entry["size"][1])), Window(*map(int, entry["window"]))
         kind, seen = (None if entry[name] is None else _unpack(entry[name]) for name in ("kind", "seen"))
         return Finding(path, size, given, votes, find_consensus(votes), window, carried, kind, seen)
-    except (KeyError, TypeError, ValueError, IndexError):
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError):
         return None
 
 
