@@ -194,16 +194,19 @@ def _say_what_now(trainer: Any, validation: str | None, data: str) -> None:
     import torch
 
     from cats.assets import asset
-    from cats.checkpoints import load_checkpoint
+    from cats.checkpoints import load_checkpoint, weights_sha256
 
     best = trainer.folder.best
     theirs = load_checkpoint(asset(f"{TINY}.pt")).model.to(trainer.device)
     ours = load_checkpoint(best)
     inputs = ("image_size", "feature_size")
     if all(getattr(theirs.config, name) == getattr(ours.model.config, name) for name in inputs):
-        bar = progress()
-        with bar, torch.no_grad():
-            reference = trainer.validate(theirs, bar)
+        if trainer.config.init.endswith(weights_sha256(theirs)[:12]) and trainer.state.initial_metrics:
+            reference = trainer.state.initial_metrics  # what the run began with is cats-tiny
+        else:
+            bar = progress()
+            with bar, torch.no_grad():
+                reference = trainer.validate(theirs, bar)
         for name, value in ours.metrics.items():
             if name != "score":
                 started = trainer.state.initial_metrics.get(name, float("nan"))
