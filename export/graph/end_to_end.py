@@ -23,6 +23,8 @@ def resampling_weights(size: int, out: int) -> tuple[Tensor, Tensor]:
 
     A triangle as wide as the scale (at least one pixel to each side), every row summing to one. In units of
     ``1 / (2 out)`` pixel all distances are whole numbers, so that integer arithmetic gives Pillow's weights exactly.
+    The quotient is worked out in two steps of 11 bits, as on paper: up to 8190 pixels a side no number needs more than
+    32 bits, which are all that OpenVINO has.
 
     Args:
         size: pixels of the image, may be symbolic.
@@ -34,10 +36,25 @@ def resampling_weights(size: int, out: int) -> tuple[Tensor, Tensor]:
     distance = 2 * out * pixel[None] + out - centre[:, None]
     triangle = (width - torch.maximum(distance, -distance)).clamp(min=0)
     total = triangle.sum(dim=1, keepdim=True)
-    # With //, because torch's exporter divides integers as floats where another rounding is asked for.
-    fixed = (triangle * 2 ** (_BITS + 1) + total) // (2 * total)  # rounded half up
-    upper = fixed // 2**_HALF_BITS
-    return upper.float(), (fixed - upper * 2**_HALF_BITS).float()
+    half = 2**_HALF_BITS
+    upper, rest = _divide(triangle * half, total)
+    lower, rest = _divide(rest * half, total)
+    lower = lower + (2 * rest >= total).to(lower.dtype)  # rounded half up
+    carry = (lower == half).to(lower.dtype)
+    return (upper + carry).float(), (lower - carry * half).float()
+
+
+def _divide(dividend: Tensor, divisor: Tensor) -> tuple[Tensor, Tensor]:
+    """Quotient, of up to 12 bits, and remainder of whole numbers from 0 on, of up to 31 bits.
+
+    Divided in float32, as some runtimes divide whole numbers; a quotient that is off by one is seen by its remainder.
+    """
+    quotient = (dividend.float() / divisor.float()).floor().to(dividend.dtype)
+    over = (dividend - quotient * divisor < 0).to(dividend.dtype)
+    quotient = quotient - over
+    under = (dividend - quotient * divisor >= divisor).to(dividend.dtype)
+    quotient = quotient + under
+    return quotient, dividend - quotient * divisor
 
 
 def _whole(upper: Tensor, lower: Tensor) -> Tensor:

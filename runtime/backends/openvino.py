@@ -97,10 +97,9 @@ class OpenVinoBackend(Backend):
         super().__init__(path)
         self.precision, self.hint, self.device = precision, hint, device.upper()
         self.metadata = read_onnx_metadata(path)
-        if self.metadata.kind == "end-to-end":
-            raise ModelFileError(
-                f"{path} takes pixels (end-to-end), whose resize openvino computes wrongly: its whole numbers have 32 "
-                "bits and photos over 127 pixels need more; use the form for pairs here, or --backend onnxruntime"
+        if self.metadata.kind == "end-to-end" and precision != "fp32":
+            raise InputError(
+                f"{path} takes pixels (end-to-end), which bf16 would round: --precision fp32, or the form for pairs"
             )
         self._ov = require("openvino", extra="openvino", purpose="run ONNX files with OpenVINO")
         self.threads = threads or min(physical_cores(), usable_cpus())
@@ -231,8 +230,33 @@ def _plain_model(path: Path) -> bytes:
             f"{path} has operators that only ONNX Runtime has ({', '.join(foreign)}): run it there, "
             "or write the file anew with cats-export"
         )
+    if _needs_64_bits(onnx, model):
+        raise ModelFileError(
+            f"{path} takes pixels (end-to-end) and was written before its resize did with 32 bits, which are all that "
+            "openvino has: write it anew with cats-export, or --backend onnxruntime"
+        )
     data: bytes = model.SerializeToString()
     return data
+
+
+def _needs_64_bits(onnx: Any, model: Any) -> bool:
+    """Whether whole numbers are multiplied by one that leaves less than 8 bits to them, as an earlier resize did."""
+    values = [(tensor.name, tensor) for tensor in model.graph.initializer]
+    values += [
+        (node.output[0], attribute.t)
+        for node in model.graph.node
+        if node.op_type == "Constant"
+        for attribute in node.attribute
+        if attribute.name == "value"
+    ]
+    large = {
+        name
+        for name, tensor in values
+        if tensor.data_type == onnx.TensorProto.INT64
+        and (array := onnx.numpy_helper.to_array(tensor)).size == 1
+        and abs(int(array.reshape(-1)[0])) >= 1 << 23
+    }
+    return any(large.intersection(node.input) for node in model.graph.node if node.op_type == "Mul")
 
 
 def _spec(port: Any) -> TensorSpec:

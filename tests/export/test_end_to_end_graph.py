@@ -3,6 +3,7 @@
 import copy
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_models import tiny_model
 
-from cats.core.errors import ModelFileError
+from cats.core.errors import InputError, ModelFileError
 from cats.core.geometry import pixels_to_cells, sample_grid, transfer_points
 from cats.core.images import preprocess, resize
 from cats.core.metadata import write_model
@@ -96,9 +97,25 @@ def test_the_matcher_runs_the_file(forms, model, tmp_path, batch):
             assert np.abs(match.flow - expected.flow).max() < 1e-3
             assert np.abs(match.backward_flow - expected.backward_flow).max() < 1e-3
             assert np.abs(match.confidence - expected.confidence).max() < 1e-3
+
+
+def test_openvino_runs_the_file(forms, model, tmp_path):
+    """Whose whole numbers have 32 bits; a resize that needs more is half a cell off and is refused."""
     pytest.importorskip("openvino")
-    with pytest.raises(ModelFileError, match=r"end-to-end\.onnx takes pixels"):
-        Matcher(tmp_path / "end-to-end.onnx", "openvino")
+    path, former = tmp_path / "end-to-end.onnx", tmp_path / "former.onnx"
+    graph = copy.deepcopy(forms["end-to-end"])
+    write_model(copy.deepcopy(graph), describe(model, "end-to-end", precision="fp32", opset=20), path)
+    photos = [Image.fromarray(photo(*size)) for size in ((640, 480), (1301, 147))]
+    with Matcher(path, threads=1) as expected, Matcher(path, "openvino", threads=1) as found:
+        for one, other in ((photos[0], photos[1]), (photos[1], photos[0])):
+            assert np.abs(found.match(one, other).flow - expected.match(one, other).flow).max() < 1e-3
+    with pytest.raises(InputError, match="bf16 would round"):
+        Matcher(path, "openvino", precision="bf16")
+    graph.graph.initializer.append(onnx.numpy_helper.from_array(np.array(1 << 23), "former"))
+    graph.graph.node.insert(0, onnx.helper.make_node("Mul", ["former", "former"], ["unused"]))
+    write_model(graph, describe(model, "end-to-end", precision="fp32", opset=20), former)
+    with pytest.raises(ModelFileError, match="before its resize did with 32 bits"):
+        Matcher(former, "openvino")
 
 
 def test_points_outside_are_clamped_as_in_geometry():
