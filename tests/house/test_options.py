@@ -36,7 +36,7 @@ TABLE = {
     "--data": Shared("KIND:DIR", "Data set "),
     "--device": Shared("N", "Index of the GPU"),
     "--for": Shared("NAME", "What will run the file: "),
-    "--force": Shared(None, r"Replace existing files\."),
+    "--force": Shared(None, r"Replace (existing files|the folder of an earlier cats \w+)\."),
     "--from-ranges": Shared("FILE", "Ranges of an earlier run"),
     "--hint": Shared("NAME", "With openvino: "),
     "--host": Shared("ADDRESS", "Address to listen on"),
