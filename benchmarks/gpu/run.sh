@@ -90,6 +90,7 @@ case $part in
   steps) # some of them, each with its arguments: steps correlation_kernel "pytorch resnet101 --compile"
     shift
     prepare
+    run "${limits[machine]}" machine
     for step in "$@"; do run "${limits[${step%% *}]}" $step; done
     ;;
   *) echo "$part: neither main, steps, rtx1 nor rtx2" >&2 && exit 2 ;;
