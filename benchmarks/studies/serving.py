@@ -72,6 +72,8 @@ def serving(
         for _ in range(_ROUNDS):
             rates["match_many"].append(direct_rate(matcher, streams, seconds / _ROUNDS))
             rates["server"].append(len(closed_loop(server, seconds / _ROUNDS)) / (seconds / _ROUNDS))
+        if not all(value for values in rates.values() for value in values):
+            raise BackendError("no answer within a round: give more --seconds, or a machine with less beside it")
         result["pairs_per_second"] = {name: round(float(np.median(values)), 3) for name, values in rates.items()}
         ratios = [b / a for a, b in zip(rates["match_many"], rates["server"], strict=True)]
         result["server_to_match_many"] = {

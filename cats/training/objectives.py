@@ -21,6 +21,12 @@ Batch = dict[str, Tensor]
 Features = list[Tensor]
 
 
+class TrainingSet(Protocol):
+    """Endless material, deterministic by index: dicts of arrays that the run's objective understands."""
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
+
+
 class Objective(Protocol):
     """Turns a batch into a loss; ``parameters`` are learnt beside the model's and not part of the saved model.
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from cats.core.console import note
 from cats.core.errors import BackendError, CatsError, InputError
 from cats.training.configs import TrainConfig
-from cats.training.objectives import Batch
+from cats.training.objectives import Batch, TrainingSet
 
 _LOADER_DIED = ("DataLoader worker", "shared memory", "torch_shm", "Bus error")
 
@@ -51,7 +51,7 @@ class Interrupts:
 
 
 def load_batches(
-    dataset: Any,
+    dataset: TrainingSet,
     config: TrainConfig,
     *,
     first: int,
@@ -66,8 +66,8 @@ def load_batches(
     Raises:
         CatsError: what a loader process raised, without its traceback.
     """
-    loader = DataLoader(
-        dataset,
+    loader: DataLoader[dict[str, Any]] = DataLoader(
+        dataset,  # type: ignore[arg-type]  # PyTorch asks for its own class, and takes anything with items
         batch_size=config.batch_size,
         sampler=_Share(first * config.accumulate, end * config.accumulate, config.batch_size, rank, world),
         num_workers=workers,

@@ -29,7 +29,7 @@ from cats.core.console import describe_duration, note, progress
 from cats.core.errors import BackendError, CatsError, InputError
 from cats.model import CATs
 from cats.training.configs import TrainConfig, differences
-from cats.training.objectives import Batch, Objective
+from cats.training.objectives import Batch, Objective, TrainingSet
 from cats.training.optimization import (
     autocast,
     averaged_model,
@@ -80,7 +80,7 @@ class Trainer:
 
     Args:
         config: settings.
-        dataset: endless, deterministic by index; items are dicts of arrays that ``objective`` understands.
+        dataset: with items that ``objective`` understands.
         objective: the loss.
         validate: judges weights; the metric named ``score`` chooses the best ones.
         output: folder of the run, created if it is missing.
@@ -94,7 +94,7 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        dataset: Any,
+        dataset: TrainingSet,
         objective: Objective,
         validate: Validation,
         output: Path,
