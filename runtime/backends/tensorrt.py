@@ -19,12 +19,11 @@ from cats.core.metadata import read_onnx_metadata
 from cats.runtime.backends.base import Array, Backend, TensorSpec
 from cats.runtime.backends.cuda import CudaContext, DeviceArray
 from cats.runtime.hardware import nvidia
-from cats.runtime.tensorrt.flavours import find_flavour
+from cats.runtime.tensorrt.flavours import FLAVOURS, find_flavour
 from cats.runtime.tensorrt.sidecar import read_sidecar
 
 _SHAPES_KEPT = 4
 _ALIGNMENT = 256  # bytes, of every address that the CUDA allocator gives
-_ANY_GPU = {"tensorrt": "8.0 or later", "tensorrt-rtx": "8.0, 8.6, 8.9, 12.0 or later"}  # as NVIDIA documents them
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -60,7 +59,7 @@ class TensorRTBackend(Backend):
         self.metadata = read_sidecar(self.path)
         engine: dict[str, Any] = self.metadata.engine or {}
         self.name = engine["flavour"]
-        targets = ", ".join(engine.get("targets") or []) or _ANY_GPU[self.name]
+        targets = ", ".join(engine.get("targets") or []) or FLAVOURS[self.name].gpus()
         problem = nvidia().problem
         if problem:
             raise BackendError(
@@ -121,6 +120,11 @@ class TensorRTBackend(Backend):
         if not 0 <= device < len(gpus):
             raise BackendError(f"there is no GPU {device}: the driver lists {len(gpus)}, counted from 0")
         major, minor = gpus[device].compute_capability
+        if not FLAVOURS[self.name].runs_on((major, minor)):
+            raise BackendError(
+                f"{self.name} runs on compute capability {FLAVOURS[self.name].gpus()}, and {gpus[device].name} has "
+                f"{major}.{minor}: run the ONNX file that {self.path.name} was built from instead, {engine['source']}"
+            )
         present, built = f"sm{major}{minor}", engine.get("targets") or []
         if built and present not in built:
             target = f" --target {present}" if self.name == "tensorrt-rtx" else " on this machine"

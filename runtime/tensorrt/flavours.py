@@ -18,16 +18,30 @@ class Flavour:
         name: ``tensorrt`` or ``tensorrt-rtx``, as users and sidecars call it; also the extra that installs it.
         module: import name.
         targets: whether engines can be built for other compute capabilities than the present GPU's.
+        single: compute capabilities that it runs on, as NVIDIA documents them.
+        onwards: it runs on this one and all later ones.
     """
 
     name: str
     module: str
     targets: bool
+    single: tuple[tuple[int, int], ...] = ()
+    onwards: tuple[int, int] = (8, 0)
+
+    def runs_on(self, capability: tuple[int, int]) -> bool:
+        """Whether engines of this library run on a GPU."""
+        return capability in self.single or capability >= self.onwards
+
+    def gpus(self) -> str:
+        """Compute capabilities that it runs on, in words."""
+        return ", ".join(f"{major}.{minor}" for major, minor in (*self.single, self.onwards)) + " or later"
 
 
 FLAVOURS = {
     "tensorrt": Flavour("tensorrt", "tensorrt", targets=False),
-    "tensorrt-rtx": Flavour("tensorrt-rtx", "tensorrt_rtx", targets=True),
+    "tensorrt-rtx": Flavour(
+        "tensorrt-rtx", "tensorrt_rtx", targets=True, single=((8, 0), (8, 6), (8, 9)), onwards=(12, 0)
+    ),  # an H200, 9.0, is refused
 }
 
 

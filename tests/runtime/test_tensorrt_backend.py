@@ -40,9 +40,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 def make(cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """``make(release, fixed=batch, engine={changed sidecar}, **options)`` -> backend, library."""
 
-    def build(
-        release: str, fixed: int | None = None, engine: dict | None = None, width: int = 3, **options: Any
-    ) -> Any:
+    def build(release: str, fixed: int | None = None, engine: Any = None, width: int = 3, **options: Any) -> Any:
         library = FakeTensorRT(cuda, release, fixed=fixed, width=width)
         name = "tensorrt-rtx" if release == "tensorrt-rtx" else "tensorrt"
         monkeypatch.setattr(backend_module, "find_flavour", lambda _: (FLAVOURS[name], library))
@@ -334,8 +332,8 @@ def test_the_callers_context_and_stream(make: Any, cuda: FakeCuda) -> None:
         handle = 4242
 
     backend, _ = make("tensorrt-11.4", fixed=1, context=PyCudaContext(), stream=PyCudaStream())
-    check(backend, feed(1))
-    check(backend, feed(1))
+    for _ in range(2):
+        check(backend, feed(1))
     assert set(cuda.contexts) == {4242}
     assert "launch" not in cuda.log  # the caller may be capturing that stream
     with pytest.raises(InputError, match="no CUDA stream"):
@@ -356,6 +354,12 @@ def test_engines_that_do_not_fit(make: Any, engine: dict, options: dict, message
     with pytest.raises(Exception, match=message) as caught:
         make("tensorrt-11.4", engine=engine, **options)
     assert isinstance(caught.value, BackendError) or "network" in message
+
+
+def test_a_gpu_that_the_library_does_not_run_on(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend_module, "nvidia", lambda: Nvidia((13, 0), (Gpu(0, "H200", (9, 0), 1 << 34),), None))
+    with pytest.raises(BackendError, match=r"8.0, 8.6, 8.9, 12.0 or later, and H200 has 9.0.*instead, x.onnx"):
+        make("tensorrt-rtx")
 
 
 def test_version_compatible_engines_run_on_newer_releases(make: Any) -> None:
