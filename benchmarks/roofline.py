@@ -55,20 +55,27 @@ def graph_cost(path: str | Path) -> dict[str, float]:
     return {"gflop": flop / 1e9, "weights_mb": weights / 1e6, "unfused_mb": traffic / 1e6}
 
 
-def machine_peaks(threads: int, size: int = 2048, repeats: int = 15) -> dict[str, Any]:
+def machine_peaks(threads: int, size: int = 2048, repeats: int = 15, seconds: float = 5) -> dict[str, Any]:
     """Measured GFLOP/s of a matrix product, best of a few, in float32 and bfloat16, and memory GB/s of a copy.
 
-    By PyTorch where it is installed, else float32 by numpy with the threads that its library takes.
+    By PyTorch where it is installed, else float32 by numpy with the threads that its library takes. What is slow, as
+    bfloat16 on CPUs without its instructions, is measured on smaller matrices, and for so many seconds at most.
     """
 
     def best(call: Any, work: float) -> float:
         call()
-        rates = []
-        for _ in range(repeats):
+        rates: list[float] = []
+        until = time.perf_counter() + seconds
+        while len(rates) < repeats and (not rates or time.perf_counter() < until):
             start = time.perf_counter()
             call()
             rates.append(work / (time.perf_counter() - start) / 1e9)
         return max(rates)
+
+    def product(x: Any) -> float:
+        few = x[: size // 8, : size // 8]
+        rate = best(lambda: few @ few, 2.0 * len(few) ** 3)
+        return best(lambda: x @ x, flop) if flop < rate * 1e9 * seconds else rate
 
     flop = 2.0 * size**3
     source = np.ones(32 << 20, np.float32)
@@ -78,13 +85,12 @@ def machine_peaks(threads: int, size: int = 2048, repeats: int = 15) -> dict[str
         import torch
     except ImportError:
         x = np.ones((size, size), np.float32)
-        return {"fp32_gflops": best(lambda: x @ x, flop), "bf16_gflops": None, "copy_gbs": copy, "by": "numpy"}
+        return {"fp32_gflops": product(x), "bf16_gflops": None, "copy_gbs": copy, "by": "numpy"}
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         y = torch.ones(size, size)
-        z = y.bfloat16()
-        rates = [best(lambda: y @ y, flop), best(lambda: z @ z, flop)]
+        rates = [product(y), product(y.bfloat16())]
     finally:
         torch.set_num_threads(before)
     return {"fp32_gflops": rates[0], "bf16_gflops": rates[1], "copy_gbs": copy, "by": f"torch {torch.__version__}"}
