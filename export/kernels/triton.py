@@ -126,7 +126,7 @@ def filter_kernel(  # type: ignore[no-untyped-def]
 ):
     """The mutual filter of one tile; grid and arguments as of :func:`scores_kernel`, ``volume`` like ``scores``."""
     tiles: tl.constexpr = (CELLS + TILE - 1) // TILE
-    item = tl.num_programs(2) - 1 - tl.program_id(2)  # last come first: their scores are still in the cache
+    item = tl.num_programs(2) - 1 - tl.program_id(2)  # last come first: what is left in the cache is read
     matrix = item.to(tl.int64) * LEVELS + tl.program_id(1)
     rows = (tl.program_id(0) // tiles) * TILE + tl.arange(0, TILE)
     columns = (tl.program_id(0) % tiles) * TILE + tl.arange(0, TILE)
