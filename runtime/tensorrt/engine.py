@@ -317,8 +317,8 @@ def _load_timing_cache(flavour: Flavour, config: Any, path: str | Path | None) -
 
 
 def _build(trt: ModuleType, builder: Any, network: Any, config: Any, messages: Any) -> bytes:
-    """Build with a progress bar; Ctrl-C and SIGTERM stop TensorRT at its next step."""
-    cancelled = threading.Event()
+    """Build with a progress bar; Ctrl-C, SIGTERM and SIGHUP stop TensorRT at its next step."""
+    received: list[int] = []
     bar = progress()
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
@@ -331,7 +331,7 @@ def _build(trt: ModuleType, builder: Any, network: Any, config: Any, messages: A
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             bar.update(self.tasks[phase_name], completed=step + 1)
-            return not cancelled.is_set()
+            return not received
 
         def phase_finish(self, phase_name: str) -> None:
             bar.remove_task(self.tasks.pop(phase_name))
@@ -339,15 +339,19 @@ def _build(trt: ModuleType, builder: Any, network: Any, config: Any, messages: A
     monitor = Monitor()
     config.progress_monitor = monitor
     main_thread = threading.current_thread() is threading.main_thread()
-    asked = (signal.SIGINT, signal.SIGTERM) if main_thread else ()
-    previous = {number: signal.signal(number, lambda *_: cancelled.set()) for number in asked}
+    ways = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if main_thread else ()
+    asked = [number for number in ways if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup does
+    previous = {number: signal.signal(number, lambda number, _: received.append(number)) for number in asked}
     try:
         with bar:
             data = builder.build_serialized_network(network, config)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    if cancelled.is_set():
+    if received:
+        handler = previous[signal.Signals(received[0])]
+        if callable(handler):
+            handler(received[0], None)  # which says by what the command was ended
         raise KeyboardInterrupt
     if data is None:
         raise BackendError(

@@ -18,7 +18,7 @@ from cats.core.metadata import read_onnx_metadata
 from cats.model import CATs, CATsConfig
 from cats.runtime.commands import build, run
 from cats.runtime.hardware import nvidia
-from cats.runtime.tensorrt.engine import _load_timing_cache, _write
+from cats.runtime.tensorrt.engine import _build, _load_timing_cache, _write
 from cats.runtime.tensorrt.flavours import FLAVOURS
 from cats.runtime.tensorrt.sidecar import read_sidecar
 
@@ -82,6 +82,29 @@ def test_of_two_builds_at_once_the_second_is_refused(tmp_path):
     _write(plan, b"second", "{2}", force=True)
     assert (plan.read_bytes(), sidecar.read_text()) == (b"second", "{2}")
     assert sorted(tmp_path.iterdir()) == [plan, sidecar]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_the_build_and_reaches_the_commands_handler(number):
+    seen, asked = [], []
+    previous = signal.signal(number, lambda number, _: seen.append(number))
+    trt = SimpleNamespace(IProgressMonitor=type("IProgressMonitor", (), {"__init__": lambda self: None}))
+    config = SimpleNamespace()
+
+    def build(network, config):
+        monitor = config.progress_monitor
+        monitor.phase_start("Building", None, 2)
+        asked.append(monitor.step_complete("Building", 0))
+        signal.raise_signal(number)
+        asked.append(monitor.step_complete("Building", 1))
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _build(trt, SimpleNamespace(build_serialized_network=build), None, config, SimpleNamespace(errors=[]))
+    finally:
+        signal.signal(number, previous)
+    assert asked == [True, False]
+    assert seen == [number]
 
 
 @pytest.mark.parametrize("at", range(4))
