@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -210,7 +211,10 @@ def test_fine_tuning_starts_from_the_checkpoint(
     assert two.training["config"]["init"].startswith("best ")
     assert two.model.config == load_checkpoint(best).model.config
     assert f"cats-export --ckpt {tmp_path / 'two' / 'best.pt'}" in done.err
-    refused = cats_train(*base, "--resume", "--init", tmp_path / "two" / "best.pt", "-o", tmp_path / "two", *short)
+    own = cats_train(*base, "--resume", "--init", tmp_path / "two" / "best.pt", "-o", tmp_path / "two", *short)
+    assert "it is read" in own.error  # the run would write over what it starts from
+    other = shutil.copy(tmp_path / "two" / "best.pt", tmp_path / "other.pt")
+    refused = cats_train(*base, "--resume", "--init", other, "-o", tmp_path / "two", *short)
     assert "init was 'best " in refused.error
     for words, text in (
         (("--init", best, "--set", "model.depth=1"), "leave out --set model"),
