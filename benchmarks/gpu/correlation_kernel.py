@@ -75,11 +75,9 @@ def timing(channels, dtype, batch):
         "pytorch": device_ms(lambda: _definition(*next(sets))),
         **floor(channels, batch, dtype),
     }
-    graph = torch.cuda.CUDAGraph()
     a, b = next(sets)
-    with torch.cuda.graph(graph):
-        correlation_kernel.launch(a, b)
-    found["kernels_as_graph"] = device_ms(graph.replay, inner=10)  # at batch 1 the events would be most of it
+    replay, _ = graphed(lambda: correlation_kernel.launch(a, b))
+    found["kernels_as_graph"] = device_ms(replay, inner=10)  # at batch 1 the events would be most of it
     ms = found["kernels_as_graph"]["ms"]
     return {**found, "tb_per_s": found["mb"] / ms / 1e3, "tflops": found["gflop"] / ms}
 
@@ -87,24 +85,23 @@ def timing(channels, dtype, batch):
 def sweep(dtype, batch):
     """Other tiles, steps, warps and stages than the module's, replayed as a CUDA graph."""
     a, b = features(SPAIR, batch, dtype)
-    before, found = correlation_kernel.BLOCKS[dtype], {}
+    found = {}
     half = [
         (64, 64, 4, 3), (64, 64, 4, 5), (64, 32, 4, 4), (64, 32, 4, 6), (64, 64, 8, 4), (64, 128, 4, 3),
         (64, 128, 8, 3), (128, 32, 8, 4), (128, 64, 8, 3), (128, 64, 8, 4), (128, 32, 4, 4),
     ]  # fmt: skip
     full = [(64, 32, 4, 3), (64, 16, 4, 4), (64, 32, 8, 4), (64, 16, 8, 4)]
-    choices = [astuple(before), *(half if dtype == torch.float16 else full)]
+    choices = [astuple(correlation_kernel.BLOCKS[dtype]), *(half if dtype == torch.float16 else full)]
     for choice in choices[: 1 if DRY else None]:
-        correlation_kernel.BLOCKS[dtype] = correlation_kernel.Blocks(*choice)
+        blocks = correlation_kernel.Blocks(*choice)
         try:
-            run = graphed(lambda: correlation_kernel.launch(a, b))[0]
+            run = graphed(lambda blocks=blocks: correlation_kernel.launch(a, b, blocks))[0]
             found[str(choice)] = [
                 device_ms(run, rounds=20, inner=10)["ms"],
                 *(us for us, _ in kernel_times(run)["us and calls"].values()),
             ]
         except Exception as problem:
             found[str(choice)] = f"{type(problem).__name__}: {problem}"[:200]
-    correlation_kernel.BLOCKS[dtype] = before
     return {"tile, step, warps, stages -> ms, us of each kernel": found}
 
 

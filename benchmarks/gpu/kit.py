@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from cats.benchmarks.record import REPOSITORY
+
 CARRIED = Path(os.environ.get("KIT_CARRIED", "/tmp/kit/main"))
 """What the transfer brought: wheels, small models, libraries in parts."""
 MODELS = Path(os.environ.get("KIT_MODELS", "/tmp/kit/models"))
@@ -27,7 +29,7 @@ def record(name: str, **figures: Any) -> None:
     """Append one line to the results, at once."""
     line = {"step": STEP, "name": name, **figures}
     with RESULTS.open("a") as file:
-        file.write(json.dumps(line, default=str) + "\n")
+        file.write(json.dumps(line, default=str).replace(f"{REPOSITORY}/", "") + "\n")  # results are committed
         file.flush()
         os.fsync(file.fileno())
     print(f"[{STEP}] {name}: " + ", ".join(f"{k} {_short(v)}" for k, v in figures.items()), flush=True)

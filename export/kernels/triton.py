@@ -147,11 +147,12 @@ def filter_kernel(  # type: ignore[no-untyped-def]
     tl.store(volume + place, corr, mask=inside)
 
 
-def launch(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+def launch(a: Sequence[Tensor], b: Sequence[Tensor], blocks: Blocks | None = None) -> Tensor:
     """Run both kernels: :func:`cats.export.graph.correlation.correlation` for tensors on a GPU.
 
     Args:
         a, b: one (B, C_l, N) per level, all float16 or all float32.
+        blocks: None takes what is fastest for the type and the number of matrices.
 
     Returns:
         (B, L, N, N) float32, rows a, columns b.
@@ -159,7 +160,8 @@ def launch(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     a, b = tuple(x.contiguous() for x in a), tuple(x.contiguous() for x in b)
     batch, _, cells = a[0].shape
     channels, levels = tuple(x.shape[1] for x in a), len(a)
-    blocks = _LARGE if a[0].dtype == torch.float16 and batch * levels >= _MANY else BLOCKS[a[0].dtype]
+    if blocks is None:
+        blocks = _LARGE if a[0].dtype == torch.float16 and batch * levels >= _MANY else BLOCKS[a[0].dtype]
     tiles = triton.cdiv(cells, blocks.tile)
     scores = a[0].new_empty((batch, levels, cells, cells), dtype=torch.float32)
     maxima = a[0].new_empty((2, batch, levels, tiles, cells), dtype=torch.float32)
