@@ -20,14 +20,15 @@ TINY = (40, 112, 192)
 CELLS = 256
 
 
-def features(channels, batch, dtype, device="cuda", seed=0):
+def features(channels, batch, dtype, device="cuda", seed=0, last=False):
+    """Both images' levels (B, C, N); ``last``: in memory as (B, N, C), as convolutions in channels last leave them."""
     generator = torch.Generator(device).manual_seed(seed)
     sides = []
     for _ in range(2):
         side = [torch.randn(batch, c, CELLS, generator=generator, device=device) for c in channels]
         sides.append([(x * (1 + 9 * (i % 3 == 1))).to(dtype) for i, x in enumerate(side)])
     sides[0][0][:, :, 3] = 0  # a place without any feature: its maximum is 0
-    return sides
+    return [[x.mT.contiguous().mT for x in side] for side in sides] if last else sides
 
 
 def reference(a, b):
@@ -51,8 +52,8 @@ def error(found, expected):
     }
 
 
-def parity(channels, dtype, batch=2):
-    a, b = features(channels, batch, dtype)
+def parity(channels, dtype, last, batch=2):
+    a, b = features(channels, batch, dtype, last=last)
     expected = reference(a, b)
     torch.full((64 << 20,), float("nan"), device="cuda")  # what is allocated next holds NaN where nothing was written
     return {"kernels": error(correlation_kernel.launch(a, b), expected), "pytorch": error(_definition(a, b), expected)}
@@ -66,8 +67,8 @@ def floor(channels, batch, dtype):
     return {"mb": (read + written) / 1e6, "gflop": 2 * CELLS * CELLS * sum(channels) * batch / 1e9}
 
 
-def timing(channels, dtype, batch):
-    sets = itertools.cycle([features(channels, batch, dtype, seed=i) for i in range(4 if batch < 32 else 2)])
+def timing(channels, dtype, batch, last):
+    sets = itertools.cycle([features(channels, batch, dtype, seed=i, last=last) for i in range(4 if batch < 32 else 2)])
     torch.backends.cuda.matmul.allow_tf32 = False
     kernels = device_ms(lambda: correlation_kernel.launch(*next(sets)))
     found = {
@@ -82,13 +83,13 @@ def timing(channels, dtype, batch):
     return {**found, "tb_per_s": found["mb"] / ms / 1e3, "tflops": found["gflop"] / ms}
 
 
-def sweep(dtype, batch):
+def sweep(dtype, batch, last):
     """Other tiles, steps, warps and stages than the module's, replayed as a CUDA graph."""
-    a, b = features(SPAIR, batch, dtype)
+    a, b = features(SPAIR, batch, dtype, last=last)
     found = {}
     half = [
-        (64, 64, 4, 3), (64, 64, 4, 5), (64, 32, 4, 4), (64, 32, 4, 6), (64, 64, 8, 4), (64, 128, 4, 3),
-        (64, 128, 8, 3), (128, 32, 8, 4), (128, 64, 8, 3), (128, 64, 8, 4), (128, 32, 4, 4),
+        (64, 64, 4, 5), (64, 128, 4, 3), (64, 128, 4, 4), (64, 64, 8, 4), (128, 32, 4, 4), (128, 32, 8, 4),
+        (128, 64, 4, 3), (128, 64, 4, 4), (128, 64, 8, 3), (128, 64, 8, 4), (128, 128, 8, 2), (128, 128, 8, 3),
     ]  # fmt: skip
     full = [(64, 32, 4, 3), (64, 16, 4, 4), (64, 32, 8, 4), (64, 16, 8, 4)]
     choices = [astuple(correlation_kernel.BLOCKS[dtype]), *(half if dtype == torch.float16 else full)]
@@ -155,23 +156,21 @@ def check(driver, status):
 
 
 def main() -> None:
+    layouts = {"": False, ", channels last": True}
     for label, channels in (("SPair levels", SPAIR), ("cats-tiny levels", TINY), ("odd levels", (5, 33, 7))):
-        for dtype in (torch.float32, torch.float16):
-            step(f"parity {label} {str(dtype)[6:]}", lambda c=channels, d=dtype: parity(c, d))
+        for dtype, (layout, last) in itertools.product((torch.float32, torch.float16), layouts.items()):
+            name = f"parity {label} {str(dtype)[6:]}{layout}"
+            step(name, lambda c=channels, d=dtype, last=last: parity(c, d, last))
     for half, batch, capability in itertools.product((True, False), (1, 32), (80, 90)):
         label = f"PTX of a plan for {capability / 10}, {'fp16' if half else 'fp32'}, batch {batch}"
         step(label, lambda h=half, n=batch, c=capability: ahead_of_time(SPAIR, h, n, c), gpu=False)
-    for dtype in (torch.float16, torch.float32):
-        for batch in (1, 8, 32):
-            step(f"time {str(dtype)[6:]} batch {batch}", lambda d=dtype, n=batch: timing(SPAIR, d, n))
-    for dtype, batch in (
-        (torch.float16, 1),
-        (torch.float16, 4),
-        (torch.float16, 32),
-        (torch.float32, 1),
-        (torch.float32, 32),
-    ):
-        step(f"sweep {str(dtype)[6:]} batch {batch}", lambda d=dtype, n=batch: sweep(d, n))
+    for dtype, batch, (layout, last) in itertools.product((torch.float16, torch.float32), (1, 8, 32), layouts.items()):
+        name = f"time {str(dtype)[6:]} batch {batch}{layout}"
+        step(name, lambda d=dtype, n=batch, last=last: timing(SPAIR, d, n, last))
+    if "--sweep" in sys.argv:
+        for batch, (layout, last) in itertools.product((32, 1), reversed(layouts.items())):
+            name = f"sweep float16 batch {batch}{layout}"
+            step(name, lambda n=batch, last=last: sweep(torch.float16, n, last))
     record("done", argv=sys.argv[1:])
 
 

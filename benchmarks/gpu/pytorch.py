@@ -1,10 +1,11 @@
 """The model by PyTorch on the GPU: eager, as a CUDA graph, compiled; in four precisions; parity with the CPU.
 
-    python -m cats.benchmarks.gpu.pytorch resnet101 [--compile | --warm] [--tune]
+    python -m cats.benchmarks.gpu.pytorch resnet101 [--compile | --warm] [--fused] [--tune]
 
 ``eager`` is the training model as it is written (what the published code costs); ``pair`` the deployment graph with the
 Triton kernels of the correlation; ``file`` the exported ONNX file, operator by operator in the types it gives, and
-compiled by torch.compile with ``--compile``, and with its kernels chosen by trying with ``--tune`` (minutes).
+compiled by torch.compile with ``--compile``, with convolutions and attention as :mod:`.fused` joins them with
+``--fused``, and with its kernels chosen by trying with ``--tune`` (minutes).
 ``--warm`` compiles that ahead, into the cache, and measures nothing.
 """
 
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from cats.benchmarks.gpu.fused import FUSED, fuse
 from cats.benchmarks.gpu.kit import (
     DEVICE,
     DRY,
@@ -112,11 +114,14 @@ class Bench:
                 step(f"{self.name} {label}: batch {batch} as a CUDA graph", replay)
 
 
-def file_on_gpu(path, channels_last: bool):
+def file_on_gpu(path, channels_last: bool, fused: bool = False):
     """An exported file as a function of both images; the correlation by the kernels, constants on the GPU."""
     from cats.benchmarks import onnx_on_torch
 
     whole = onnx.load(path)
+    if fused:
+        OPERATORS.update(FUSED)
+        record(f"{path.name}: fused nodes", **fuse(whole))
     onnx_on_torch.inline_functions = lambda model: model  # the one function has an operator of its own here
     OPERATORS["Correlation"] = lambda *x: correlation(list(x[: len(x) // 2]), list(x[len(x) // 2 :]))
     runner = OnnxOnTorch(whole, DEVICE)
@@ -137,10 +142,10 @@ TUNED = {"max_autotune_gemm": True, "conv_1x1_as_mm": True, "max_autotune_gemm_b
 """Of torch.compile: 1x1 convolutions as matrix products, each by the fastest kernel with what follows inside."""
 
 
-def compiled(bench: Bench, precision: str, batch: int, tuned: bool):
+def compiled(bench: Bench, precision: str, batch: int, tuned: bool, fused: bool):
     """The exported file as one function for ``batch`` pairs, by torch.compile; convolutions in channels last."""
     torch._dynamo.reset()
-    run = file_on_gpu(wait_for(f"{bench.name}.{precision}.onnx", 1 if DRY else 200), channels_last=True)
+    run = file_on_gpu(wait_for(f"{bench.name}.{precision}.onnx", 1 if DRY else 200), channels_last=True, fused=fused)
     images = bench.images(DEVICE, batch)
     precise(search=False)
     with torch.no_grad():
@@ -148,12 +153,16 @@ def compiled(bench: Bench, precision: str, batch: int, tuned: bool):
     return traced if DRY else torch.compile(traced, dynamic=False, options=TUNED if tuned else {})
 
 
-def measure_compiled(bench: Bench, tuned: bool) -> None:
+def measure_compiled(bench: Bench, tuned: bool, fused: bool) -> None:
     """Each batch is compiled by itself, so that a cut-off leaves the first."""
+    if fused:
+        torch.backends.cudnn.benchmark_limit = 4  # each fused convolution that is tried is compiled first
+        run = file_on_gpu(wait_for(f"{bench.name}.fp16.onnx", 1 if DRY else 200), channels_last=True, fused=True)
+        bench.measure("file fp16 fused", run)
     for batch in BATCHES:
-        label = f"compiled{' and tuned' if tuned else ''} fp16"
+        label = f"{'fused and ' if fused else ''}compiled{' and tuned' if tuned else ''} fp16"
         try:
-            run = compiled(bench, "fp16", batch, tuned)
+            run = compiled(bench, "fp16", batch, tuned, fused)
         except Exception as error:
             record(f"{bench.name} {label}, batch {batch}", failed=f"{type(error).__name__}: {error}"[:1500])
             continue
@@ -169,26 +178,26 @@ def kernels(bench: Bench, run, batch: int) -> dict:
         return kernel_times(lambda: run(a, b))
 
 
-def warm(bench: Bench, tuned: bool) -> None:
+def warm(bench: Bench, tuned: bool, fused: bool) -> None:
     """Fill the caches of torch.compile and Triton."""
     for batch in BATCHES:
-        run = compiled(bench, "fp16", batch, tuned)
+        run = compiled(bench, "fp16", batch, tuned, fused)
         with torch.inference_mode():
             run(*bench.images(DEVICE, batch))
         record(f"{bench.name} compiled{' and tuned' if tuned else ''} fp16, batch {batch}", warmed=True)
 
 
 def main() -> None:
-    name, tuned = sys.argv[1], "--tune" in sys.argv
+    name, tuned, fused = sys.argv[1], "--tune" in sys.argv, "--fused" in sys.argv
     bench = Bench(name)
     record(f"{name} levels", hyperpixels=list(bench.model.config.hyperpixels))
     if "--warm" in sys.argv:
-        warm(bench, tuned)
+        warm(bench, tuned, fused)
         return
     pair = PairGraph(bench.model).eval().to(DEVICE)
     eager = bench.model.to(DEVICE)
     if "--compile" in sys.argv:
-        measure_compiled(bench, tuned)
+        measure_compiled(bench, tuned, fused)
         return
     bench.measure("eager fp32", eager)
     bench.measure("eager tf32", eager, tf32=True, graph=False)

@@ -4,7 +4,8 @@
 #   bash benchmarks/gpu/run.sh FOLDER steps correlation_kernel "pytorch resnet101 --compile"    some of them, in that order
 #   bash benchmarks/gpu/run.sh FOLDER rtx1    (in the next transfer: keeps the first half)
 #   bash benchmarks/gpu/run.sh FOLDER rtx2    (and in the one after it: runs TensorRT-RTX)
-# --dry before the last word runs on a CPU what can run there. SECONDS_IN_ALL (default 480) ends the whole early.
+# --dry before the last word runs on a CPU what can run there. SECONDS_IN_ALL (default 480) ends the whole early. KIT_QUIET=1
+# compiles nothing ahead beside the steps: nothing disturbs their timings, and the first of them waits longer.
 set -uo pipefail
 out=$(cd "$1" && pwd) && shift
 [ "$1" = --dry ] && export KIT_DRY=1 && shift
@@ -67,8 +68,9 @@ prepare() { # installs, and starts what goes on beside the steps, also of a late
     local half=$(($(nproc) / 2))
     beside() { (cd "$work" && OMP_NUM_THREADS=$half exec setsid taskset -c "$half-$(($(nproc) - 1))" timeout 500 python3 -m "cats.benchmarks.gpu.$@") & }
     beside export_models
-    beside pytorch resnet101 --warm >"$work/log-warm.txt" 2>&1
-    beside pytorch resnet101 --warm --tune >"$work/log-tune.txt" 2>&1
+    [ -n "${KIT_QUIET:-}" ] && return
+    beside pytorch resnet101 --warm --fused >"$work/log-warm.txt" 2>&1
+    beside pytorch resnet101 --warm --fused --tune >"$work/log-tune.txt" 2>&1
   fi
 }
 
@@ -77,7 +79,7 @@ case $part in
     rm -f "$work/ready"
     prepare
     for step in machine correlation_kernel tensorrt_backend libcats_cuda "pytorch resnet101" onnxruntime_cuda pck \
-      "pytorch resnet101 --compile" "pytorch resnet101 --compile --tune" marked_tests "pytorch cats-tiny" bench; do
+      "pytorch resnet101 --compile --fused" "pytorch resnet101 --compile --fused --tune" marked_tests "pytorch cats-tiny" bench; do
       run "${limits[${step%% *}]}" $step
     done
     ;;

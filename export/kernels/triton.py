@@ -66,12 +66,14 @@ def scores_kernel(  # type: ignore[no-untyped-def]
     TILE: tl.constexpr,  # noqa: N803
     STEP: tl.constexpr,  # noqa: N803
     WHOLE: tl.constexpr,  # noqa: N803
+    LAST: tl.constexpr,  # noqa: N803
 ):
     """Correlations of one tile and their maxima.
 
     Grid (T * T, L, B), T = ceil(N / TILE). ``a`` and ``b`` are tuples of (B, C_l, N); ``scores`` (B, L, N, N), rows a;
     ``row_maxima`` and ``column_maxima`` (B, L, T, N), the maximum of each row (column) within the tiles of each column
-    (row) of tiles. ``CHANNELS`` is the tuple of C_l; ``WHOLE`` says that tiles and steps divide N and each C_l.
+    (row) of tiles. ``CHANNELS`` is the tuple of C_l; ``WHOLE`` says that tiles and steps divide N and each C_l,
+    ``LAST`` that features lie in memory as (B, N, C_l).
     """
     tiles: tl.constexpr = (CELLS + TILE - 1) // TILE
     tile_row, tile_column = tl.program_id(0) // tiles, tl.program_id(0) % tiles
@@ -83,8 +85,14 @@ def scores_kernel(  # type: ignore[no-untyped-def]
     rows = tile_row * TILE + tl.arange(0, TILE)
     columns = tile_column * TILE + tl.arange(0, TILE)
     steps = tl.arange(0, STEP)
-    first = features_a + item * channels * CELLS + rows[:, None] + steps[None, :] * CELLS
-    second = features_b + item * channels * CELLS + columns[None, :] + steps[:, None] * CELLS
+    if LAST:
+        if WHOLE:
+            channels = tl.multiple_of(channels, STEP)  # so that several channels are read at once
+        cell, channel = channels, 1
+    else:
+        cell, channel = 1, CELLS
+    first = features_a + item * channels * CELLS + rows[:, None] * cell + steps[None, :] * channel
+    second = features_b + item * channels * CELLS + columns[None, :] * cell + steps[:, None] * channel
     product = tl.zeros((TILE, TILE), tl.float32)
     # Squares are summed where they are read, and over the threads once at the end: a sum over threads in every step
     # takes longer than the product.
@@ -92,12 +100,12 @@ def scores_kernel(  # type: ignore[no-untyped-def]
     squares_b = tl.zeros((STEP, TILE), tl.float32)
     for start in range(0, channels, STEP):
         if WHOLE:
-            x = tl.load(first + start * CELLS)
-            y = tl.load(second + start * CELLS)
+            x = tl.load(first + start * channel)
+            y = tl.load(second + start * channel)
         else:
             there = steps < channels - start
-            x = tl.load(first + start * CELLS, mask=(rows < CELLS)[:, None] & there[None, :], other=0.0)
-            y = tl.load(second + start * CELLS, mask=there[:, None] & (columns < CELLS)[None, :], other=0.0)
+            x = tl.load(first + start * channel, mask=(rows < CELLS)[:, None] & there[None, :], other=0.0)
+            y = tl.load(second + start * channel, mask=there[:, None] & (columns < CELLS)[None, :], other=0.0)
         product = tl.dot(x, y, product, input_precision="ieee")
         squares_a += x.to(tl.float32) * x.to(tl.float32)
         squares_b += y.to(tl.float32) * y.to(tl.float32)
@@ -124,7 +132,8 @@ def filter_kernel(  # type: ignore[no-untyped-def]
     CELLS: tl.constexpr,  # noqa: N803
     TILE: tl.constexpr,  # noqa: N803
 ):
-    """The mutual filter of one tile; grid and arguments as of :func:`scores_kernel`, ``volume`` like ``scores``."""
+    """The mutual filter of one tile; grid and arguments as of :func:`scores_kernel`, ``volume`` like ``scores`` or the
+    same."""
     tiles: tl.constexpr = (CELLS + TILE - 1) // TILE
     item = tl.num_programs(2) - 1 - tl.program_id(2)  # last come first: what is left in the cache is read
     matrix = item.to(tl.int64) * LEVELS + tl.program_id(1)
@@ -151,13 +160,16 @@ def launch(a: Sequence[Tensor], b: Sequence[Tensor], blocks: Blocks | None = Non
     """Run both kernels: :func:`cats.export.graph.correlation.correlation` for tensors on a GPU.
 
     Args:
-        a, b: one (B, C_l, N) per level, all float16 or all float32.
+        a, b: one (B, C_l, N) per level, all float16 or all float32; read as they lie where all are channels last, else
+            copied where they are not contiguous.
         blocks: None takes what is fastest for the type and the number of matrices.
 
     Returns:
         (B, L, N, N) float32, rows a, columns b.
     """
-    a, b = tuple(x.contiguous() for x in a), tuple(x.contiguous() for x in b)
+    last = all(x.transpose(1, 2).is_contiguous() for x in (*a, *b))
+    if not last:
+        a, b = [x.contiguous() for x in a], [x.contiguous() for x in b]
     batch, _, cells = a[0].shape
     channels, levels = tuple(x.shape[1] for x in a), len(a)
     if blocks is None:
@@ -165,20 +177,21 @@ def launch(a: Sequence[Tensor], b: Sequence[Tensor], blocks: Blocks | None = Non
     tiles = triton.cdiv(cells, blocks.tile)
     scores = a[0].new_empty((batch, levels, cells, cells), dtype=torch.float32)
     maxima = a[0].new_empty((2, batch, levels, tiles, cells), dtype=torch.float32)
-    volume = torch.empty_like(scores)
     grid, options = (tiles * tiles, levels, batch), {"num_warps": blocks.warps, "num_stages": blocks.stages}
-    constants = _scores_constants(channels, cells, blocks)
+    constants = _scores_constants(channels, cells, blocks, last)
     with (
         torch.cuda.device(scores.device) if scores.is_cuda else contextlib.nullcontext()
     ):  # Triton takes the current GPU
-        scores_kernel[grid](a, b, scores, maxima[0], maxima[1], **constants, **options)
-        filter_kernel[grid](scores, maxima[0], maxima[1], volume, levels, cells, blocks.tile, **options)
-    return volume
+        scores_kernel[grid](tuple(a), tuple(b), scores, maxima[0], maxima[1], **constants, **options)
+        # In place: what is left in the cache is written to memory once.
+        filter_kernel[grid](scores, maxima[0], maxima[1], scores, levels, cells, blocks.tile, **options)
+    return scores
 
 
-def _scores_constants(channels: Sequence[int], cells: int, blocks: Blocks) -> dict[str, Any]:
+def _scores_constants(channels: Sequence[int], cells: int, blocks: Blocks, last: bool = False) -> dict[str, Any]:
     whole = cells % blocks.tile == 0 and all(count % blocks.step == 0 for count in channels)
-    return {"CHANNELS": tuple(channels), "CELLS": cells, "TILE": blocks.tile, "STEP": blocks.step, "WHOLE": whole}
+    sizes = {"CHANNELS": tuple(channels), "CELLS": cells, "TILE": blocks.tile, "STEP": blocks.step}
+    return {**sizes, "WHOLE": whole, "LAST": last}
 
 
 @dataclass(frozen=True)

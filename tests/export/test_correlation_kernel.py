@@ -36,8 +36,8 @@ CASES = [((5, 40), 16, 2), ((33, 7, 64), 100, 1), ((3,), 256, 1)]
 PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
 
 
-def features(channels, cells, batch, dtype, device="cpu"):
-    """Levels of very different size, one position without any feature."""
+def features(channels, cells, batch, dtype, device="cpu", last=False):
+    """Levels of very different size, one position without any feature; ``last``: in memory as (B, N, C_l)."""
     generator = torch.Generator().manual_seed(0)
     sides = []
     for _ in range(2):
@@ -46,6 +46,8 @@ def features(channels, cells, batch, dtype, device="cpu"):
         ]
         sides.append([x.to(dtype) for x in levels])
     sides[0][0][:, :, 3] = 0
+    if last:
+        sides = [[x.transpose(1, 2).contiguous().transpose(1, 2) for x in side] for side in sides]
     return [[x.to(device) for x in side] for side in sides]
 
 
@@ -59,7 +61,8 @@ torch.save([launch(a, b) for a, b in cases], sys.argv[2])
 
 def test_the_kernels_compute_the_definition_in_the_interpreter(tmp_path):
     types = (torch.float32, torch.float16)
-    cases = [features(*case, dtype) for case in CASES for dtype in types]
+    cases = [features(*case, dtype, last=last) for case in CASES for dtype in types for last in (False, True)]
+    cases.append([cases[1][0], cases[0][1]])  # b alone is contiguous
     torch.save(cases, tmp_path / "in.pt")
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     command = [sys.executable, "-c", INTERPRETED, str(tmp_path / "in.pt"), str(tmp_path / "out.pt")]
@@ -161,8 +164,9 @@ def test_features_of_two_types_are_made_one(forms):
 @needs_gpu
 @pytest.mark.parametrize("case", [*CASES, ((256, 512, 1024, 2048), 256, 3)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_pytorch_on_a_gpu_runs_the_kernels(case, dtype, monkeypatch):
-    a, b = features(*case, dtype, "cuda")
+@pytest.mark.parametrize("last", [False, True])
+def test_pytorch_on_a_gpu_runs_the_kernels(case, dtype, last, monkeypatch):
+    a, b = features(*case, dtype, "cuda", last)
     calls = []
     launch = correlation_kernel.launch
     monkeypatch.setattr(correlation_kernel, "launch", lambda *args: (calls.append(1), launch(*args))[1])

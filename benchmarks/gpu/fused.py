@@ -1,0 +1,280 @@
+"""What an engine joins, for an exported file that PyTorch runs: convolutions with what follows, and attention.
+
+Two rewrites of the ONNX graph, each a node that :data:`FUSED` runs:
+
+- ``FusedConv``: convolution, bias, residual and ReLU. A 1x1 convolution without residual is cuBLASLt's product with
+  bias and ReLU, all others are cuDNN's of that name.
+- ``Attention``: the projections to queries, keys and values as one product, then attention among the cells by PyTorch's
+  own kernels, or among the levels of one cell by :func:`level_attention_kernel`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from onnx import helper, numpy_helper
+from torch import Tensor
+
+PLACES = 8
+"""Cells whose attention among levels one block computes, so that its products fill tensor cores."""
+
+
+class Rewriter:
+    """A graph with what makes and takes each of its values."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.graph = graph
+        self.nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node]
+        self.weights = {item.name: item for item in graph.initializer}
+        self.maker = {name: node for node in self.nodes for name in node.output}
+        self.outputs = {value.name for value in graph.output}
+        self.takers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        for node in self.nodes:
+            for name in node.input:
+                self.takers[name].append(node)
+
+    def only_taker(self, name: str, kind: str) -> onnx.NodeProto | None:
+        """The node of that kind which alone takes a value."""
+        takers = self.takers[name]
+        alone = len(takers) == 1 and name not in self.outputs
+        return takers[0] if alone and takers[0].op_type == kind else None
+
+    def made_by(self, name: str, kind: str) -> onnx.NodeProto | None:
+        """The node of that kind which makes a value."""
+        node = self.maker.get(name)
+        return node if node is not None and node.op_type == kind else None
+
+    def array(self, name: str) -> np.ndarray:
+        """A constant of the graph."""
+        return numpy_helper.to_array(self.weights[name])
+
+    def replace(self, last: onnx.NodeProto, node: onnx.NodeProto) -> None:
+        """Put ``node``, which makes what ``last`` made, in its place."""
+        index = next(i for i, other in enumerate(self.nodes) if other is last)
+        self.nodes[index] = self.maker[node.output[0]] = node
+
+    def finish(self) -> None:
+        """Write the nodes back, without those whose values nothing takes."""
+        nodes, taken = [], set(self.outputs)
+        for node in reversed(self.nodes):
+            if taken.intersection(node.output):
+                taken.update(node.input)
+                nodes.append(node)
+        del self.graph.node[:]
+        self.graph.node.extend(reversed(nodes))
+
+
+def fuse(model: onnx.ModelProto) -> dict[str, int]:
+    """Rewrite a pair or encoder file in place; returns how many nodes of each kind there are now."""
+    counts = {}
+    for kind, rewrite in (("FusedConv", _fuse_convolutions), ("Attention", _fuse_attention)):
+        rewriter = Rewriter(model.graph)
+        counts[kind] = rewrite(rewriter)
+        rewriter.finish()
+    return counts
+
+
+def _fuse_convolutions(rewriter: Rewriter) -> int:
+    done, place = 0, {name: i for i, node in enumerate(rewriter.nodes) for name in node.output}
+    for conv in [node for node in rewriter.nodes if node.op_type == "Conv" and len(node.input) == 3]:
+        residual, last = "", conv
+        add = rewriter.only_taker(conv.output[0], "Add")
+        if add is not None:
+            (residual,) = [name for name in add.input if name != conv.output[0]]
+            if place.get(residual, -1) > place[conv.output[0]]:
+                continue  # the other side of the addition is computed later: it takes this one as its residual
+            last = add
+        relu = rewriter.only_taker(last.output[0], "Relu")
+        if relu is None:  # a feature of the correlation is taken before its ReLU
+            continue
+        names = [*conv.input, residual] if residual else list(conv.input)
+        made = helper.make_node("FusedConv", names, list(relu.output), relu.name)
+        made.attribute.extend(conv.attribute)
+        rewriter.replace(relu, made)
+        done += 1
+    return done
+
+
+def _fuse_attention(rewriter: Rewriter) -> int:
+    done = 0
+    for softmax in [node for node in rewriter.nodes if node.op_type == "Softmax"]:
+        before = rewriter.maker[softmax.input[0]]
+        scores = rewriter.maker[before.input[0]] if before.op_type == "Cast" else before
+        after = rewriter.takers[softmax.output[0]][0]
+        product = rewriter.takers[after.output[0]][0] if after.op_type == "Cast" else after
+        if scores.op_type != "MatMul" or product.op_type != "MatMul":
+            continue
+        shaped = [rewriter.made_by(name, "Transpose") for name in (*scores.input, product.input[1])]
+        back = rewriter.only_taker(product.output[0], "Transpose")
+        last = rewriter.only_taker(back.output[0], "Reshape") if back is not None else None
+        if last is None or any(node is None for node in shaped):
+            continue
+        split = [rewriter.made_by(node.input[0], "Reshape") for node in shaped if node is not None]
+        sides = [_projection(rewriter, node.input[0]) for node in split if node is not None]
+        if len(sides) != 3 or any(side is None for side in sides) or len({side[0] for side in sides if side}) != 1:
+            continue
+        shape = rewriter.array(split[0].input[1]).tolist()  # type: ignore[union-attr]
+        weight = np.concatenate([side[1] for side in sides if side], 1)
+        bias = np.concatenate([side[2] for side in sides if side])
+        names = [f"{last.name}.weight", f"{last.name}.bias"]
+        for name, value in zip(names, (weight, bias), strict=True):
+            rewriter.graph.initializer.append(numpy_helper.from_array(value, name))
+        levels = shape[1] if len(shape) == 5 else 0
+        made = helper.make_node(
+            "Attention",
+            [sides[0][0], *names],
+            list(last.output),
+            last.name,
+            heads=shape[-2],
+            levels=levels,  # type: ignore[index]
+        )
+        rewriter.replace(last, made)
+        done += 1
+    return done
+
+
+def _projection(rewriter: Rewriter, name: str) -> tuple[str, np.ndarray, np.ndarray] | None:
+    """What a value is the projection of, by which matrix, and with which bias."""
+    bias, add = None, rewriter.made_by(name, "Add")
+    if add is not None:
+        (constant,) = [x for x in add.input if x in rewriter.weights]
+        (name,) = [x for x in add.input if x != constant]
+        bias = rewriter.array(constant)
+    product = rewriter.made_by(name, "MatMul")
+    if product is None or product.input[1] not in rewriter.weights:
+        return None
+    weight = rewriter.array(product.input[1])
+    return product.input[0], weight, np.zeros(weight.shape[1], weight.dtype) if bias is None else bias
+
+
+@torch.library.custom_op("cats_benchmarks::convolution", mutates_args=())
+def convolution(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: list[int], padding: list[int]
+) -> Tensor:
+    """ReLU of a convolution (B, C, H, W), its bias and, if given, a residual (B, K, H', W')."""
+    result = F.conv2d(x, weight, bias, stride, padding)
+    result = torch.relu(result if residual is None else result + residual)
+    return result.contiguous(memory_format=torch.channels_last)
+
+
+@convolution.register_fake
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: list[int], padding: list[int]
+) -> Tensor:
+    return x.new_empty((len(x), *_size(x, weight, stride, padding), len(weight))).permute(0, 3, 1, 2)
+
+
+def _size(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> list[int]:
+    kernel = weight.shape[2:]
+    return [(n + 2 * p - k) // s + 1 for n, p, k, s in zip(x.shape[2:], padding, kernel, stride, strict=True)]
+
+
+@convolution.register_kernel("cuda")
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: list[int], padding: list[int]
+) -> Tensor:
+    x = x.contiguous(memory_format=torch.channels_last)
+    if residual is None and weight.shape[2:] == (1, 1) and stride == [1, 1]:
+        rows = x.permute(0, 2, 3, 1)
+        matrix = weight.view(len(weight), -1).t()
+        flat = torch._addmm_activation(bias, rows.reshape(-1, rows.shape[-1]), matrix, use_gelu=False)
+        return flat.view(*rows.shape[:3], -1).permute(0, 3, 1, 2)
+    if residual is None:  # of zeros: cuDNN's own form without one reads a result that nothing has written yet
+        height, width = _size(x, weight, stride, padding)
+        residual = zeros(len(x), len(weight), height, width, x.dtype)
+    return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, stride, padding, [1, 1], 1)
+
+
+@functools.cache
+def zeros(batch: int, channels: int, height: int, width: int, dtype: torch.dtype) -> Tensor:
+    """(B, C, H, W) of zeros on the GPU in channels last; nothing writes into them."""
+    made = torch.zeros(batch, height, width, channels, dtype=dtype, device="cuda")
+    return made.permute(0, 3, 1, 2)
+
+
+@triton.jit
+def level_attention_kernel(  # type: ignore[no-untyped-def]
+    qkv,
+    out,
+    CELLS: tl.constexpr,  # noqa: N803
+    LEVELS: tl.constexpr,  # noqa: N803
+    HEADS: tl.constexpr,  # noqa: N803
+    WIDTH: tl.constexpr,  # noqa: N803
+    SIDE: tl.constexpr,  # noqa: N803
+):
+    """Attention among the levels of ``SIDE`` cells: one product for all, with what is between two cells masked.
+
+    Grid (N / SIDE, heads, B); ``qkv`` (B, L, N, 3, heads, width), ``out`` (B, L, N, heads, width).
+    """
+    rows = tl.arange(0, LEVELS * SIDE)
+    level, cell = rows // SIDE, rows % SIDE
+    token = (tl.program_id(2).to(tl.int64) * LEVELS + level) * CELLS + tl.program_id(0) * SIDE + cell
+    columns = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    place = qkv + token[:, None] * (3 * HEADS * WIDTH) + columns[None, :]
+    queries = tl.load(place)
+    keys = tl.load(place + HEADS * WIDTH)
+    values = tl.load(place + 2 * HEADS * WIDTH)
+    scores = tl.dot(queries, tl.trans(keys), input_precision="ieee")
+    scores = tl.where(cell[:, None] == cell[None, :], scores, float("-inf"))
+    scores = tl.exp(scores - tl.max(scores, 1)[:, None])
+    scores = scores / tl.sum(scores, 1)[:, None]
+    result = tl.dot(scores.to(values.dtype), values, input_precision="ieee")
+    tl.store(out + token[:, None] * (HEADS * WIDTH) + columns[None, :], result.to(values.dtype))
+
+
+@torch.library.custom_op("cats_benchmarks::level_attention", mutates_args=())
+def level_attention(qkv: Tensor, levels: int, heads: int) -> Tensor:
+    """Attention among the levels of each cell: (B * L, N, 3 * C) to (B * L, N, C)."""
+    tokens, cells, channels = qkv.shape
+    parts = qkv.view(tokens // levels, levels, cells, 3, heads, -1).permute(3, 0, 2, 4, 1, 5)
+    scores = (parts[0] @ parts[1].transpose(-1, -2)).float().softmax(-1).to(qkv.dtype)
+    return (scores @ parts[2]).permute(0, 3, 1, 2, 4).reshape(tokens, cells, channels // 3)
+
+
+@level_attention.register_fake
+def _(qkv: Tensor, levels: int, heads: int) -> Tensor:
+    return qkv.new_empty((*qkv.shape[:2], qkv.shape[2] // 3))
+
+
+@level_attention.register_kernel("cuda")
+def _(qkv: Tensor, levels: int, heads: int) -> Tensor:
+    return launch_level_attention(qkv, levels, heads)
+
+
+def launch_level_attention(qkv: Tensor, levels: int, heads: int) -> Tensor:
+    """Run the kernel; levels and width a power of two, N a multiple of :data:`PLACES`."""
+    qkv = qkv.contiguous()
+    tokens, cells, channels = qkv.shape
+    out = qkv.new_empty((tokens, cells, channels // 3))
+    grid = (cells // PLACES, heads, tokens // levels)
+    level_attention_kernel[grid](qkv, out, cells, levels, heads, channels // 3 // heads, PLACES, num_warps=4)
+    return out
+
+
+def _run_convolution(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None, **a: Any) -> Tensor:
+    top, left, bottom, right = a.get("pads", [0, 0, 0, 0])
+    if (top, left) != (bottom, right):
+        x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
+    return convolution(x, weight, bias, residual, a.get("strides", [1, 1]), [top, left])
+
+
+def _run_attention(x: Tensor, weight: Tensor, bias: Tensor, heads: int, levels: int) -> Tensor:
+    tokens, cells, channels = x.shape
+    qkv = torch.addmm(bias, x.reshape(-1, channels), weight).view(tokens, cells, -1)
+    if levels:
+        return level_attention(qkv, levels, heads)
+    query, key, value = qkv.view(tokens, cells, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    found = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+    return found.transpose(1, 2).reshape(tokens, cells, -1)
+
+
+FUSED = {"FusedConv": _run_convolution, "Attention": _run_attention}
+"""Operator -> its computation, beside those of :data:`cats.benchmarks.onnx_on_torch.OPERATORS`."""

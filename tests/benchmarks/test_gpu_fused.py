@@ -1,0 +1,92 @@
+"""What the kit fuses in exported files computes the same as the file."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from tiny_models import image_pair, tiny_model
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from cats.benchmarks import onnx_on_torch
+from cats.benchmarks.gpu.fused import FUSED, fuse
+from cats.benchmarks.onnx_on_torch import OPERATORS, OnnxOnTorch
+from cats.export.forms import build_form
+from cats.export.graph.correlation import correlation
+
+
+@pytest.fixture(autouse=True)
+def operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, run in FUSED.items():
+        monkeypatch.setitem(OPERATORS, name, run)
+    monkeypatch.setattr(onnx_on_torch, "inline_functions", lambda model: model)  # the kit's files run as they are
+    monkeypatch.setitem(
+        OPERATORS, "Correlation", lambda *x: correlation(list(x[: len(x) // 2]), list(x[len(x) // 2 :]))
+    )
+
+
+def bottleneck() -> onnx.ModelProto:
+    """Three convolutions with a projected residual, then one whose sum is taken before its ReLU too."""
+    rng = np.random.default_rng(0)
+    weights = {"w0": (4, 3, 1, 1), "w1": (4, 4, 3, 3), "w2": (6, 4, 1, 1), "side": (6, 3, 1, 1), "last": (6, 6, 3, 3)}
+    constants = [numpy_helper.from_array(rng.normal(size=s).astype(np.float32), n) for n, s in weights.items()]
+    biases = {f"{name}.b": shape[0] for name, shape in weights.items()}
+    constants += [numpy_helper.from_array(rng.normal(size=n).astype(np.float32), name) for name, n in biases.items()]
+
+    def conv(x: str, name: str, **attributes: object) -> onnx.NodeProto:
+        return helper.make_node("Conv", [x, name, f"{name}.b"], [f"{name}.out"], **attributes)
+
+    nodes = [
+        conv("x", "w0"), helper.make_node("Relu", ["w0.out"], ["r0"]),
+        conv("r0", "w1", pads=[1, 1, 1, 1], strides=[2, 2]), helper.make_node("Relu", ["w1.out"], ["r1"]),
+        conv("r1", "w2"), conv("x", "side", strides=[2, 2]),
+        helper.make_node("Add", ["side.out", "w2.out"], ["sum"]), helper.make_node("Relu", ["sum"], ["r2"]),
+        conv("r2", "last", pads=[1, 1, 1, 1]), helper.make_node("Add", ["last.out", "r2"], ["early"]),
+        helper.make_node("Relu", ["early"], ["late"]),
+    ]  # fmt: skip
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "early", "late")]
+    graph = helper.make_graph(nodes, "bottleneck", values[:1], values[1:], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+
+
+def test_convolutions_take_bias_residual_and_relu_with_them() -> None:
+    model, x = bottleneck(), torch.from_numpy(np.random.default_rng(1).normal(size=(2, 3, 8, 8)).astype(np.float32))
+    expected = OnnxOnTorch(model)({"x": x})
+    assert fuse(model)["FusedConv"] == 3
+    assert [node.op_type for node in model.graph.node].count("Conv") == 2  # the projection; the early sum
+    for name, value in OnnxOnTorch(model)({"x": x}).items():
+        torch.testing.assert_close(value, expected[name])
+
+
+def test_attention_of_an_exported_model() -> None:
+    torch_model = tiny_model(hyperpixels=(2, 3, 4, 5))
+    model = build_form(torch_model, "pair")["pair"]
+    feeds = dict(zip(("image_a", "image_b"), image_pair(torch_model), strict=True))
+    expected = OnnxOnTorch(model)(feeds)["flow"]
+    assert fuse(model)["Attention"] == 4  # among cells and among levels, in both directions
+    assert [node.op_type for node in model.graph.node].count("Softmax") == 1  # of the soft-argmax
+    torch.testing.assert_close(OnnxOnTorch(model)(feeds)["flow"], expected, rtol=1e-3, atol=1e-3)
+
+
+INTERPRETED = """
+import torch
+from cats.benchmarks import onnx_on_torch
+from cats.benchmarks.gpu.fused import launch_level_attention, level_attention
+for dtype, tolerance in ((torch.float16, 4e-3), (torch.float32, 1e-5)):
+    qkv = torch.randn(2 * 4, 16, 3 * 2 * 32, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = level_attention(qkv.float(), 4, 2)
+    torch.testing.assert_close(launch_level_attention(qkv, 4, 2).float(), expected, rtol=0, atol=tolerance)
+"""
+
+
+def test_attention_among_levels_in_the_interpreter(tmp_path: Path) -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, check=True, cwd=tmp_path)
