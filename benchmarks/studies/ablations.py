@@ -1,23 +1,25 @@
 """What each part of CATs brings, and COTR in the same setting: the paper's Tables 2 and 3 in a setting that runs here.
 
-All rows train alike: frozen EfficientNet-Lite0 whose features of a pool of items are computed once, the same items in
-the same order for one seed, random start, temperature 0.02, AdamW with warm-up and cosine. Two objectives: ``warps``
-(end-point error on known warps of photos, which COTR can be trained on too) and ``categories`` (probabilistic warp
-consistency on triplets, which needs distributions of matches and so leaves COTR out). PCK is measured on PF-WILLOW, of
-which nothing is trained on.
+All rows train alike: cats-tiny's frozen EfficientNet-Lite0 (ImageNet's weights), whose features of a pool of items are
+computed once, the same items in the same order for one seed, random start, temperature 0.02, AdamW with warm-up and
+cosine. Two objectives: ``warps`` (end-point error on known warps of photos, which COTR can be trained on too) and
+``categories`` (probabilistic warp consistency on triplets, which needs distributions of matches and so leaves COTR
+out). PCK is measured on PF-WILLOW, of which nothing is trained on; losses on items of the pool, on others of the same
+categories of Caltech-101, and on categories that are held out.
 
 Runs are recorded one by one in ``benchmarks/results/ablations.json``; one that is there already is not repeated, so
-that the study can be interrupted. ``--times`` adds run time (interleaved), GFLOP and parameters; nothing else may run
-beside it. ``--table`` writes ``ablations.md`` beside it.
+that the study can be interrupted. To share the work among processes or machines, give each its seeds, rows and
+``--runs FILE``, to which it appends every run as one line; ``--merge FILE`` takes such lines into the record.
+``--times`` adds run time (interleaved), GFLOP and parameters; nothing else may run beside it. ``--table`` writes
+``ablations.md`` beside it.
 
-Usage: python -m cats.benchmarks.studies.ablations [--objective warps] [--steps 300] [--seeds 0,1,2] [--rows full,cotr]
-[--device cuda] (photos from $CATS_SHARED, default ../shared)
+Usage: python -m cats.benchmarks.studies.ablations [--objective warps] [--steps 100,400] [--seeds 0,1,2]
+[--rows full,cotr] [--device cuda --amp bf16] (photos from $CATS_SHARED, default ../shared)
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from functools import partial
 from pathlib import Path
@@ -25,169 +27,109 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cats.architectures import build_model
-from cats.benchmarks.record import RESULTS, describe_run, timed, write_record
-from cats.benchmarks.ship_tiny import DATA
+from cats.benchmarks.record import timed, write_record
+from cats.benchmarks.ship_tiny import ASSETS, DATA
 from cats.benchmarks.statistics import interleave, ratio_interval
+from cats.benchmarks.studies.ablation_data import IMAGES, Pool, Reader, Willow, open_sets, place_of
+from cats.benchmarks.studies.ablation_record import (
+    RECORD,
+    TABLE,
+    append_run,
+    describe,
+    key_of,
+    merge_runs,
+    read_record,
+    table,
+)
+from cats.benchmarks.studies.ablation_rows import ABLATIONS, FULL, IDS, ROWS
+from cats.checkpoints import load_checkpoint, save_checkpoint
 from cats.core.console import note
+from cats.core.errors import InputError
 from cats.core.files import write_text
-from cats.core.images import resize
-from cats.core.pck import DEFAULT_ALPHAS, pck_table, preset, score_flow
-from cats.data import open_dataset
-from cats.data.folders import CategoryFolder, PhotoFolder
-from cats.data.warps import CategoryTriplets, WarpPairs
-from cats.model import CATs, CATsConfig
+from cats.model import CATs
 from cats.training.configs import TrainConfig
-from cats.training.objectives import FlowObjective, WarpConsistencyObjective, normalise
-from cats.training.optimization import learning_rate_factor, parameter_groups
+from cats.training.objectives import FlowObjective, WarpConsistencyObjective
+from cats.training.optimization import autocast, learning_rate_factor
 
-RECORD, TABLE = RESULTS / "ablations.json", RESULTS / "ablations.md"
-IDS = (11, 12, 15)
-# Four heads, because 6 do not divide the 256 channels that are left without appearance; feed-forward layers as wide as
-# the tokens, as in cats-tiny, because an update then takes half as long.
-FULL = CATsConfig("tf_efficientnet_lite0", IDS, num_heads=4, mlp_ratio=1.0)
-ROWS: dict[str, dict[str, Any]] = {
-    "full": {},
-    "no correlation": {"correlation": False},
-    "no appearance": {"appearance": False},
-    "no swapping": {"swapping": False},
-    "single level": {"hyperpixels": (15,)},
-    "no residual": {"residual": False},
-    "cotr": {"architecture": "cotr", "hyperpixels": (15,), "projection_dim": 256, "num_heads": 8, "mlp_ratio": 4.0},
-}
-PAPER = {
-    "full": "49.9 (frozen 42.4)",
-    "no correlation": "37.3",
-    "single level": "37.4 (frozen), 39.1 ms",
-    "cotr": "22.1, 56.1 ms",
-}
-"""PCK@0.1 on SPair-71k as published, where the paper has such a row; another backbone, data and supervision."""
-
-Batch = tuple[dict[str, list[Tensor]], dict[str, Tensor]]
-"""Features of each image, one map per level, and the rest of a batch."""
+JUDGED = 64  # items whose loss is measured, of each kind
 
 
-class Pool:
-    """Items of a training set with the features of their images, computed once.
-
-    Args:
-        dataset: endless, by index.
-        images: keys of an item that are images.
-        size: number of items.
-        backbone: a model whose features these are.
-    """
-
-    def __init__(self, dataset: Any, images: tuple[str, ...], size: int, backbone: CATs):
-        self.features: dict[str, list[list[Tensor]]] = {name: [] for name in images}
-        self.rest: dict[str, list[Tensor]] = {"flow": [], "visible": []}
-        for index in range(size):
-            item = dataset[index]
-            stacked = torch.from_numpy(np.stack([item[name] for name in images])).to(place_of(backbone))
-            maps = [x.half() for x in encode(backbone, stacked)]
-            for k, name in enumerate(images):
-                self.features[name].append([x[k] for x in maps])
-            for name, values in self.rest.items():
-                values.append(torch.from_numpy(np.asarray(item[name])).to(place_of(backbone)))
-
-    def batch(self, indices: list[int], levels: list[int]) -> Batch:
-        """Items by index, with some of the levels, float32."""
-        features = {
-            name: [torch.stack([items[i][level] for i in indices]).float() for level in levels]
-            for name, items in self.features.items()
-        }
-        return features, {name: torch.stack([values[i] for i in indices]) for name, values in self.rest.items()}
+class OutOfTimeError(Exception):
+    """The time that was given is over."""
 
 
-def place_of(model: torch.nn.Module) -> torch.device:
-    """The device of a model."""
-    return next(model.parameters()).device
-
-
-@torch.no_grad()
-def encode(model: CATs, images: Tensor) -> list[Tensor]:
-    """Features of uint8 images (B, S, S, 3)."""
-    return model.features(normalise(images, model))
-
-
-def training(objective: str, steps: int, batch: int) -> TrainConfig:
+def training(objective: str, steps: int, batch: int, amp: str = "off") -> TrainConfig:
     """The settings that all rows share."""
-    settings: dict[str, Any] = {"lr": 3e-4, "warmup": min(20, steps // 4), "clip": 1.0}
-    settings |= {"schedule": "cosine", "steps": steps}
+    settings: dict[str, Any] = {"lr": 3e-4, "warmup": max(1, min(100, steps // 10)), "clip": 1.0}
+    settings |= {"schedule": "cosine", "steps": steps, "amp": amp}
     if objective == "categories":
         settings |= {"direct": 0.25, "direct_share": 1.0}
     return TrainConfig(model=FULL, batch_size=batch, **settings)
 
 
-def make_pool(objective: str, size: int, seed: int, backbone: CATs) -> Pool:
-    """Features of ``size`` items of the training data of one seed."""
-    photos = DATA / "Caltech-101"
-    drawn: dict[str, Any] = {"size": FULL.image_size, "grid": FULL.feature_size, "seed": seed + (1 << 32)}
-    if objective == "categories":
-        return Pool(CategoryTriplets(CategoryFolder.open(photos), **drawn), ("i", "j", "w"), size, backbone)
-    return Pool(WarpPairs(PhotoFolder.open(photos), **drawn), ("image_a", "image_b"), size, backbone)
+def objective_of(objective: str, config: TrainConfig) -> Any:
+    """The loss of one of :data:`IMAGES`."""
+    return WarpConsistencyObjective(config) if objective == "categories" else FlowObjective()
 
 
-def train(row: str, pool: Pool, config: TrainConfig, objective: str, seed: int) -> CATs:
-    """One trained model; everything but the aggregator is the same for all rows of a seed."""
+def train(
+    name: str, backbone: CATs, pool: Pool, config: TrainConfig, objective: str, seed: int, end: float = np.inf
+) -> CATs:
+    """One trained model; everything but the aggregator is the same for all rows of a seed.
+
+    Args:
+        end: when to give up, by ``time.monotonic()``.
+
+    Raises:
+        OutOfTimeError: it was not done by then.
+    """
     torch.manual_seed(seed)
-    model: Any = build_model(CATsConfig(**{**FULL.to_dict(), **ROWS[row]}), backbone_weights="package")
-    model.feature_extraction.freeze()
-    model.to(pool.rest["flow"][0].device)
-    loss_of: Any = WarpConsistencyObjective(config) if objective == "categories" else FlowObjective()
-    optimizer = torch.optim.AdamW(parameter_groups(model, config))
+    row, device = ROWS[name], place_of(backbone)
+    model = row.build(backbone).to(device)
+    loss_of = objective_of(objective, config)
+    optimizer = torch.optim.AdamW(row.groups(model, config))
     levels = [IDS.index(i) for i in model.config.hyperpixels]
     rng = np.random.default_rng(seed)
-    count = len(pool.rest["flow"])
+    learnt = [p for p in model.parameters() if p.requires_grad]
     model.train()
     for step in range(config.steps):
+        if time.monotonic() > end:
+            raise OutOfTimeError
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * learning_rate_factor(config, config.steps, step)
-        features, rest = pool.batch(rng.choice(count, config.batch_size, replace=False).tolist(), levels)
-        loss, _ = loss_of.of_features(model, features, rest)
+            group["lr"] = config.lr * group["factor"] * learning_rate_factor(config, config.steps, step)
+        features, rest = pool.batch(rng.choice(len(pool), config.batch_size, replace=False).tolist(), levels)
+        with autocast(device, config.amp):
+            loss, _ = loss_of.of_features(model, features, rest)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], config.clip)
+        torch.nn.utils.clip_grad_norm_([p for p in learnt if p.grad is not None], config.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if (step + 1) % 20 == 0:
-            note(f"  {row}, seed {seed}: step {step + 1}, loss {loss.item():.3f}")
+        if (step + 1) % max(20, config.steps // 10) == 0:
+            note(f"  {name}, seed {seed}: step {step + 1}, loss {loss.item():.3f}")
     return model.eval()
 
 
-class Willow:
-    """PCK on PF-WILLOW, or ``pairs`` of its pairs, from features that are computed once."""
-
-    def __init__(self, backbone: CATs, pairs: int):
-        self.samples = list(open_dataset(f"willow:{DATA / 'PF-WILLOW'}").select(limit=pairs))
-        self.protocol = preset("corrected", "willow")
-        self.maps: dict[Path, list[Tensor]] = {}
-        size = FULL.preprocessing.size
-        for sample in self.samples:
-            for side, path in (("a", sample.image_a), ("b", sample.image_b)):
-                if path not in self.maps:
-                    pixels = torch.from_numpy(resize(sample.read(side), size).copy())[None]
-                    pixels = pixels.to(place_of(backbone))
-                    self.maps[path] = encode(backbone, pixels)
-
-    @torch.no_grad()
-    def __call__(self, model: CATs) -> dict[str, float]:
-        """PCK in percent by alpha."""
-        levels = [IDS.index(i) for i in model.config.hyperpixels]
-        scores = []
-        for sample in self.samples:
-            a, b = ([self.maps[path][k] for k in levels] for path in (sample.image_a, sample.image_b))
-            flow, _ = model.match_encoded(a, b)
-            scores.append(score_flow(sample.keypoints, flow[0].cpu().numpy(), self.protocol))
-        table = pck_table(scores, DEFAULT_ALPHAS, self.protocol.reduction)
-        return {f"{alpha:g}": round(value, 2) for alpha, value in table.items()}
+@torch.no_grad()
+def judge(model: CATs, pool: Pool, config: TrainConfig, objective: str, batch: int = 8) -> float:
+    """Mean loss of the first :data:`JUDGED` items, in float32; of warps the end-point error in pixels."""
+    levels = [IDS.index(i) for i in model.config.hyperpixels]
+    loss_of, losses = objective_of(objective, config), []
+    count = min(JUDGED, len(pool))
+    for first in range(0, count, batch):
+        items = list(range(first, min(first + batch, count)))
+        loss, _ = loss_of.of_features(model, *pool.batch(items, levels))
+        losses.append((float(loss), len(items)))
+    mean = sum(loss * size for loss, size in losses) / count
+    return round(mean * (1 if objective == "categories" else FULL.image_size / FULL.feature_size), 4)
 
 
 def measure_costs(rounds: int) -> dict[str, Any]:
     """Time of one pair (ratio to a single level, interleaved), GFLOP and parameters of every row."""
     images = torch.zeros(2, 1, 3, FULL.image_size, FULL.image_size)
-    models = {row: build_model(CATsConfig(**{**FULL.to_dict(), **change})).eval() for row, change in ROWS.items()}
+    models: dict[str, Any] = {name: build_model(ROWS[name].config).eval() for name in ABLATIONS}
 
     def match(model: Any) -> object:
         with torch.inference_mode():
@@ -208,86 +150,114 @@ def measure_costs(rounds: int) -> dict[str, Any]:
     return costs
 
 
-def table(document: dict[str, Any]) -> str:
-    """The record as Markdown: PCK as mean and range over the seeds."""
-    lines = ["# Ablations and COTR in one setting", "", f"Measured {document['date']}. {document['setting']}", ""]
-    lines += ["| row | objective | updates | items of one | pairs | seeds | PCK@0.1 | range | PCK@0.05 | the paper |"]
-    lines += ["|---|---|---:|---:|---:|---:|---:|---:|---:|---|"]
-    groups: dict[tuple[str, str, int, int, int], list[dict[str, Any]]] = {}
-    for run in document["runs"]:
-        group = (run["objective"], run["row"], run["steps"], run["batch"], run["pairs"])
-        groups.setdefault(group, []).append(run["pck"])
-    for (objective, row, *sizes), scores in groups.items():
-        coarse, fine = ([pck[alpha] for pck in scores] for alpha in ("0.1", "0.05"))
-        spread = f"{min(coarse):.1f} to {max(coarse):.1f}" if len(coarse) > 1 else ""
-        means = f"{np.mean(coarse):.1f} | {spread} | {np.mean(fine):.1f}"
-        setting = " | ".join(map(str, sizes))
-        lines.append(f"| {row} | {objective} | {setting} | {len(scores)} | {means} | {PAPER.get(row, '')} |")
-    if document.get("costs"):
-        lines += ["", "| row | time of a single level | GFLOP | learnt parameters |", "|---|---:|---:|---:|"]
-        for row, cost in document["costs"].items():
-            ratio = cost["ratio"]
-            interval = f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
-            lines.append(f"| {row} | {interval} | {cost['GFLOP']:.2f} | {cost['parameters'] / 1e6:.2f} M |")
-    return "\n".join([*lines, ""])
+def frozen_backbone() -> CATs:
+    """cats-tiny, whose backbone has ImageNet's weights; nothing else of it is used."""
+    return load_checkpoint(ASSETS / "cats-tiny.pt").model.eval()
+
+
+def plan(steps: list[str], rows: list[str]) -> list[tuple[int, str]]:
+    """Updates and row of every run of one seed, in the order of the options; each once.
+
+    Raises:
+        InputError: unknown rows, or not as many ``--rows`` as ``--steps``.
+    """
+    if len(steps) != len(rows):
+        raise InputError(f"{len(steps)} times --steps and {len(rows)} times --rows: they go together, one of each")
+    runs = [
+        (int(count), row)
+        for lengths, names in zip(steps, rows, strict=True)
+        for count in lengths.split(",")
+        for row in names.split(",")
+    ]
+    unknown = sorted({row for _, row in runs} - set(ROWS))
+    if unknown:
+        raise InputError(f"no rows {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    return list(dict.fromkeys(runs))
+
+
+def run_all(options: argparse.Namespace, document: dict[str, Any]) -> None:
+    """Train what is not recorded yet, one run after the other."""
+    begun = time.monotonic()
+    end = begun + options.budget
+    backbone, head = frozen_backbone(), describe()
+    willow = None
+    wanted: list[dict[str, Any]] = []
+    done = {key_of(run) for run in document["runs"]}
+    for seed in map(int, options.seeds.split(",")):
+        for steps, row in plan(options.steps, options.rows):
+            run = {"objective": options.objective, "row": row, "seed": seed, "steps": steps}
+            run |= {name: getattr(options, name) for name in ("batch", "pool", "pairs", "device", "amp")}
+            # COTR has no distributions of matches.
+            if key_of(run) not in done and (row != "cotr" or options.objective == "warps"):
+                wanted.append(run)
+    seed = None
+    for run in wanted:
+        if run["seed"] != seed:
+            seed = run["seed"]
+            trained, held_out = open_sets(DATA / "Caltech-101", options.objective, seed)
+            parts = [(trained, range(options.pool)), (trained, range(options.pool, options.pool + JUDGED))]
+            reader = Reader([*parts, (held_out, range(JUDGED))], options.loaders)
+            backbone.to(options.device)
+            willow = willow or Willow(DATA / "PF-WILLOW", backbone, options.pairs)
+            streams = reader.streams()
+            pools = {name: Pool(next(streams), IMAGES[options.objective], backbone) for name in ("pool", "seen")}
+            pools["unseen"] = Pool(next(streams), IMAGES[options.objective], backbone)
+            next(streams, None)
+            note(f"seed {seed}: features of {options.pool} items after {time.monotonic() - begun:.0f} s")
+        config = training(options.objective, run["steps"], options.batch, options.amp)
+        started = time.monotonic()
+        try:
+            model = train(run["row"], backbone, pools["pool"], config, options.objective, seed, end)
+        except OutOfTimeError:
+            note(f"{run['row']}, seed {seed}: the time was over")
+            return
+        run["seconds"] = round(time.monotonic() - started, 1)
+        run["pck"] = willow(model)
+        run["loss"] = {name: judge(model, pool, config, options.objective) for name, pool in pools.items()}
+        run |= head
+        note(f"{run['row']}, seed {seed}, {run['steps']} updates, {run['seconds']} s: PCK {run['pck']}, {run['loss']}")
+        if options.runs:
+            append_run(options.runs, run)
+        else:
+            document["runs"].append(run)
+            write_record(RECORD, document)
+        if options.save:
+            name = f"{options.objective}-{run['row']}-{run['steps']}-{seed}.pt".replace(" ", "-").replace("/", "-")
+            options.save.mkdir(parents=True, exist_ok=True)
+            save_checkpoint(options.save / name, model, training={"study": "ablations", **run}, half=True)
 
 
 def main() -> None:
-    """Train what is not recorded yet, one run after the other."""
+    """Train, or write down what was trained."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--objective", choices=("warps", "categories"), default="warps", help="(default: warps)")
-    parser.add_argument("--steps", type=int, default=300, help="updates of each run (default: 300)")
+    parser.add_argument("--objective", choices=tuple(IMAGES), default="warps", help="(default: warps)")
+    parser.add_argument("--steps", action="append", help="updates of a run, several with commas (default: 300)")
     parser.add_argument("--batch", type=int, default=4, help="items of one update (default: 4)")
     parser.add_argument("--pool", type=int, default=400, help="items whose features are kept (default: 400, 300 MB)")
     parser.add_argument("--pairs", type=int, default=360, help="pairs of PF-WILLOW that are judged (default: 360, all)")
     parser.add_argument("--device", default="cpu", help="where it trains: cpu or cuda (default: cpu)")
+    parser.add_argument("--amp", choices=("off", "bf16"), default="off", help="precision of training (default: off)")
+    parser.add_argument("--loaders", type=int, default=0, help="processes that read photos (default: 0)")
     parser.add_argument("--seeds", default="0,1,2", help="seeds (default: 0,1,2)")
-    parser.add_argument("--rows", default=",".join(ROWS), help="rows (default: all)")
+    rows = f"of {', '.join(ROWS)} (default: the first 7); --steps with --rows may be repeated"
+    parser.add_argument("--rows", action="append", help=f"rows, {rows}")
+    parser.add_argument("--budget", type=float, default=np.inf, help="seconds after which it ends (default: none)")
+    parser.add_argument("--save", type=Path, help="a folder for the trained models")
+    parser.add_argument("--runs", type=Path, help="append runs to this file, one a line, instead of recording them")
+    parser.add_argument("--merge", type=Path, nargs="+", help="take such files into the record instead")
     parser.add_argument("--times", action="store_true", help="measure run time, GFLOP and parameters instead")
     parser.add_argument("--table", action="store_true", help="write the table instead")
     options = parser.parse_args()
-    document: dict[str, Any] = json.loads(RECORD.read_text()) if RECORD.is_file() else {"runs": []}
-    document = {
-        **describe_run("ablations", ["torch", "timm"]),
-        "setting": "Frozen EfficientNet-Lite0 (blocks 11, 12, 15; single level and COTR 15), aggregator of depth 1, 4 "
-        "heads, feed-forward ratio 1 (COTR 4), random start, temperature 0.02; trained on photos of Caltech-101 "
-        "without keypoints, judged by PCK (corrected) on pairs of PF-WILLOW.",
-        "runs": document["runs"],
-        "costs": document.get("costs", {}),
-    }
+    options.steps, options.rows = options.steps or ["300"], options.rows or [",".join(ABLATIONS)]
+    document = read_record()
     if options.table:
         write_text(TABLE, table(document))
-        return
-    if options.times:
-        document["costs"] = measure_costs(30)
-        write_record(RECORD, document)
-        return
-    config = training(options.objective, options.steps, options.batch)
-    backbone = CATs(FULL, backbone_weights="package").eval().to(options.device)
-    willow = Willow(backbone, options.pairs)
-    keys = ("objective", "row", "seed", "steps", "batch", "pool", "pairs", "device")
-    for seed in map(int, options.seeds.split(",")):
-        pool = None
-        for row in options.rows.split(","):
-            sizes = (options.steps, options.batch, options.pool, options.pairs)
-            wanted = (options.objective, row, seed, *sizes, options.device)
-            if any(tuple(run[key] for key in keys) == wanted for run in document["runs"]):
-                continue
-            if row == "cotr" and options.objective == "categories":
-                continue  # no distributions of matches
-            pool = pool or make_pool(options.objective, options.pool, seed, backbone)
-            begun = time.monotonic()
-            model = train(row, pool, config, options.objective, seed)
-            pck = willow(model)
-            document["runs"].append(
-                {
-                    **dict(zip(keys, wanted, strict=True)),
-                    "pck": pck,
-                    "minutes": round((time.monotonic() - begun) / 60, 1),
-                }
-            )
-            write_record(RECORD, document)
-            note(f"{row}, seed {seed}: PCK {pck}")
+    elif options.merge:
+        write_record(RECORD, merge_runs(document, options.merge))
+    elif options.times:
+        write_record(RECORD, {**document, "costs": {**describe(), "rows": measure_costs(30)}})
+    else:
+        run_all(options, document)
 
 
 if __name__ == "__main__":

