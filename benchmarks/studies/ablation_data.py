@@ -98,25 +98,30 @@ class Reader:
     anything touches a GPU, because they are copies of this process.
 
     Args:
-        wanted: data sets and which of their items; :meth:`streams` gives them in this order.
+        wanted: data sets and which of their items.
+
+    Attributes:
+        streams: one stream of items for each data set.
     """
 
     def __init__(self, wanted: list[tuple[Any, range]], workers: int):
         cv2.setNumThreads(0)  # a copy of this process would wait for its threads for ever
-        self._processes = None
+        self._processes: ProcessPoolExecutor | None = None
+        self.streams: list[Iterator[dict[str, Any]]]
         datasets = [dataset for dataset, _ in wanted]
         places = [[(k, index) for index in indices] for k, (_, indices) in enumerate(wanted)]
         if workers:
             context = multiprocessing.get_context("fork")
             self._processes = ProcessPoolExecutor(workers, context, _begin, (datasets,))
-            self._streams = [self._processes.map(_read, part, chunksize=8) for part in places]
+            self.streams = [self._processes.map(_read, part, chunksize=8) for part in places]
         else:
             _begin(datasets)
-            self._streams = [map(_read, part) for part in places]
+            self.streams = [map(_read, part) for part in places]
 
-    def streams(self) -> Iterator[Iterator[dict[str, Any]]]:
-        """One stream of items for each data set; the processes end after the last."""
-        yield from self._streams
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         if self._processes:
             self._processes.shutdown()
 

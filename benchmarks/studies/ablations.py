@@ -176,55 +176,62 @@ def plan(steps: list[str], rows: list[str]) -> list[tuple[int, str]]:
 
 
 def run_all(options: argparse.Namespace, document: dict[str, Any]) -> None:
-    """Train what is not recorded yet, one run after the other."""
-    begun = time.monotonic()
-    end = begun + options.budget
+    """Train what is not recorded yet, one run after the other, until the budget is spent."""
+    end = time.monotonic() + options.budget
     backbone, head = frozen_backbone(), describe()
-    willow = None
-    wanted: list[dict[str, Any]] = []
     done = {key_of(run) for run in document["runs"]}
+    objective = options.objective
     for seed in map(int, options.seeds.split(",")):
+        wanted = []
         for steps, row in plan(options.steps, options.rows):
-            run = {"objective": options.objective, "row": row, "seed": seed, "steps": steps}
+            run = {"objective": objective, "row": row, "seed": seed, "steps": steps}
             run |= {name: getattr(options, name) for name in ("batch", "pool", "pairs", "device", "amp")}
             # COTR has no distributions of matches.
-            if key_of(run) not in done and (row != "cotr" or options.objective == "warps"):
+            if key_of(run) not in done and (row != "cotr" or objective == "warps"):
                 wanted.append(run)
-    seed = None
-    for run in wanted:
-        if run["seed"] != seed:
-            seed = run["seed"]
-            trained, held_out = open_sets(DATA / "Caltech-101", options.objective, seed)
-            parts = [(trained, range(options.pool)), (trained, range(options.pool, options.pool + JUDGED))]
-            reader = Reader([*parts, (held_out, range(JUDGED))], options.loaders)
-            backbone.to(options.device)
-            willow = willow or Willow(DATA / "PF-WILLOW", backbone, options.pairs)
-            streams = reader.streams()
-            pools = {name: Pool(next(streams), IMAGES[options.objective], backbone) for name in ("pool", "seen")}
-            pools["unseen"] = Pool(next(streams), IMAGES[options.objective], backbone)
-            next(streams, None)
-            note(f"seed {seed}: features of {options.pool} items after {time.monotonic() - begun:.0f} s")
-        config = training(options.objective, run["steps"], options.batch, options.amp)
-        started = time.monotonic()
-        try:
-            model = train(run["row"], backbone, pools["pool"], config, options.objective, seed, end)
-        except OutOfTimeError:
-            note(f"{run['row']}, seed {seed}: the time was over")
-            return
-        run["seconds"] = round(time.monotonic() - started, 1)
-        run["pck"] = willow(model)
-        run["loss"] = {name: judge(model, pool, config, options.objective) for name, pool in pools.items()}
-        run |= head
-        note(f"{run['row']}, seed {seed}, {run['steps']} updates, {run['seconds']} s: PCK {run['pck']}, {run['loss']}")
-        if options.runs:
-            append_run(options.runs, run)
-        else:
-            document["runs"].append(run)
-            write_record(RECORD, document)
-        if options.save:
-            name = f"{options.objective}-{run['row']}-{run['steps']}-{seed}.pt".replace(" ", "-").replace("/", "-")
-            options.save.mkdir(parents=True, exist_ok=True)
-            save_checkpoint(options.save / name, model, training={"study": "ablations", **run}, half=True)
+        if not wanted:
+            continue
+        pools, willow = read_photos(options, seed, backbone)
+        for run in wanted:
+            config = training(objective, run["steps"], options.batch, options.amp)
+            started = time.monotonic()
+            try:
+                model = train(run["row"], backbone, pools["pool"], config, objective, seed, end)
+            except OutOfTimeError:
+                note(f"{run['row']}, seed {seed}: the time was over")
+                return
+            run["seconds"] = round(time.monotonic() - started, 1)
+            run["pck"] = willow(model)
+            run["loss"] = {name: judge(model, pool, config, objective) for name, pool in pools.items()}
+            run |= head
+            note(f"{run['row']}, seed {seed}, {run['steps']} updates, {run['seconds']} s: {run['pck']}, {run['loss']}")
+            if options.runs:
+                append_run(options.runs, run)
+            else:
+                document["runs"].append(run)
+                write_record(RECORD, document)
+            if options.save:
+                name = f"{objective}-{run['row']}-{run['steps']}-{seed}.pt".replace(" ", "-").replace("/", "-")
+                options.save.mkdir(parents=True, exist_ok=True)
+                save_checkpoint(options.save / name, model, training={"study": "ablations", **run}, half=True)
+
+
+def read_photos(options: argparse.Namespace, seed: int, backbone: CATs) -> tuple[dict[str, Pool], Willow]:
+    """Features of what one seed trains on and is judged by; the backbone goes to the device."""
+    begun = time.monotonic()
+    trained, held_out = open_sets(DATA / "Caltech-101", options.objective, seed)
+    wanted = {
+        "pool": (trained, range(options.pool)),
+        "seen": (trained, range(options.pool, options.pool + JUDGED)),
+        "unseen": (held_out, range(JUDGED)),
+    }
+    with Reader(list(wanted.values()), options.loaders) as reader:
+        backbone.to(options.device)
+        willow = Willow(DATA / "PF-WILLOW", backbone, options.pairs)
+        images = IMAGES[options.objective]
+        pools = {name: Pool(stream, images, backbone) for name, stream in zip(wanted, reader.streams, strict=True)}
+    note(f"seed {seed}: features of {options.pool} items after {time.monotonic() - begun:.0f} s")
+    return pools, willow
 
 
 def main() -> None:

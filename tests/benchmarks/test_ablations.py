@@ -43,8 +43,8 @@ def test_rows_are_valid_and_differ():
 @pytest.mark.parametrize("row", ["no correlation", "cotr"])
 def test_a_row_trains_on_cached_features(row: str, photos: Path, backbone: CATs):
     trained, held_out = ablation_data.open_sets(photos, "warps", 0)
-    reader = ablation_data.Reader([(trained, range(2)), (held_out, range(1))], 1)
-    pools = [ablation_data.Pool(stream, ("image_a", "image_b"), backbone) for stream in reader.streams()]
+    with ablation_data.Reader([(trained, range(2)), (held_out, range(1))], 1) as reader:
+        pools = [ablation_data.Pool(stream, ("image_a", "image_b"), backbone) for stream in reader.streams]
     assert [len(pool) for pool in pools] == [2, 1]
     features, rest = pools[0].batch([1], [2])
     expected = ablation_data.encode(backbone, torch.from_numpy(np.asarray(trained[1]["image_a"]))[None])[2]
