@@ -63,6 +63,40 @@ def make_spair(root: Path, splits: tuple[str, ...] = ("test",), **changes: Any) 
     return root
 
 
+def make_spair_20(root: Path) -> Path:
+    """20 pairs in each of the lists ``trn``, ``val`` and ``test``: five categories of four photos, 3 to 9 keypoints."""
+    rng = np.random.default_rng(20)
+    (root / "Layout" / "large").mkdir(parents=True)
+    lists: dict[str, list[str]] = {"trn": [], "val": [], "test": []}
+    number = 0
+    for kind, category in enumerate(("aeroplane", "bird", "cat", "dog", "train")):
+        sizes = [tuple(int(side) for side in rng.integers(60, 140, 2)) for _ in range(4)]
+        names = [f"2009_00{kind}{photo:03d}" for photo in range(4)]
+        for photo, (name, size) in enumerate(zip(names, sizes, strict=True)):
+            make_image(root / "JPEGImages" / category / f"{name}.jpg", size, 10 * kind + photo)
+        pairs = [(a, b) for a in range(4) for b in range(4) if a != b]
+        for place, (a, b) in enumerate(pairs):
+            split = list(lists)[place % 3]
+            number += 1
+            count = int(rng.integers(3, 10))
+            points = [np.floor(rng.uniform(2, np.array(sizes[photo]) - 3, (count, 2))) for photo in (a, b)]
+            boxes = [[*at.min(0) - 2, *at.max(0) + 2] for at in points]
+            document = {
+                **SPAIR_PAIR, "pair_id": number, "filename": f"{number:06d}-{names[a]}-{names[b]}:{category}",
+                "category": category, "kps_ids": [str(k) for k in range(count)],
+                "src_imname": f"{names[a]}.jpg", "src_imsize": [*sizes[a], 3], "src_bndbox": [int(x) for x in boxes[0]],
+                "trg_imname": f"{names[b]}.jpg", "trg_imsize": [*sizes[b], 3], "trg_bndbox": [int(x) for x in boxes[1]],
+                "src_kps": points[0].astype(int).tolist(), "trg_kps": points[1].astype(int).tolist(),
+            }  # fmt: skip
+            lists[split].append(str(document["filename"]))
+            path = root / "PairAnnotation" / split / f"{document['filename']}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(document))
+    for split, names in lists.items():
+        (root / "Layout" / "large" / f"{split}.txt").write_text("\n".join(names) + "\n")
+    return root
+
+
 WILLOW_A = np.array([[10.5 + 8 * k, 12 + 3 * k] for k in range(10)])
 WILLOW_B = np.array([[5 + 7 * k, 50.25 - 4 * k] for k in range(10)])
 
