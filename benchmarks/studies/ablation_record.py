@@ -7,8 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cats.benchmarks.record import RESULTS, describe_run
 from cats.benchmarks.studies.ablation_rows import ROWS
 from cats.core.errors import InputError
@@ -69,29 +67,3 @@ def merge_runs(document: dict[str, Any], files: list[Path]) -> dict[str, Any]:
     names = list(ROWS)
     ordered = sorted(runs.values(), key=lambda r: (r["objective"], r["steps"], names.index(r["row"]), r["seed"]))
     return {**document, "runs": ordered}
-
-
-def table(document: dict[str, Any]) -> str:
-    """The record as Markdown: PCK as mean and range over the seeds, losses as means."""
-    runs = document["runs"]
-    machines = sorted({f"{run['date']}, {run['machine']}" for run in runs if "machine" in run})
-    lines = ["# Ablations and COTR in one setting", "", f"{document['setting']} Measured: {'; '.join(machines)}.", ""]
-    lines += ["| row | objective | updates | items of one | pairs | seeds | PCK@0.1 | range | PCK@0.05 | the paper |"]
-    lines += ["|---|---|---:|---:|---:|---:|---:|---:|---:|---|"]
-    groups: dict[tuple[str, str, int, int, int], list[dict[str, Any]]] = {}
-    for run in runs:
-        group = (run["objective"], run["row"], run["steps"], run["batch"], run["pairs"])
-        groups.setdefault(group, []).append(run["pck"])
-    for (objective, row, *sizes), scores in groups.items():
-        coarse, fine = ([pck[alpha] for pck in scores] for alpha in ("0.1", "0.05"))
-        spread = f"{min(coarse):.1f} to {max(coarse):.1f}" if len(coarse) > 1 else ""
-        means = f"{np.mean(coarse):.1f} | {spread} | {np.mean(fine):.1f}"
-        setting = " | ".join(map(str, sizes))
-        lines.append(f"| {row} | {objective} | {setting} | {len(scores)} | {means} | {ROWS[row].paper} |")
-    if document.get("costs"):
-        lines += ["", "| row | time of a single level | GFLOP | learnt parameters |", "|---|---:|---:|---:|"]
-        for row, cost in document["costs"]["rows"].items():
-            ratio = cost["ratio"]
-            interval = f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
-            lines.append(f"| {row} | {interval} | {cost['GFLOP']:.2f} | {cost['parameters'] / 1e6:.2f} M |")
-    return "\n".join([*lines, ""])

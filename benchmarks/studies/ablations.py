@@ -11,7 +11,7 @@ Runs are recorded one by one in ``benchmarks/results/ablations.json``; one that 
 that the study can be interrupted. To share the work among processes or machines, give each its seeds, rows and
 ``--runs FILE``, to which it appends every run as one line; ``--merge FILE`` takes such lines into the record.
 ``--times`` adds run time (interleaved), GFLOP and parameters; nothing else may run beside it. ``--table`` writes
-``ablations.md`` beside it.
+``ablations.md`` beside it and ``docs/pictures/ablations.png``.
 
 Usage: python -m cats.benchmarks.studies.ablations [--objective warps] [--steps 100,400] [--seeds 0,1,2]
 [--rows full,cotr] [--device cuda --amp bf16] (photos from $CATS_SHARED, default ../shared)
@@ -30,7 +30,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cats.architectures import build_model
-from cats.benchmarks.record import timed, write_record
+from cats.benchmarks.record import REPOSITORY, timed, write_record
 from cats.benchmarks.ship_tiny import ASSETS, DATA
 from cats.benchmarks.statistics import interleave, ratio_interval
 from cats.benchmarks.studies.ablation_data import IMAGES, Pool, Reader, Willow, open_sets, place_of
@@ -42,9 +42,9 @@ from cats.benchmarks.studies.ablation_record import (
     key_of,
     merge_runs,
     read_record,
-    table,
 )
 from cats.benchmarks.studies.ablation_rows import ABLATIONS, FULL, IDS, ROWS
+from cats.benchmarks.studies.ablation_table import draw, table
 from cats.checkpoints import load_checkpoint, save_checkpoint
 from cats.core.console import note
 from cats.core.errors import InputError
@@ -54,6 +54,7 @@ from cats.training.configs import TrainConfig
 from cats.training.objectives import FlowObjective, WarpConsistencyObjective
 from cats.training.optimization import autocast, learning_rate_factor
 
+PICTURE = REPOSITORY / "docs" / "pictures" / "ablations.png"
 JUDGED = 64  # items whose loss is measured, of each kind
 
 
@@ -253,12 +254,13 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="append runs to this file, one a line, instead of recording them")
     parser.add_argument("--merge", type=Path, nargs="+", help="take such files into the record instead")
     parser.add_argument("--times", action="store_true", help="measure run time, GFLOP and parameters instead")
-    parser.add_argument("--table", action="store_true", help="write the table instead")
+    parser.add_argument("--table", action="store_true", help="write table and picture instead")
     options = parser.parse_args()
     options.steps, options.rows = options.steps or ["300"], options.rows or [",".join(ABLATIONS)]
     document = read_record()
     if options.table:
         write_text(TABLE, table(document))
+        draw(document, PICTURE)
     elif options.merge:
         write_record(RECORD, merge_runs(document, options.merge))
     elif options.times:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from datasets import make_image
+from PIL import Image
 
-from cats.benchmarks.studies import ablation_data, ablation_record, ablations
+from cats.benchmarks.studies import ablation_data, ablation_record, ablation_table, ablations
 from cats.benchmarks.studies.ablation_rows import ABLATIONS, FULL, IDS, ROWS
 from cats.core.errors import InputError
 from cats.model import CATs, CATsConfig
@@ -133,7 +134,21 @@ def test_a_share_of_the_runs_goes_into_one_file(photos: Path, tmp_path: Path, mo
     assert saved.model.config == CATsConfig(**{**FULL.to_dict(), "hyperpixels": IDS[2:]})
 
 
-def test_the_table_groups_seeds():
-    runs = [{**RUN, "seed": seed, "pck": {"0.05": 30.0, "0.1": pck}} for seed, pck in enumerate((60.0, 64.0))]
-    text = ablation_record.table({"setting": "", "runs": runs})
-    assert "| full | warps | 300 | 4 | 360 | 2 | 62.0 | 60.0 to 64.0 | 30.0 | 49.9 (frozen 42.4) |" in text
+def test_the_table_compares_rows_seed_by_seed(tmp_path: Path):
+    loss = {"pool": 1.0, "seen": 2.0, "unseen": 3.0}
+    runs = [
+        {**RUN, "row": row, "seed": seed, "steps": steps, "pck": {"0.05": 30.0, "0.1": pck + seed * step}, "loss": loss}
+        for row, pck, step in (("full", 60.0, 4.0), ("cotr", 20.0, 1.0))
+        for seed in range(2)
+        for steps in (300, 2000)
+        if row == "full" or steps == 300
+    ]
+    text = ablation_table.table({"setting": "", "runs": runs})
+    line = "| cotr | 2 | 20.5 (20.0 to 21.0) | -41.5 (-43.0 to -40.0) | 30.0 (30.0 to 30.0) | 1.00 | 2.00 | 3.00 | 22.1"
+    assert line in text
+    assert "300 updates of 4 of a pool of 400, judged on 360 pairs" in text
+    assert "| full | 62.0 (60.0 to 64.0) | 62.0 (60.0 to 64.0) |" in text  # of both lengths
+    pytest.importorskip("matplotlib")
+    ablation_table.draw({"runs": runs}, tmp_path / "picture.png")
+    with Image.open(tmp_path / "picture.png") as image:
+        assert min(image.size) > 300

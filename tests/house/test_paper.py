@@ -54,7 +54,7 @@ def test_from_a_download_to_matches(cats: Command, tmp_path: Path) -> None:
     checked = cats("data", "check", f"spair:{root}", "--categories", "--json")
     assert checked.code == 0
     assert [part["total"]["pairs"] for part in json.loads(checked.out)["lists"]] == [20, 20, 20]
-    small = {**TRAINING, "model.backbone": "tf_efficientnet_lite0", "epochs": 2}
+    small = {**TRAINING, "model.backbone": "tf_efficientnet_lite0", "epochs": 1}
     settings = [word for key, value in small.items() if key != "steps" for word in ("--set", f"{key}={value}")]
     runs = {}
     for config, extra in (("spair", ["model.correlation=false"]), ("spair-cotr", ["model.hyperpixels=[3]"])):
