@@ -53,7 +53,9 @@ def shipped_pairs() -> list[Sample]:
         for path in (a, b):
             with Image.open(path) as image:
                 sizes.append(image.size)
-        samples.append(Sample(a, b, *sizes, points_a=points_a, points_b=points_b, name=f"{a.name} -> {b.name}"))
+        samples.append(
+            Sample(a, b, sizes[0], sizes[1], points_a=points_a, points_b=points_b, name=f"{a.name} -> {b.name}")
+        )
     return samples
 
 
