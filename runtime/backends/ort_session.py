@@ -41,7 +41,7 @@ def session_options(ort: Any, threads: int | None = None, *, keep_memory: bool =
     return options
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: Exception | str) -> str:
     """The useful part of an ONNX Runtime message."""
     text = str(error).strip().split("\n")[0]
     return text.rpartition("[ONNXRuntimeError] : ")[2][:400] or type(error).__name__
