@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import pytest
+from made_once import made_once
 from PIL import Image
 from tiny_models import tiny_model
 
@@ -30,9 +31,11 @@ def photos(tmp_path_factory):
 def float_file(tmp_path_factory):
     """A small CATs as cats-export writes it; its soft-argmax is wide, so that random weights do not exaggerate,
     and sums that saturate on CPUs without VNNI neither."""
-    path = tmp_path_factory.mktemp("float") / "small.onnx"
-    export_onnx(tiny_model(temperature=0.9), path, verified=False)
-    return path
+
+    def export(folder):
+        export_onnx(tiny_model(temperature=0.9), folder / "small.onnx", verified=False)
+
+    return made_once(tmp_path_factory, "float", export) / "small.onnx"
 
 
 @pytest.fixture(scope="session")

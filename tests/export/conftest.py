@@ -1,9 +1,11 @@
 """A small model and its exported forms, made once."""
 
+import onnx
 import pytest
+from made_once import made_once
 from tiny_models import tiny_model
 
-from cats.export.forms import build_form
+from cats.export.forms import FORMS, build_form
 from cats.export.storage import inline_functions
 
 
@@ -13,10 +15,15 @@ def model():
 
 
 @pytest.fixture(scope="session")
-def forms(model):
+def forms(model, tmp_path_factory):
     """Kind -> ONNX model, of all forms; with ``pair-inline`` too."""
-    built = {}
-    for form in ("pair", "split", "end-to-end"):
-        built |= build_form(model, form)
+
+    def build(folder):
+        for form in FORMS:
+            for kind, built in build_form(model, form).items():
+                onnx.save(built, folder / f"{kind}.onnx")
+
+    files = made_once(tmp_path_factory, "forms", build)
+    built = {kind: onnx.load(files / f"{kind}.onnx") for kinds in FORMS.values() for kind in kinds}
     built["pair-inline"] = inline_functions(built["pair"])
     return built

@@ -92,7 +92,7 @@ def test_split_inline_and_half_storage(export, checkpoint, tmp_path):
 
 
 def test_for_cpu(export, checkpoint, tmp_path):
-    done = export("--ckpt", checkpoint, "--for", "cpu")
+    done = export("--ckpt", checkpoint, "--for", "cpu", "--batch", 1)
     assert done.code == 0
     metadata = read_onnx_metadata(tmp_path / "best.cpu.onnx")
     assert (metadata.target, metadata.extra) == ("cpu", {})
@@ -200,14 +200,15 @@ def test_the_authors_folder(export, tmp_path):
     folder.mkdir()
     torch.save({"epoch": 1, "state_dict": model.state_dict()}, folder / "model_best.pth")
     (folder / "args.pkl").write_bytes(pickle.dumps(argparse.Namespace(hyperpixel="[0,1]", num_heads=4)))
-    done = export("--ckpt", folder)
+    done = export("--ckpt", folder, "--batch", 1)
     assert done.code == 0, done.err
     assert read_onnx_metadata(tmp_path / "authors.onnx").config["hyperpixels"] == [0, 1]
 
 
 def test_a_backbone_alone_becomes_the_nearest_neighbour_matcher(export, tmp_path):
     torch.save(timm.create_model("resnet50").state_dict(), tmp_path / "weights.pth")
-    done = export("--backbone", "resnet50", "--backbone-weights", "weights.pth", "--hyperpixels", "0,1")
+    which = ("--backbone", "resnet50", "--backbone-weights", "weights.pth", "--hyperpixels", "0,1")
+    done = export(*which, "--batch", 1)
     assert done.code == 0, done.err
     metadata = read_onnx_metadata(tmp_path / "resnet50.onnx")
     assert metadata.verified

@@ -94,7 +94,7 @@ def test_precisions_of_the_parts(forms, kind, resnet, aggregator_only, precision
     if resnet:
         other = tiny_model(backbone="resnet50", hyperpixels=(0, 5))
         form = "split" if kind == "encoder" else "pair"
-        exported = build_form(other, form, options=DeploymentOptions(winograd=True))[kind]
+        exported = build_form(other, form, batch=1, options=DeploymentOptions(winograd=True))[kind]
     parts = precision_parts(
         ov, shared_core().read_model(inline_functions(exported).SerializeToString()), aggregator_only=aggregator_only
     )

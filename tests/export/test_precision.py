@@ -199,7 +199,7 @@ def test_what_cannot_be_typed(forms):
 )
 def test_every_structure_is_typed(changes):
     model = tiny_model(**changes)
-    exported = build_form(model, "pair")["pair"]
+    exported = build_form(model, "pair", batch=2)["pair"]
     a, b = (x.numpy() for x in image_pair(model, 2))
     feeds = {"image_a": a, "image_b": b}
     typed = emulate_fp16(to_fp16(exported))[0]

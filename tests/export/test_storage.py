@@ -44,7 +44,7 @@ def test_inlined_form_is_equal_bit_by_bit(model, forms):
 )
 def test_a_half_checkpoint_is_stored_without_loss(backbone, options):
     model = as_from_a_half_checkpoint(tiny_model(**backbone))
-    exported = build_form(model, options=options)["pair"]
+    exported = build_form(model, batch=2, options=options)["pair"]
     stored, rounded = store_as_half(exported, weight_factors(model, options))
     assert not rounded
     onnx.checker.check_model(stored, full_check=True)

@@ -75,8 +75,8 @@ def test_untrained_weights_are_judged_by_the_refined_correlation(model, capsys, 
     monkeypatch.setitem(TOLERANCE, "fp16", 1e-6)  # which no such file holds
     sharp = copy.deepcopy(model)
     object.__setattr__(sharp, "config", dataclasses.replace(model.config, temperature=1e-5))
-    typed = to_fp16(build_form(sharp, "pair")["pair"])
-    parity = verify({"pair": typed}, sharp, demo_pairs(), batch=None, precision="fp16")
+    typed = to_fp16(build_form(sharp, "pair", batch=2)["pair"])
+    parity = verify({"pair": typed}, sharp, demo_pairs(), batch=2, precision="fp16")
     assert parity.argmax
     assert parity.p99_px > 1e-6
     assert 0 < parity.refined < parity.refined_tolerance
@@ -88,7 +88,7 @@ def test_untrained_weights_are_judged_by_the_refined_correlation(model, capsys, 
     )
     array = numpy_helper.to_array(weight)
     weight.CopyFrom(numpy_helper.from_array((array * 3 + 1).astype(array.dtype), weight.name))
-    assert not verify({"pair": typed}, sharp, demo_pairs(), batch=None, precision="fp16").passed
+    assert not verify({"pair": typed}, sharp, demo_pairs(), batch=2, precision="fp16").passed
 
 
 def test_activations_near_the_end_of_float16_are_named_by_module():

@@ -77,7 +77,7 @@ def model():
 @pytest.fixture(scope="module")
 def files(model):
     """The pair without and with Winograd's convolutions."""
-    return [build_form(model, options=DeploymentOptions(winograd=on))["pair"] for on in (False, True)]
+    return [build_form(model, batch=1, options=DeploymentOptions(winograd=on))["pair"] for on in (False, True)]
 
 
 def test_the_file_holds_the_weights_as_they_were(files):
@@ -90,7 +90,7 @@ def test_the_file_holds_the_weights_as_they_were(files):
 def test_onnxruntime_transforms_them_when_it_loads_the_file(files, tmp_path):
     ort = pytest.importorskip("onnxruntime")
     rng = np.random.default_rng(0)
-    shape = [side.dim_value or 1 for side in files[0].graph.input[0].type.tensor_type.shape.dim]
+    shape = [side.dim_value for side in files[0].graph.input[0].type.tensor_type.shape.dim]
     feeds = {name: rng.standard_normal(shape).astype(np.float32) for name in ("image_a", "image_b")}
     flows, reads = [], []
     for number, file in enumerate([*files, store_as_half(files[1])[0]]):

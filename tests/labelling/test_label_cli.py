@@ -90,15 +90,14 @@ def test_an_interrupted_run_goes_on(label: Command, work: Path, stand_in: StandI
     assert not kept.exists()
 
 
-@pytest.mark.parametrize("stop", [2, 4, 7])
 def test_a_run_in_which_photos_help_one_another_goes_on(
-    label: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+    label: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the model: stopped while photos are looked at alone, at the end of that, and while they help one another."""
     monkeypatch.chdir(tmp_path)
     photo = Image.open(asset("astronaut.jpg")).convert("RGB")
     Path("photos").mkdir()
-    names = [f"{number}.png" for number in range(4)]
+    names = [f"{number}.png" for number in range(3)]
     for number, name in enumerate(names):
         photo.crop((20 * number, 0, 400 + 20 * number, 360)).save(f"photos/{name}")
     photo.save("a.png")
@@ -111,28 +110,31 @@ def test_a_run_in_which_photos_help_one_another_goes_on(
     assert (alone.code, whole.code) == (0, 0), whole.err
     assert Path("alone.json").read_bytes() != Path("whole.json").read_bytes()
 
-    written, keep = [], Journal._add
-
-    def stopping(journal: Journal, *entry: Any) -> None:
-        if len(written) == stop:
-            raise KeyboardInterrupt
-        written.append(entry[0])
-        keep(journal, *entry)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Journal, "_add", stopping)
-        stopped = label("refs.json", "photos", "-o", "out.json", "--streams", 1)
-    assert stopped.code == 130
-    assert f"{min(stop, 4)} photos are kept" in stopped.err
     looked: list[str] = []
-    find, improve = Labeller.find, Through.improve
-    monkeypatch.setattr(Labeller, "find", lambda self, *item: looked.append(item[0].name) or find(self, *item))
-    monkeypatch.setattr(Through, "improve", lambda self, item: looked.append(item.path.name) or improve(self, item))
-    done = label("refs.json", "photos", "-o", "out.json", "--streams", 1)
-    assert done.code == 0, done.err
-    assert looked == [*names, *names][stop:], "what was done is not done again"
-    assert Path("out.json").read_bytes() == Path("whole.json").read_bytes()
-    assert not Path(".out.json.progress").exists()
+    find, improve, keep = Labeller.find, Through.improve, Journal._add
+    for stop in (2, 3, 5):
+        written: list[object] = []
+
+        def stopping(journal: Journal, *entry: Any, written: list[object] = written, stop: int = stop) -> None:
+            if len(written) == stop:
+                raise KeyboardInterrupt
+            written.append(entry[0])
+            keep(journal, *entry)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "_add", stopping)
+            stopped = label("refs.json", "photos", "-o", f"{stop}.json", "--streams", 1)
+        assert stopped.code == 130
+        assert f"{min(stop, 3)} photos are kept" in stopped.err
+        looked.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(Labeller, "find", lambda self, *item: looked.append(item[0].name) or find(self, *item))
+            patch.setattr(Through, "improve", lambda self, item: looked.append(item.path.name) or improve(self, item))
+            done = label("refs.json", "photos", "-o", f"{stop}.json", "--streams", 1)
+        assert done.code == 0, done.err
+        assert looked == [*names, *names][stop:], f"stopped at {stop}: what was done is not done again"
+        assert Path(f"{stop}.json").read_bytes() == Path("whole.json").read_bytes(), stop
+        assert not Path(f".{stop}.json.progress").exists()
 
 
 def test_results_that_cannot_be_kept_end_the_run(label: Command, work: Path, stand_in: StandIn) -> None:

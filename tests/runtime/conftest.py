@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_once import made_once
 from PIL import Image
 from split_onnx import save_split
 from tiny_onnx import save_model, tiny_metadata, tiny_model
@@ -55,7 +56,7 @@ def texture() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    return Library(libcats.build_library(tmp_path_factory.mktemp("libcats")))
+    return Library(made_once(tmp_path_factory, "libcats", libcats.build_library) / "libcats.so")
 
 
 @pytest.fixture(scope="session")

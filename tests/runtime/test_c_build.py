@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from c_programs import program
+from made_once import made_once
 from split_onnx import save_split
 
 import cats
@@ -33,7 +34,7 @@ VALUES = "cats_image i = CATS_IMAGE(NULL, 1, 2, CATS_RGB); cats_options o = CATS
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return libcats.build_library(tmp_path_factory.mktemp("libcats"))
+    return made_once(tmp_path_factory, "libcats", libcats.build_library) / "libcats.so"
 
 
 @pytest.mark.parametrize("standard", ["c99", "c11", "c17", "c++17"])
