@@ -15,7 +15,7 @@ demo: .venv-demo/done  ## match two photos with the shipped model and draw demo.
 	@echo "demo.png: the same points of two portraits"
 
 test: .venv/done lint  ## everything that runs without a GPU, on the files of this folder
-	.venv/bin/pytest
+	.venv/bin/pytest -n logical --maxprocesses 8 --dist worksteal
 
 dev: .venv/done  ## an environment in .venv/ whose commands run the files of this folder
 
@@ -67,6 +67,7 @@ bench: .venv/done  ## every backend side by side, into benchmarks/results/; noth
 	for model in cats-tiny resnet101; do .venv/bin/cats-bench $$model --int8 $(CATS_SHARED)/data/Caltech-101 \
 	  -o benchmarks/results/bench-$$model.json --html benchmarks/results/bench-$$model.html --force || exit; done
 
+# Python compiles a module when it is first imported: compiling all of them takes a minute, most are never needed.
 # The demo installs the package; the development environment changes with its dependencies and the C library alone.
 SOURCES := $(shell git ls-files --cached --others --exclude-standard -- cats $(ROOMS_BESIDE))
 NATIVE := $(shell git ls-files --cached --others --exclude-standard -- runtime/c/src runtime/c/include)
@@ -80,7 +81,7 @@ NATIVE := $(shell git ls-files --cached --others --exclude-standard -- runtime/c
 .venv/done: $(NATIVE) pyproject.toml setup.py
 	test -d .venv || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --upgrade pip
-	.venv/bin/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	.venv/bin/python -m pip install --quiet --no-compile --editable '.[$(EXTRAS)]'
 	touch $@
 
 clean:

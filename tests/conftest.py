@@ -9,3 +9,7 @@ from cats.core.process import child_environment
 __all__ = ["chromium"]
 
 os.environ["PYTHONPATH"] = child_environment()["PYTHONPATH"]
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it; results in a pipe have a width of their own
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # torch's threads: there is a worker for every core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -29,7 +29,7 @@ sys.path.insert(0, os.getcwd())
 from examples.ray_serve import app
 
 port, a, b = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-ray.init(num_cpus=3, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": os.getcwd()}})
+ray.init("local", num_cpus=3, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": os.getcwd()}})
 serve.start(http_options={"host": "127.0.0.1", "port": port})
 serve.run(app)
 pair = {side: base64.b64encode(open(path, "rb").read()).decode() for side, path in (("a", a), ("b", b))}
