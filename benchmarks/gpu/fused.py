@@ -1,11 +1,12 @@
 """What an engine joins, for an exported file that PyTorch runs: convolutions with what follows, and attention.
 
-Two rewrites of the ONNX graph, each a node that :data:`FUSED` runs:
+Three rewrites of the ONNX graph, each a node that :data:`FUSED` runs:
 
 - ``FusedConv``: convolution, bias, residual and ReLU. A 1x1 convolution without residual is cuBLASLt's product with
-  bias and ReLU, all others are cuDNN's of that name.
+  bias and ReLU, a small 3x3 convolution :func:`.fused_kernels.convolution_kernel`, all others are cuDNN's.
+- ``LinearGelu``: a product with its bias and GELU.
 - ``Attention``: the projections to queries, keys and values as one product, then attention among the cells by PyTorch's
-  own kernels, or among the levels of one cell by :func:`level_attention_kernel`.
+  own kernels, or among the levels of one cell.
 """
 
 from __future__ import annotations
@@ -18,13 +19,10 @@ import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 from onnx import helper, numpy_helper
 from torch import Tensor
 
-PLACES = 8
-"""Cells whose attention among levels one block computes, so that its products fill tensor cores."""
+from cats.benchmarks.gpu import fused_kernels
 
 
 class Rewriter:
@@ -75,7 +73,9 @@ class Rewriter:
 def fuse(model: onnx.ModelProto) -> dict[str, int]:
     """Rewrite a pair or encoder file in place; returns how many nodes of each kind there are now."""
     counts = {}
-    for kind, rewrite in (("FusedConv", _fuse_convolutions), ("Attention", _fuse_attention)):
+    for kind, rewrite in (
+        ("FusedConv", _fuse_convolutions), ("LinearGelu", _fuse_gelu), ("Attention", _fuse_attention),
+    ):  # fmt: skip
         rewriter = Rewriter(model.graph)
         counts[kind] = rewrite(rewriter)
         rewriter.finish()
@@ -85,6 +85,8 @@ def fuse(model: onnx.ModelProto) -> dict[str, int]:
 def _fuse_convolutions(rewriter: Rewriter) -> int:
     done, place = 0, {name: i for i, node in enumerate(rewriter.nodes) for name in node.output}
     for conv in [node for node in rewriter.nodes if node.op_type == "Conv" and len(node.input) == 3]:
+        if rewriter.weights[conv.input[1]].dims[1] < 8:
+            continue  # images have kernels of their own that join nothing: 120 us instead of 535 for 64
         residual, last = "", conv
         add = rewriter.only_taker(conv.output[0], "Add")
         if add is not None:
@@ -99,6 +101,22 @@ def _fuse_convolutions(rewriter: Rewriter) -> int:
         made = helper.make_node("FusedConv", names, list(relu.output), relu.name)
         made.attribute.extend(conv.attribute)
         rewriter.replace(relu, made)
+        done += 1
+    return done
+
+
+def _fuse_gelu(rewriter: Rewriter) -> int:
+    done = 0
+    for gelu in [node for node in rewriter.nodes if node.op_type == "Gelu"]:
+        taken_as_mean = any(node.op_type == "ReduceMean" for node in rewriter.takers[gelu.output[0]])
+        exact = not any(item.name == "approximate" and item.s == b"tanh" for item in gelu.attribute)
+        found = _projection(rewriter, gelu.input[0])
+        if found is None or taken_as_mean or not exact:
+            continue  # torch.compile joins GELU and mean
+        names = [f"{gelu.name}.weight", f"{gelu.name}.bias"]
+        for name, value in zip(names, found[1:], strict=True):
+            rewriter.graph.initializer.append(numpy_helper.from_array(value, name))
+        rewriter.replace(gelu, helper.make_node("LinearGelu", [found[0], *names], list(gelu.output), gelu.name))
         done += 1
     return done
 
@@ -187,6 +205,8 @@ def _(
         matrix = weight.view(len(weight), -1).t()
         flat = torch._addmm_activation(bias, rows.reshape(-1, rows.shape[-1]), matrix, use_gelu=False)
         return flat.view(*rows.shape[:3], -1).permute(0, 3, 1, 2)
+    if residual is None and stride == [1, 1] and (splits := fused_kernels.splits_of(x, weight)):
+        return fused_kernels.launch_convolution(x, weight, bias, splits)
     if residual is None:  # of zeros: cuDNN's own form without one reads a result that nothing has written yet
         height, width = _size(x, weight, stride, padding)
         residual = zeros(len(x), len(weight), height, width, x.dtype)
@@ -198,36 +218,6 @@ def zeros(batch: int, channels: int, height: int, width: int, dtype: torch.dtype
     """(B, C, H, W) of zeros on the GPU in channels last; nothing writes into them."""
     made = torch.zeros(batch, height, width, channels, dtype=dtype, device="cuda")
     return made.permute(0, 3, 1, 2)
-
-
-@triton.jit
-def level_attention_kernel(  # type: ignore[no-untyped-def]
-    qkv,
-    out,
-    CELLS: tl.constexpr,  # noqa: N803
-    LEVELS: tl.constexpr,  # noqa: N803
-    HEADS: tl.constexpr,  # noqa: N803
-    WIDTH: tl.constexpr,  # noqa: N803
-    SIDE: tl.constexpr,  # noqa: N803
-):
-    """Attention among the levels of ``SIDE`` cells: one product for all, with what is between two cells masked.
-
-    Grid (N / SIDE, heads, B); ``qkv`` (B, L, N, 3, heads, width), ``out`` (B, L, N, heads, width).
-    """
-    rows = tl.arange(0, LEVELS * SIDE)
-    level, cell = rows // SIDE, rows % SIDE
-    token = (tl.program_id(2).to(tl.int64) * LEVELS + level) * CELLS + tl.program_id(0) * SIDE + cell
-    columns = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    place = qkv + token[:, None] * (3 * HEADS * WIDTH) + columns[None, :]
-    queries = tl.load(place)
-    keys = tl.load(place + HEADS * WIDTH)
-    values = tl.load(place + 2 * HEADS * WIDTH)
-    scores = tl.dot(queries, tl.trans(keys), input_precision="ieee")
-    scores = tl.where(cell[:, None] == cell[None, :], scores, float("-inf"))
-    scores = tl.exp(scores - tl.max(scores, 1)[:, None])
-    scores = scores / tl.sum(scores, 1)[:, None]
-    result = tl.dot(scores.to(values.dtype), values, input_precision="ieee")
-    tl.store(out + token[:, None] * (HEADS * WIDTH) + columns[None, :], result.to(values.dtype))
 
 
 @torch.library.custom_op("cats_benchmarks::level_attention", mutates_args=())
@@ -246,17 +236,7 @@ def _(qkv: Tensor, levels: int, heads: int) -> Tensor:
 
 @level_attention.register_kernel("cuda")
 def _(qkv: Tensor, levels: int, heads: int) -> Tensor:
-    return launch_level_attention(qkv, levels, heads)
-
-
-def launch_level_attention(qkv: Tensor, levels: int, heads: int) -> Tensor:
-    """Run the kernel; levels and width a power of two, N a multiple of :data:`PLACES`."""
-    qkv = qkv.contiguous()
-    tokens, cells, channels = qkv.shape
-    out = qkv.new_empty((tokens, cells, channels // 3))
-    grid = (cells // PLACES, heads, tokens // levels)
-    level_attention_kernel[grid](qkv, out, cells, levels, heads, channels // 3 // heads, PLACES, num_warps=4)
-    return out
+    return fused_kernels.launch_level_attention(qkv, levels, heads)
 
 
 def _run_convolution(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None, **a: Any) -> Tensor:
@@ -264,6 +244,26 @@ def _run_convolution(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor |
     if (top, left) != (bottom, right):
         x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
     return convolution(x, weight, bias, residual, a.get("strides", [1, 1]), [top, left])
+
+
+@torch.library.custom_op("cats_benchmarks::linear_gelu", mutates_args=())
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """GELU of a product (M, K) x (K, N) and its bias."""
+    return F.gelu(torch.addmm(bias, x, weight))
+
+
+@linear_gelu.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return x.new_empty((len(x), weight.shape[1]))
+
+
+@linear_gelu.register_kernel("cuda")
+def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return fused_kernels.launch_linear_gelu(x, weight, bias)
+
+
+def _run_linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return linear_gelu(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
 
 
 def _run_attention(x: Tensor, weight: Tensor, bias: Tensor, heads: int, levels: int) -> Tensor:
@@ -276,5 +276,5 @@ def _run_attention(x: Tensor, weight: Tensor, bias: Tensor, heads: int, levels: 
     return found.transpose(1, 2).reshape(tokens, cells, -1)
 
 
-FUSED = {"FusedConv": _run_convolution, "Attention": _run_attention}
+FUSED = {"FusedConv": _run_convolution, "LinearGelu": _run_linear_gelu, "Attention": _run_attention}
 """Operator -> its computation, beside those of :data:`cats.benchmarks.onnx_on_torch.OPERATORS`."""

@@ -157,8 +157,6 @@ def measure_compiled(bench: Bench, tuned: bool, fused: bool) -> None:
     """Each batch is compiled by itself, so that a cut-off leaves the first."""
     if fused:
         torch.backends.cudnn.benchmark_limit = 4  # each fused convolution that is tried is compiled first
-        run = file_on_gpu(wait_for(f"{bench.name}.fp16.onnx", 1 if DRY else 200), channels_last=True, fused=True)
-        bench.measure("file fp16 fused", run)
     for batch in BATCHES:
         label = f"{'fused and ' if fused else ''}compiled{' and tuned' if tuned else ''} fp16"
         try:

@@ -27,22 +27,25 @@ from cats.core.errors import BackendError
 
 @dataclass(frozen=True)
 class Blocks:
-    """How the work is cut: one block computes ``tile`` rows and columns and reads ``step`` channels at once.
+    """How the work is cut: one block computes ``rows`` by ``columns`` scores and reads ``step`` channels at once;
+    ``stages`` - 1 reads are in flight."""
 
-    ``stages`` - 1 reads are in flight; they fit in 48 KiB of shared memory, all that needs no opt-in.
-    """
-
-    tile: int
+    rows: int
+    columns: int
     step: int
     warps: int
     stages: int
 
 
-BLOCKS = {torch.float16: Blocks(64, 64, 4, 4), torch.float32: Blocks(64, 32, 4, 4)}
-"""By the type of the features; the fastest of those tried on an H200, as are the next ones."""
+BLOCKS = {torch.float16: Blocks(64, 64, 64, 4, 4), torch.float32: Blocks(64, 64, 32, 4, 4)}
+"""By the type of the features; the fastest of those tried on an H200, as are the next ones. Their reads fit in 48 KiB
+of shared memory, all that needs no opt-in."""
 
-_LARGE = Blocks(128, 32, 4, 4)  # of float16, for so many matrices of scores that they fill a GPU all the same
+_LARGE = {False: Blocks(128, 128, 32, 4, 4), True: Blocks(128, 128, 64, 8, 4)}
+"""For float16, contiguous and channels last, and so many matrices of scores that they fill a GPU all the same."""
 _MANY = 64
+_FILTERED = 64
+"""Rows and columns that one block of the second kernel filters."""
 
 _NORM_EPSILON, _TINY = tl.constexpr(1e-6), tl.constexpr(1e-30)
 
@@ -63,27 +66,29 @@ def scores_kernel(  # type: ignore[no-untyped-def]
     column_maxima,
     CHANNELS: tl.constexpr,  # noqa: N803
     CELLS: tl.constexpr,  # noqa: N803
-    TILE: tl.constexpr,  # noqa: N803
+    ROWS: tl.constexpr,  # noqa: N803
+    COLUMNS: tl.constexpr,  # noqa: N803
     STEP: tl.constexpr,  # noqa: N803
     WHOLE: tl.constexpr,  # noqa: N803
     LAST: tl.constexpr,  # noqa: N803
 ):
     """Correlations of one tile and their maxima.
 
-    Grid (T * T, L, B), T = ceil(N / TILE). ``a`` and ``b`` are tuples of (B, C_l, N); ``scores`` (B, L, N, N), rows a;
-    ``row_maxima`` and ``column_maxima`` (B, L, T, N), the maximum of each row (column) within the tiles of each column
-    (row) of tiles. ``CHANNELS`` is the tuple of C_l; ``WHOLE`` says that tiles and steps divide N and each C_l,
-    ``LAST`` that features lie in memory as (B, N, C_l).
+    Grid (R * C, L, B), R = ceil(N / ROWS), C = ceil(N / COLUMNS). ``a`` and ``b`` are tuples of (B, C_l, N); ``scores``
+    (B, L, N, N), rows a; ``row_maxima`` (B, L, C, N) and ``column_maxima`` (B, L, R, N), the maximum of each row
+    (column) within the tiles of each column (row) of tiles. ``CHANNELS`` is the tuple of C_l; ``WHOLE`` says that tiles
+    and steps divide N and each C_l, ``LAST`` that features lie in memory as (B, N, C_l).
     """
-    tiles: tl.constexpr = (CELLS + TILE - 1) // TILE
-    tile_row, tile_column = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    across: tl.constexpr = (CELLS + COLUMNS - 1) // COLUMNS
+    down: tl.constexpr = (CELLS + ROWS - 1) // ROWS
+    tile_row, tile_column = tl.program_id(0) // across, tl.program_id(0) % across
     level, item = tl.program_id(1), tl.program_id(2).to(tl.int64)
     features_a, features_b, channels = a[0], b[0], CHANNELS[0] + level * 0
     for index in tl.static_range(1, len(CHANNELS)):
         if level == index:
             features_a, features_b, channels = a[index], b[index], CHANNELS[index] + level * 0
-    rows = tile_row * TILE + tl.arange(0, TILE)
-    columns = tile_column * TILE + tl.arange(0, TILE)
+    rows = tile_row * ROWS + tl.arange(0, ROWS)
+    columns = tile_column * COLUMNS + tl.arange(0, COLUMNS)
     steps = tl.arange(0, STEP)
     if LAST:
         if WHOLE:
@@ -93,11 +98,11 @@ def scores_kernel(  # type: ignore[no-untyped-def]
         cell, channel = 1, CELLS
     first = features_a + item * channels * CELLS + rows[:, None] * cell + steps[None, :] * channel
     second = features_b + item * channels * CELLS + columns[None, :] * cell + steps[:, None] * channel
-    product = tl.zeros((TILE, TILE), tl.float32)
+    product = tl.zeros((ROWS, COLUMNS), tl.float32)
     # Squares are summed where they are read, and over the threads once at the end: a sum over threads in every step
     # takes longer than the product.
-    squares_a = tl.zeros((TILE, STEP), tl.float32)
-    squares_b = tl.zeros((STEP, TILE), tl.float32)
+    squares_a = tl.zeros((ROWS, STEP), tl.float32)
+    squares_b = tl.zeros((STEP, COLUMNS), tl.float32)
     for start in range(0, channels, STEP):
         if WHOLE:
             x = tl.load(first + start * channel)
@@ -116,8 +121,8 @@ def scores_kernel(  # type: ignore[no-untyped-def]
     matrix = item * len(CHANNELS) + level
     tl.store(scores + (matrix * CELLS + rows[:, None]) * CELLS + columns[None, :], product, mask=inside)
     product = tl.where(inside, product, float("-inf"))
-    rows_to = row_maxima + (matrix * tiles + tile_column) * CELLS + rows
-    columns_to = column_maxima + (matrix * tiles + tile_row) * CELLS + columns
+    rows_to = row_maxima + (matrix * across + tile_column) * CELLS + rows
+    columns_to = column_maxima + (matrix * down + tile_row) * CELLS + columns
     tl.store(rows_to, tl.max(product, axis=1), mask=rows < CELLS)
     tl.store(columns_to, tl.max(product, axis=0), mask=columns < CELLS)
 
@@ -130,10 +135,12 @@ def filter_kernel(  # type: ignore[no-untyped-def]
     volume,
     LEVELS: tl.constexpr,  # noqa: N803
     CELLS: tl.constexpr,  # noqa: N803
+    ROWS: tl.constexpr,  # noqa: N803
+    COLUMNS: tl.constexpr,  # noqa: N803
     TILE: tl.constexpr,  # noqa: N803
 ):
-    """The mutual filter of one tile; grid and arguments as of :func:`scores_kernel`, ``volume`` like ``scores`` or the
-    same."""
+    """The mutual filter of ``TILE`` rows and columns; grid (T * T, L, B), T = ceil(N / TILE); arguments as of
+    :func:`scores_kernel`, ``volume`` like ``scores`` or the same."""
     tiles: tl.constexpr = (CELLS + TILE - 1) // TILE
     item = tl.num_programs(2) - 1 - tl.program_id(2)  # last come first: what is left in the cache is read
     matrix = item.to(tl.int64) * LEVELS + tl.program_id(1)
@@ -141,11 +148,13 @@ def filter_kernel(  # type: ignore[no-untyped-def]
     columns = (tl.program_id(0) % tiles) * TILE + tl.arange(0, TILE)
     row_maximum = tl.full((TILE,), float("-inf"), tl.float32)
     column_maximum = tl.full((TILE,), float("-inf"), tl.float32)
-    for tile in tl.static_range(tiles):
-        place = (matrix * tiles + tile) * CELLS
-        found = tl.load(row_maxima + place + rows, mask=rows < CELLS, other=1.0)
+    across: tl.constexpr = (CELLS + COLUMNS - 1) // COLUMNS
+    for tile in tl.static_range(across):
+        found = tl.load(row_maxima + (matrix * across + tile) * CELLS + rows, mask=rows < CELLS, other=1.0)
         row_maximum = tl.maximum(row_maximum, found)
-        found = tl.load(column_maxima + place + columns, mask=columns < CELLS, other=1.0)
+    down: tl.constexpr = (CELLS + ROWS - 1) // ROWS
+    for tile in tl.static_range(down):
+        found = tl.load(column_maxima + (matrix * down + tile) * CELLS + columns, mask=columns < CELLS, other=1.0)
         column_maximum = tl.maximum(column_maximum, found)
     row_inverse = 1.0 / tl.where(row_maximum == 0, _TINY, row_maximum)
     column_inverse = 1.0 / tl.where(column_maximum == 0, _TINY, column_maximum)
@@ -160,37 +169,45 @@ def launch(a: Sequence[Tensor], b: Sequence[Tensor], blocks: Blocks | None = Non
     """Run both kernels: :func:`cats.export.graph.correlation.correlation` for tensors on a GPU.
 
     Args:
-        a, b: one (B, C_l, N) per level, all float16 or all float32; read as they lie where all are channels last, else
-            copied where they are not contiguous.
+        a, b: one (B, C_l, N) per level, all float16 or all float32. Float16 features are read as most of them lie,
+            contiguous or channels last, float32 ones contiguous; others are copied.
         blocks: None takes what is fastest for the type and the number of matrices.
 
     Returns:
         (B, L, N, N) float32, rows a, columns b.
     """
-    last = all(x.transpose(1, 2).is_contiguous() for x in (*a, *b))
-    if not last:
-        a, b = [x.contiguous() for x in a], [x.contiguous() for x in b]
+    lying = [(x.numel(), x.transpose(1, 2).is_contiguous()) for x in (*a, *b)]
+    half = a[0].dtype == torch.float16
+    last = half and 2 * sum(size for size, is_last in lying if is_last) > sum(size for size, _ in lying)
+    a, b = [_laid(x, last) for x in a], [_laid(x, last) for x in b]
     batch, _, cells = a[0].shape
     channels, levels = tuple(x.shape[1] for x in a), len(a)
     if blocks is None:
-        blocks = _LARGE if a[0].dtype == torch.float16 and batch * levels >= _MANY else BLOCKS[a[0].dtype]
-    tiles = triton.cdiv(cells, blocks.tile)
+        blocks = _LARGE[last] if half and batch * levels >= _MANY else BLOCKS[a[0].dtype]
+    down, across, tiles = (triton.cdiv(cells, size) for size in (blocks.rows, blocks.columns, _FILTERED))
     scores = a[0].new_empty((batch, levels, cells, cells), dtype=torch.float32)
-    maxima = a[0].new_empty((2, batch, levels, tiles, cells), dtype=torch.float32)
-    grid, options = (tiles * tiles, levels, batch), {"num_warps": blocks.warps, "num_stages": blocks.stages}
+    row_maxima = scores.new_empty((batch, levels, across, cells))
+    column_maxima = scores.new_empty((batch, levels, down, cells))
+    options = {"num_warps": blocks.warps, "num_stages": blocks.stages}
     constants = _scores_constants(channels, cells, blocks, last)
     with (
         torch.cuda.device(scores.device) if scores.is_cuda else contextlib.nullcontext()
     ):  # Triton takes the current GPU
-        scores_kernel[grid](tuple(a), tuple(b), scores, maxima[0], maxima[1], **constants, **options)
-        # In place: what is left in the cache is written to memory once.
-        filter_kernel[grid](scores, maxima[0], maxima[1], scores, levels, cells, blocks.tile, **options)
+        between = (scores, row_maxima, column_maxima)
+        scores_kernel[(down * across, levels, batch)](tuple(a), tuple(b), *between, **constants, **options)
+        sizes = (levels, cells, blocks.rows, blocks.columns, _FILTERED)
+        filter_kernel[(tiles * tiles, levels, batch)](*between, scores, *sizes, num_warps=4)
     return scores
 
 
+def _laid(x: Tensor, last: bool) -> Tensor:
+    return x.transpose(1, 2).contiguous().transpose(1, 2) if last else x.contiguous()
+
+
 def _scores_constants(channels: Sequence[int], cells: int, blocks: Blocks, last: bool = False) -> dict[str, Any]:
-    whole = cells % blocks.tile == 0 and all(count % blocks.step == 0 for count in channels)
-    sizes = {"CHANNELS": tuple(channels), "CELLS": cells, "TILE": blocks.tile, "STEP": blocks.step}
+    whole = cells % blocks.rows == cells % blocks.columns == 0 and all(count % blocks.step == 0 for count in channels)
+    sizes = {"CHANNELS": tuple(channels), "CELLS": cells}
+    sizes |= {"ROWS": blocks.rows, "COLUMNS": blocks.columns, "STEP": blocks.step}
     return {**sizes, "WHOLE": whole, "LAST": last}
 
 
@@ -241,12 +258,13 @@ def compile_kernels(
     filtered = _compile(
         filter_kernel,
         {**buffers, "volume": "*fp32"},
-        {"LEVELS": len(channels), "CELLS": cells, "TILE": blocks.tile},
+        {"LEVELS": len(channels), "CELLS": cells, "ROWS": blocks.rows, "COLUMNS": blocks.columns, "TILE": _FILTERED},
         blocks,
         capability,
     )
-    grid = (triton.cdiv(cells, blocks.tile) ** 2, len(channels))
-    return _ready(scores, 2 * len(channels) + 3, grid), _ready(filtered, 4, grid)
+    tiles, parts = (triton.cdiv(cells, size) for size in (blocks.rows, _FILTERED))  # a row has as many as a column
+    grids = (tiles**2, len(channels)), (parts**2, len(channels))
+    return _ready(scores, 2 * len(channels) + 3, grids[0]), _ready(filtered, 4, grids[1])
 
 
 def _compile(kernel: Any, signature: dict[str, Any], constants: dict[str, Any], blocks: Blocks, capability: int) -> Any:
