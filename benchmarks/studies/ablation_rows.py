@@ -24,6 +24,7 @@ class Row:
 
     Attributes:
         model: settings of :class:`CATsConfig` that differ from :data:`FULL`.
+        zero: the aggregator's output projection begins at zero, so that nothing is added to the correlation.
         projection: factor on the random start of the projections of appearance.
         projection_rate: factor on their learning rate.
         weight_decay: of AdamW, the training's where it is None.
@@ -31,6 +32,7 @@ class Row:
     """
 
     model: dict[str, Any] = field(default_factory=dict)
+    zero: bool = False
     projection: float = 1.0
     projection_rate: float = 1.0
     weight_decay: float | None = None
@@ -43,7 +45,7 @@ class Row:
 
     def build(self, backbone: CATs) -> CATs:
         """The untrained model, with the frozen backbone of another one; random numbers are PyTorch's global ones."""
-        model: Any = build_model(self.config)
+        model: Any = build_model(self.config, zero_start=self.zero)
         model.feature_extraction.load_state_dict(backbone.feature_extraction.state_dict())
         model.feature_extraction.freeze()
         if self.projection != 1:
@@ -82,5 +84,11 @@ ROWS: dict[str, Row] = {
     "appearance begins at 1/10": Row(projection=0.1),
     "projection at 1/10 of the rate": Row(projection_rate=0.1),
     "weight decay 0.5": Row(weight_decay=0.5),
+    # The random start favours rows whose tokens are quiet; this one favours none that has a correlation.
+    "full from zero": Row(zero=True),
+    "no appearance from zero": Row({"appearance": False}, zero=True),
+    "no correlation from zero": Row({"correlation": False}, zero=True),
+    "no swapping from zero": Row({"swapping": False}, zero=True),
+    "single level from zero": Row({"hyperpixels": (15,)}, zero=True),
 }
 ABLATIONS = tuple(ROWS)[:7]

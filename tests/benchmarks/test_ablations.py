@@ -83,6 +83,8 @@ def test_the_rows_that_explain_appearance(backbone: CATs):
     own, theirs = full.feature_extraction.state_dict(), backbone.feature_extraction.state_dict()
     assert all(torch.equal(own[key], theirs[key]) for key in own)
 
+    assert not ROWS["full from zero"].build(backbone).decoder.proj.weight.any()
+
     config = ablations.training("categories", 10, 1)
     slow = ROWS["projection at 1/10 of the rate"].groups(full, config)
     tenth = [p for group in slow if group["factor"] == 0.1 for p in group["params"]]
