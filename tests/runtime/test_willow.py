@@ -13,6 +13,7 @@ from cats.assets import asset
 from cats.checkpoints import save_checkpoint
 from cats.core.pck import pck, preset, score_points
 from cats.data import open_dataset
+from cats.data.samples import Subset
 from cats.model import CATs, CATsConfig
 from cats.training.validation import KeypointValidation
 
@@ -36,7 +37,7 @@ def pck_through_cats_run(willow, model, folder, monkeypatch, capsys) -> float:
     assert done.code == 0, done.err
     protocol = preset("corrected")
     lines = [json.loads(line) for line in done.out.splitlines()]
-    assert len(lines) == len(willow) == 360
+    assert len(lines) == len(willow)
     scores = []
     for sample, line in zip(willow, lines, strict=True):
         assert np.allclose([match["a"] for match in line["matches"]], sample.points_a, atol=1e-2)
@@ -53,14 +54,16 @@ def test_untrained_model_reaches_its_floor_in_onnx_as_in_pytorch(willow, tmp_pat
     save_checkpoint(tmp_path / "zero.pt", model)
     export = runner(cli.main, "cats-export", monkeypatch, capsys)
     assert export("--ckpt", tmp_path / "zero.pt", "-o", tmp_path / "zero.onnx").code == 0
-    through_onnx = pck_through_cats_run(willow, tmp_path / "zero.onnx", tmp_path, monkeypatch, capsys)
+    some = Subset(willow, range(0, len(willow), 4))  # as many of each category
+    through_onnx = pck_through_cats_run(some, tmp_path / "zero.onnx", tmp_path, monkeypatch, capsys)
     with torch.no_grad():
-        in_pytorch = KeypointValidation(willow)(model)["score"]
+        in_pytorch = KeypointValidation(some)(model)["score"]
     assert through_onnx >= 54
     assert abs(through_onnx - in_pytorch) <= 0.3
 
 
 def test_cats_tiny_reaches_its_card(willow, tmp_path, monkeypatch, capsys):
+    assert len(willow) == 360
     reached = pck_through_cats_run(willow, asset("cats-tiny.onnx"), tmp_path, monkeypatch, capsys)
     assert reached >= 72
     assert f"| `corrected` | {reached:.1f} |" in asset("cats-tiny.md").read_text()
