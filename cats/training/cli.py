@@ -77,6 +77,7 @@ def train(
     Returns:
         Path of the best checkpoint.
     """
+    from cats.training.optimization import has_bf16
     from cats.training.run_folder import RunFolder
     from cats.training.trainer import Trainer
 
@@ -95,6 +96,8 @@ def train(
         workers=workers,
         description={"data": _described(data), "validation": _described(validation or data)},
     )
+    if trainer.rank == 0 and config.amp == "bf16" and not has_bf16(trainer.device):
+        _say("this CPU has no instructions for bfloat16: float32 takes its place")
     best = trainer.run(resume=resume)
     if trainer.rank == 0:
         _say_what_now(trainer, validation, data)

@@ -42,7 +42,8 @@ class TrainConfig:
         schedule: ``multistep`` (``milestones`` as shares of the run, factor 0.5) or ``cosine``; ``warmup`` updates.
         clip: largest gradient norm, 0 for none.
         ema: decay of the averaged weights that are validated and saved, 0 for none.
-        amp: ``off``, ``bf16`` or ``fp16`` autocast; correlation, softmax and losses stay float32.
+        amp: ``off``, ``bf16`` or ``fp16`` autocast; correlation, softmax and losses stay float32. On a CPU that has no
+            bfloat16 ``bf16`` is float32.
         augment, crop: the paper's Table 1, and the box-preserving random crop, each for supervised data.
         direct, composed, unmatched: weights of the terms of probabilistic warp consistency (categories); ``keep``:
             share of cells of the composed term; ``direct_share``: share of a batch that computes the direct terms too;

@@ -16,9 +16,19 @@ from cats.training.configs import TrainConfig
 
 
 def autocast(device: torch.device, amp: str) -> contextlib.AbstractContextManager[Any]:
-    """Run what is inside in the precision ``amp``: ``off``, ``bf16`` or ``fp16``."""
+    """Run what is inside in the precision ``amp``: ``off``, ``bf16`` where :func:`has_bf16`, or ``fp16``."""
+    if amp == "bf16" and not has_bf16(device):
+        amp = "off"
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp)
     return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
+
+
+def has_bf16(device: torch.device) -> bool:
+    """False for a CPU without instructions for bfloat16, which takes ten times as long as in float32."""
+    if device.type != "cpu":
+        return True
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return supported is not None and bool(supported())
 
 
 def parameter_groups(module: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:

@@ -19,9 +19,10 @@ from cats.checkpoints import load_checkpoint
 from cats.data.folders import CategoryFolder, PhotoFolder
 from cats.data.warps import CategoryTriplets, WarpPairs
 from cats.training import cli as train_cli
+from cats.training import optimization
 from cats.training.configs import TrainConfig, find_config
 from cats.training.objectives import FlowObjective
-from cats.training.optimization import learning_rate_factor
+from cats.training.optimization import autocast, learning_rate_factor
 from cats.training.processes import load_batches
 from cats.training.trainer import Trainer
 
@@ -133,6 +134,20 @@ def test_every_kind(
     assert (watch.trainer.averaged is None) == (changes.get("ema") == 0.0)
     noted = "validating on the pairs of the training itself" in done.err
     assert noted == (kind == "pairs")
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_a_cpu_without_bfloat16_computes_in_float32(
+    photos: Path, tmp_path: Path, cats_train: Command, monkeypatch: pytest.MonkeyPatch, has: bool
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has, raising=False)
+    assert optimization.has_bf16(torch.device("cuda"))
+    with autocast(torch.device("cpu"), "bf16"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if has else torch.float32)
+    given = [part for setting in settings(amp="bf16", steps=1) for part in ("--set", setting)]
+    done = cats_train("--data", f"warps:{photos}", "--config", "tiny", "-o", tmp_path / "run", *given)
+    assert done.code == 0, done.err
+    assert ("no instructions for bfloat16: float32 takes its place" in done.err) == (not has)
 
 
 def test_the_backbone_has_its_own_rate_and_vectors_do_not_decay(photos: Path, tmp_path: Path) -> None:
