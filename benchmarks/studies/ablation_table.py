@@ -56,8 +56,10 @@ def _spread(values: list[float], digits: int = 1) -> str:
 
 def _rows(runs: Runs) -> list[str]:
     """One row of the study a line, at one length."""
-    steps = base_length(runs)
-    own = [run for run in runs if run["steps"] == steps]
+    most = max(run["pairs"] for run in runs)
+    own = [run for run in runs if run["pairs"] == most]
+    steps = base_length(own)
+    own = [run for run in own if run["steps"] == steps]
     sizes = sorted({(run["batch"], run["pool"], run["pairs"]) for run in own})
     text = " or ".join(f"{batch} of a pool of {pool}, judged on {pairs} pairs" for batch, pool, pairs in sizes)
     lines = [
@@ -89,15 +91,22 @@ def _unit(runs: Runs) -> str:
 
 
 def _lengths(runs: Runs) -> list[str]:
-    """PCK@0.1 of the rows that were trained for several lengths."""
+    """PCK@0.1 of the rows that were trained for several lengths, or judged on other pairs than the rest."""
+    lines: list[str] = []
+    for pairs in sorted({run["pairs"] for run in runs}, reverse=True):
+        own = [run for run in runs if run["pairs"] == pairs]
+        if len({run["steps"] for run in own}) > 1 or lines:
+            lines += ["", f"PCK@0.1 by the number of updates, on {pairs} pairs:", "", *_by_length(own)]
+    return lines
+
+
+def _by_length(runs: Runs) -> list[str]:
     lengths = sorted({run["steps"] for run in runs})
-    if len(lengths) < 2:
-        return []
-    lines = ["", "PCK@0.1 by the number of updates:", ""]
+    lines = []
     lines += [f"| row | {' | '.join(map(str, lengths))} |", f"|---|{'---:|' * len(lengths)}"]
     for row in ROWS:
         cells = [_spread(list(pck_of(runs, row, steps).values())) for steps in lengths]
-        if sum(map(bool, cells)) > 1:
+        if sum(map(bool, cells)) > (len(lengths) > 1):
             lines.append(f"| {row} | {' | '.join(cells)} |")
     return lines
 
@@ -124,6 +133,7 @@ def draw(document: dict[str, Any], path: Path) -> None:
     panels = figure.subplots(len(objectives), 1, sharex=True, squeeze=False, height_ratios=counts)[:, 0]
     for axis, objective in zip(panels, objectives, strict=True):
         runs = [run for run in document["runs"] if run["objective"] == objective]
+        runs = [run for run in runs if run["pairs"] == max(other["pairs"] for other in runs)]
         rows = [row for row in ROWS if any(run["row"] == row for run in runs)][::-1]
         lengths = sorted({run["steps"] for run in runs})
         shades = colormaps["viridis_r"](np.linspace(0.15, 0.95, len(lengths)))

@@ -76,6 +76,12 @@ def objective_of(objective: str, config: TrainConfig) -> Any:
     return WarpConsistencyObjective(config) if objective == "categories" else FlowObjective()
 
 
+def untrained(name: str, backbone: CATs, seed: int) -> CATs:
+    """A row's start, on the backbone's device."""
+    torch.manual_seed(seed)
+    return ROWS[name].build(backbone).to(place_of(backbone)).eval()
+
+
 def train(
     name: str, backbone: CATs, pool: Pool, config: TrainConfig, objective: str, seed: int, end: float = np.inf
 ) -> CATs:
@@ -87,9 +93,8 @@ def train(
     Raises:
         OutOfTimeError: it was not done by then.
     """
-    torch.manual_seed(seed)
     row, device = ROWS[name], place_of(backbone)
-    model = row.build(backbone).to(device)
+    model = untrained(name, backbone, seed)
     loss_of = objective_of(objective, config)
     optimizer = torch.optim.AdamW(row.groups(model, config))
     levels = [IDS.index(i) for i in model.config.hyperpixels]
@@ -194,10 +199,13 @@ def run_all(options: argparse.Namespace, document: dict[str, Any]) -> None:
             continue
         pools, willow = read_photos(options, seed, backbone)
         for run in wanted:
-            config = training(objective, run["steps"], options.batch, options.amp)
+            config = training(objective, max(run["steps"], 1), options.batch, options.amp)
             started = time.monotonic()
             try:
-                model = train(run["row"], backbone, pools["pool"], config, objective, seed, end)
+                if run["steps"]:
+                    model = train(run["row"], backbone, pools["pool"], config, objective, seed, end)
+                else:
+                    model = untrained(run["row"], backbone, seed)
             except OutOfTimeError:
                 note(f"{run['row']}, seed {seed}: the time was over")
                 return
@@ -239,7 +247,9 @@ def main() -> None:
     """Train, or write down what was trained."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objective", choices=tuple(IMAGES), default="warps", help="(default: warps)")
-    parser.add_argument("--steps", action="append", help="updates of a run, several with commas (default: 300)")
+    parser.add_argument(
+        "--steps", action="append", help="updates of a run, several with commas; 0 judges the start (default: 300)"
+    )
     parser.add_argument("--batch", type=int, default=4, help="items of one update (default: 4)")
     parser.add_argument("--pool", type=int, default=400, help="items whose features are kept (default: 400, 300 MB)")
     parser.add_argument("--pairs", type=int, default=360, help="pairs of PF-WILLOW that are judged (default: 360, all)")

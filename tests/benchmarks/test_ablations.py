@@ -124,14 +124,17 @@ def test_a_share_of_the_runs_goes_into_one_file(photos: Path, tmp_path: Path, mo
     monkeypatch.setattr(ablations, "JUDGED", 1)
     file = tmp_path / "runs.jsonl"
     options = argparse.Namespace(
-        objective="warps", steps=["1"], rows=["single level,cotr"], seeds="3", batch=1, pool=2, pairs=1, device="cpu",
+        objective="warps", steps=["0,1"], rows=["single level,cotr"], seeds="3", batch=1, pool=2, pairs=1, device="cpu",
         amp="off", loaders=0, budget=600.0, runs=file, save=tmp_path / "models",
     )  # fmt: skip
     known = {**RUN, "row": "cotr", "seed": 3, "steps": 1, "batch": 1, "pool": 2, "pairs": 1}
     ablations.run_all(options, {"runs": [known]})
-    [run] = [json.loads(line) for line in file.read_text().splitlines()]
-    assert (run["row"], run["seed"], run["pck"]) == ("single level", 3, {"0.05": 1.0, "0.1": 2.0})
-    assert set(run["loss"]) == {"pool", "seen", "unseen"}
+    runs = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(run["row"], run["steps"]) for run in runs] == [("single level", 0), ("cotr", 0), ("single level", 1)]
+    for run in runs:
+        assert (run["seed"], run["pck"]) == (3, {"0.05": 1.0, "0.1": 2.0})
+        assert set(run["loss"]) == {"pool", "seen", "unseen"}
+    assert runs[0]["loss"] != runs[2]["loss"]
     saved = ablations.load_checkpoint(tmp_path / "models" / "warps-single-level-1-3.pt")
     assert saved.model.config == CATsConfig(**{**FULL.to_dict(), "hyperpixels": IDS[2:]})
 
