@@ -67,6 +67,14 @@ def floor(channels, batch, dtype):
     return {"mb": (read + written) / 1e6, "gflop": 2 * CELLS * CELLS * sum(channels) * batch / 1e9}
 
 
+def repeated(channels, dtype, last, batch=32, runs=20):
+    """Is every run of a full GPU the same to the bit, and right? Races show here, not in a small batch."""
+    a, b = features(channels, batch, dtype, last=last)
+    first = correlation_kernel.launch(a, b)
+    other = sum(not torch.equal(first, correlation_kernel.launch(a, b)) for _ in range(runs))
+    return {"differ": other, "of": runs, **error(first, reference(a, b))}
+
+
 def timing(channels, dtype, batch, last):
     sets = itertools.cycle([features(channels, batch, dtype, seed=i, last=last) for i in range(4 if batch < 32 else 2)])
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -161,6 +169,9 @@ def main() -> None:
         for dtype, (layout, last) in itertools.product((torch.float32, torch.float16), layouts.items()):
             name = f"parity {label} {str(dtype)[6:]}{layout}"
             step(name, lambda c=channels, d=dtype, last=last: parity(c, d, last))
+    for dtype, (layout, last) in itertools.product((torch.float16, torch.float32), layouts.items()):
+        name = f"runs of batch 32 {str(dtype)[6:]}{layout}"
+        step(name, lambda d=dtype, last=last: repeated(SPAIR, d, last))
     for half, batch, capability in itertools.product((True, False), (1, 32), (80, 90)):
         label = f"PTX of a plan for {capability / 10}, {'fp16' if half else 'fp32'}, batch {batch}"
         step(label, lambda h=half, n=batch, c=capability: ahead_of_time(SPAIR, h, n, c), gpu=False)

@@ -41,7 +41,7 @@ BLOCKS = {torch.float16: Blocks(64, 64, 64, 4, 4), torch.float32: Blocks(64, 64,
 """By the type of the features; the fastest of those tried on an H200, as are the next ones. Their reads fit in 48 KiB
 of shared memory, all that needs no opt-in."""
 
-_LARGE = {False: Blocks(128, 128, 32, 4, 4), True: Blocks(128, 128, 64, 8, 4)}
+LARGE = {False: Blocks(128, 128, 32, 4, 4), True: Blocks(128, 128, 64, 8, 4)}
 """For float16, contiguous and channels last, and so many matrices of scores that they fill a GPU all the same."""
 _MANY = 64
 _FILTERED = 64
@@ -114,6 +114,10 @@ def scores_kernel(  # type: ignore[no-untyped-def]
         product = tl.dot(x, y, product, input_precision="ieee")
         squares_a += x.to(tl.float32) * x.to(tl.float32)
         squares_b += y.to(tl.float32) * y.to(tl.float32)
+        # Always true, but the product must be complete for it. Triton 3.6 gives features that are used beside the product
+        # too one buffer fewer than an unfinished product of compute capability 9.0 needs (triton-lang/triton#8554): the
+        # next read overwrote what the product still read, with blocks of 128 x 128.
+        product = tl.where(start < channels, product, 0.0)
     inverse_a = 1.0 / tl.sqrt(tl.sum(squares_a, axis=1) + _NORM_EPSILON)
     inverse_b = 1.0 / tl.sqrt(tl.sum(squares_b, axis=0) + _NORM_EPSILON)
     product = product * inverse_a[:, None] * inverse_b[None, :]
@@ -183,7 +187,7 @@ def launch(a: Sequence[Tensor], b: Sequence[Tensor], blocks: Blocks | None = Non
     batch, _, cells = a[0].shape
     channels, levels = tuple(x.shape[1] for x in a), len(a)
     if blocks is None:
-        blocks = _LARGE[last] if half and batch * levels >= _MANY else BLOCKS[a[0].dtype]
+        blocks = LARGE[last] if half and batch * levels >= _MANY else BLOCKS[a[0].dtype]
     down, across, tiles = (triton.cdiv(cells, size) for size in (blocks.rows, blocks.columns, _FILTERED))
     scores = a[0].new_empty((batch, levels, cells, cells), dtype=torch.float32)
     row_maxima = scores.new_empty((batch, levels, across, cells))

@@ -96,6 +96,21 @@ def test_float16_runs_on_tensor_cores_and_takes_pointers_alone():
     assert filtered.ptx.count(".param .u64") == 3 + 1
 
 
+@pytest.mark.parametrize("blocks", [*correlation_kernel.LARGE.values(), correlation_kernel.BLOCKS[torch.float16]])
+@pytest.mark.parametrize("last", [False, True])
+def test_a_product_is_complete_before_its_features_are_overwritten(blocks, last):
+    """With an unfinished product the loop needs one more buffer than Triton gives it: a race, seen on an H200."""
+    half = ("*fp16", "*fp16")
+    signature = {"a": half, "b": half, **dict.fromkeys(("scores", "row_maxima", "column_maxima"), "*fp32")}
+    constants = correlation_kernel._scores_constants((256, 1024), 256, blocks, last)
+    compiled = correlation_kernel._compile(
+        correlation_kernel.scores_kernel, signature, constants, blocks, correlation_kernel.HOPPER
+    )
+    ptx = compiled.asm["ptx"]
+    assert "wgmma.mma_async" in ptx
+    assert set(re.findall(r"wgmma\.wait_group\.sync\.aligned\s+(\d+)", ptx)) == {"0"}
+
+
 def test_a_kernel_that_needs_scratch_memory_is_refused():
     ptx = ".visible .entry k(\n.param .u64 a,\n.param .u64 b\n)\n{ ld.param.b64 %rd1, [b]; }"
     with pytest.raises(BackendError, match="parameters a, b"):
