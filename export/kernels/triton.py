@@ -114,9 +114,9 @@ def scores_kernel(  # type: ignore[no-untyped-def]
         product = tl.dot(x, y, product, input_precision="ieee")
         squares_a += x.to(tl.float32) * x.to(tl.float32)
         squares_b += y.to(tl.float32) * y.to(tl.float32)
-        # Always true, but the product must be complete for it. Triton 3.6 gives features that are used beside the product
-        # too one buffer fewer than an unfinished product of compute capability 9.0 needs (triton-lang/triton#8554): the
-        # next read overwrote what the product still read, with blocks of 128 x 128.
+        # Always true, but the product must be complete for it. Triton 3.6 gives features that are used beside the
+        # product too one buffer fewer than an unfinished product of compute capability 9.0 needs
+        # (triton-lang/triton#8554): the next read overwrote what the product still read, with blocks of 128 x 128.
         product = tl.where(start < channels, product, 0.0)
     inverse_a = 1.0 / tl.sqrt(tl.sum(squares_a, axis=1) + _NORM_EPSILON)
     inverse_b = 1.0 / tl.sqrt(tl.sum(squares_b, axis=0) + _NORM_EPSILON)
