@@ -29,6 +29,8 @@ def table(document: dict[str, Any]) -> str:
         own = [run for run in runs if run["objective"] == objective]
         if own:
             lines += ["", f"## {title}", "", *_rows(own), *_lengths(own)]
+    if document.get("start"):
+        lines += ["", "## The random start of full", "", *_start(document["start"])]
     if document.get("costs"):
         lines += ["", "## Costs of one pair", "", *_costs(document["costs"])]
     return "\n".join([*lines, ""])
@@ -63,8 +65,8 @@ def _rows(runs: Runs) -> list[str]:
     sizes = sorted({(run["batch"], run["pool"], run["pairs"]) for run in own})
     text = " or ".join(f"{batch} of a pool of {pool}, judged on {pairs} pairs" for batch, pool, pairs in sizes)
     lines = [
-        f"{steps} updates of {text}. Mean (range) over the seeds; differences are of runs with one seed. Loss:",
-        "on items of the pool, others of its categories, categories held out" + _unit(own) + ".",
+        f"{steps} updates of {text}. Mean (range) over the seeds; differences are of runs with the same seed.",
+        f"Losses: on items of the pool, on others of its categories, on categories that are held out{_unit(own)}.",
         "",
         "| row | seeds | PCK@0.1 | against full | PCK@0.05 | loss: pool | same categories | held out | the paper |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---|",
@@ -111,13 +113,30 @@ def _by_length(runs: Runs) -> list[str]:
     return lines
 
 
+def _start(start: dict[str, Any]) -> list[str]:
+    lines = [
+        f"Of {start['pairs']} pairs, seed {start['seed']}. Share: of a token's variance after the first LayerNorm.",
+        "",
+        "| level | correlation, deviation | appearance, deviation | ratio of norms in a token | share of correlation |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for number, level in enumerate(start["levels"], start=1):
+        cells = [f"{level[name]:.2f}" for name in ("correlation", "appearance")]
+        lines.append(f"| {number} | {' | '.join(cells)} | {level['ratio']:.0f} | {level['share']:.1%} |")
+    return [*lines, "", f"To the correlation, the untrained aggregator adds noise of deviation {start['added']:.2f}."]
+
+
 def _costs(costs: dict[str, Any]) -> list[str]:
-    lines = [f"{costs['date']}, {costs['machine']}, one thread.", ""]
-    lines += ["| row | time of a single level | GFLOP | learnt parameters |", "|---|---:|---:|---:|"]
+    timed = any("ratio" in cost for cost in costs["rows"].values())
+    lines = [f"Timed on {costs['date']}, {costs['machine']}.", ""] if timed else []
+    lines += [f"| row | GFLOP | learnt parameters |{' time of a single level |' if timed else ''}"]
+    lines += [f"|---|---:|---:|{'---:|' if timed else ''}"]
     for row, cost in costs["rows"].items():
-        ratio = cost["ratio"]
-        interval = f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
-        lines.append(f"| {row} | {interval} | {cost['GFLOP']:.2f} | {cost['parameters'] / 1e6:.2f} M |")
+        cells = [row, f"{cost['GFLOP']:.2f}", f"{cost['parameters'] / 1e6:.2f} M"]
+        if timed:
+            ratio = cost["ratio"]
+            cells.append(f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})")
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
@@ -131,13 +150,14 @@ def draw(document: dict[str, Any], path: Path) -> None:
     height = 0.34 * sum(counts) + 0.95 * len(counts) + 0.3
     figure = Figure(figsize=(6.4, height), dpi=200, layout="constrained")
     panels = figure.subplots(len(objectives), 1, sharex=True, squeeze=False, height_ratios=counts)[:, 0]
+    every = sorted({run["steps"] for run in document["runs"]})
+    shades = dict(zip(every, colormaps["viridis_r"](np.linspace(0.15, 0.95, len(every))), strict=True))
     for axis, objective in zip(panels, objectives, strict=True):
         runs = [run for run in document["runs"] if run["objective"] == objective]
         runs = [run for run in runs if run["pairs"] == max(other["pairs"] for other in runs)]
         rows = [row for row in ROWS if any(run["row"] == row for run in runs)][::-1]
         lengths = sorted({run["steps"] for run in runs})
-        shades = colormaps["viridis_r"](np.linspace(0.15, 0.95, len(lengths)))
-        for shift, (steps, shade) in enumerate(zip(lengths, shades, strict=True)):
+        for shift, (steps, shade) in enumerate((steps, shades[steps]) for steps in lengths):
             place = 0.22 * ((len(lengths) - 1) / 2 - shift)
             for y, row in enumerate(rows):
                 pck = list(pck_of(runs, row, steps).values())

@@ -10,7 +10,8 @@ categories of Caltech-101, and on categories that are held out.
 Runs are recorded one by one in ``benchmarks/results/ablations.json``; one that is there already is not repeated, so
 that the study can be interrupted. To share the work among processes or machines, give each its seeds, rows and
 ``--runs FILE``, to which it appends every run as one line; ``--merge FILE`` takes such lines into the record.
-``--times`` adds run time (interleaved), GFLOP and parameters; nothing else may run beside it. ``--table`` writes
+``--times`` adds run time (interleaved), GFLOP and parameters; nothing else may run beside it; ``--costs`` leaves out
+the time. ``--start`` measures how loud the parts of a token are before training. ``--table`` writes
 ``ablations.md`` beside it and ``docs/pictures/ablations.png``.
 
 Usage: python -m cats.benchmarks.studies.ablations [--objective warps] [--steps 100,400] [--seeds 0,1,2]
@@ -36,6 +37,7 @@ from cats.benchmarks.statistics import interleave, ratio_interval
 from cats.benchmarks.studies.ablation_data import IMAGES, Pool, Reader, Willow, open_sets, place_of
 from cats.benchmarks.studies.ablation_record import (
     RECORD,
+    SETTING,
     TABLE,
     append_run,
     describe,
@@ -44,6 +46,7 @@ from cats.benchmarks.studies.ablation_record import (
     read_record,
 )
 from cats.benchmarks.studies.ablation_rows import ABLATIONS, FULL, IDS, ROWS
+from cats.benchmarks.studies.ablation_start import measure_start
 from cats.benchmarks.studies.ablation_table import draw, table
 from cats.checkpoints import load_checkpoint, save_checkpoint
 from cats.core.console import note
@@ -133,7 +136,8 @@ def judge(model: CATs, pool: Pool, config: TrainConfig, objective: str, batch: i
 
 
 def measure_costs(rounds: int) -> dict[str, Any]:
-    """Time of one pair (ratio to a single level, interleaved), GFLOP and parameters of every row."""
+    """GFLOP and parameters of every row; with ``rounds``, the time of one pair too (ratio to a single level,
+    interleaved)."""
     images = torch.zeros(2, 1, 3, FULL.image_size, FULL.image_size)
     models: dict[str, Any] = {name: build_model(ROWS[name].config).eval() for name in ABLATIONS}
 
@@ -141,18 +145,17 @@ def measure_costs(rounds: int) -> dict[str, Any]:
         with torch.inference_mode():
             return model.match(images[0], images[1])
 
-    times = interleave({row: timed(partial(match, model)) for row, model in models.items()}, rounds, 3)
-    costs = {}
+    calls = {row: timed(partial(match, model)) for row, model in models.items()}
+    times = interleave(calls, rounds, 3) if rounds else {}
+    costs: dict[str, Any] = {}
     for row, model in models.items():
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model.match(images[0], images[1])
         learnt = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("feature_extraction."))
-        costs[row] = {
-            "ms": float(np.median(times[row])),
-            "ratio": ratio_interval(times[row], times["single level"]),
-            "GFLOP": counter.get_total_flops() / 1e9,
-            "parameters": learnt,
-        }
+        costs[row] = {"GFLOP": counter.get_total_flops() / 1e9, "parameters": learnt}
+        if times:
+            costs[row]["ms"] = float(np.median(times[row]))
+            costs[row]["ratio"] = ratio_interval(times[row], times["single level"])
     return costs
 
 
@@ -264,17 +267,22 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="append runs to this file, one a line, instead of recording them")
     parser.add_argument("--merge", type=Path, nargs="+", help="take such files into the record instead")
     parser.add_argument("--times", action="store_true", help="measure run time, GFLOP and parameters instead")
+    parser.add_argument("--costs", action="store_true", help="count GFLOP and parameters instead")
+    parser.add_argument("--start", action="store_true", help="measure the untrained aggregator's tokens instead")
     parser.add_argument("--table", action="store_true", help="write table and picture instead")
     options = parser.parse_args()
     options.steps, options.rows = options.steps or ["300"], options.rows or [",".join(ABLATIONS)]
-    document = read_record()
+    document = {**read_record(), "setting": SETTING}
     if options.table:
         write_text(TABLE, table(document))
         draw(document, PICTURE)
     elif options.merge:
         write_record(RECORD, merge_runs(document, options.merge))
-    elif options.times:
-        write_record(RECORD, {**document, "costs": {**describe(), "rows": measure_costs(30)}})
+    elif options.start:
+        write_record(RECORD, {**document, "start": measure_start(DATA / "PF-WILLOW", frozen_backbone())})
+    elif options.times or options.costs:
+        costs = measure_costs(30 if options.times else 0)
+        write_record(RECORD, {**document, "costs": {**describe(), "rows": costs}})
     else:
         run_all(options, document)
 

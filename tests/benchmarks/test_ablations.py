@@ -148,7 +148,10 @@ def test_the_table_compares_rows_seed_by_seed(tmp_path: Path):
         for steps in (300, 2000)
         if row == "full" or steps == 300
     ]
-    text = ablation_table.table({"setting": "", "runs": runs})
+    level = {"correlation": 0.1, "appearance": 3.0, "ratio": 30.0, "share": 0.004}
+    start = {"levels": [level], "added": 0.5, "pairs": 12, "seed": 0}
+    text = ablation_table.table({"setting": "", "runs": runs, "start": start})
+    assert "| 1 | 0.10 | 3.00 | 30 | 0.4% |" in text
     line = "| cotr | 2 | 20.5 (20.0 to 21.0) | -41.5 (-43.0 to -40.0) | 30.0 (30.0 to 30.0) | 1.00 | 2.00 | 3.00 | 22.1"
     assert line in text
     assert "300 updates of 4 of a pool of 400, judged on 360 pairs" in text
