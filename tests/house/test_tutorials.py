@@ -28,7 +28,7 @@ from cats.benchmarks.record import REPOSITORY
 TUTORIALS = REPOSITORY / "docs/tutorials"
 PROGRAM = {"cpp": "app.cpp", "cmake": "CMakeLists.txt"}
 PORT = ":8000"  # of the pages
-SHORTER = {"--set steps=30": "--set steps=2"}
+SHORTER = {"--set steps=30": "--set steps=2", "--limit 12": "--limit 4"}
 """Of the pages, and what is run in its place."""
 CHEAP = ("click-in-a-browser", "compare-two-models", "label-a-folder")
 LONG = ("opencv-notebook-cpp", "train-quantize-serve")
