@@ -13,6 +13,7 @@ from cats.assets import find_model
 from cats.core.console import Force, execute, new_app, note, print_json, progress, stdout, table
 from cats.core.errors import InputError, require
 from cats.core.files import write_text
+from cats.core.folders import replaced_folder
 from cats.core.images import quiet_pillow
 from cats.core.outputs import OutputPlan
 from cats.core.pck import DEFAULT_ALPHAS, PRESET_NAMES
@@ -20,7 +21,15 @@ from cats.core.protocols import ModelMatcher
 from cats.data import KINDS, open_dataset, parse_data
 from cats.data.folders import PhotoFolder
 from cats.evaluation.evaluate import count_matches, evaluate, evaluate_warps, resolve_protocols
-from cats.evaluation.figure_files import FIGURES, FORMATS, draw_figures, parse_pick, pick_pairs
+from cats.evaluation.figure_files import (
+    CONTENTS,
+    FIGURES,
+    FORMATS,
+    draw_figures,
+    parse_pick,
+    pick_pairs,
+    write_contents,
+)
 from cats.evaluation.results import Evaluation
 from cats.runtime.backends import BACKENDS, CHECKPOINT_SUFFIXES
 from cats.runtime.backends.ort_providers import PROVIDERS
@@ -114,7 +123,7 @@ def main_command(
     figures: Annotated[
         Path | None,
         _option(
-            help="Write pictures: keypoint transfers and, of checkpoints, attention and correlation maps.",
+            help="Write a folder of pictures: keypoint transfers and, of checkpoints, attention and correlation maps.",
             panel=PICTURES,
             metavar="DIR",
         ),
@@ -172,9 +181,8 @@ def main_command(
     """Measure PCK of MODEL on annotated pairs; the protocol is part of every figure."""
     quiet_pillow()
     outputs = OutputPlan(force=force).reads(model).reads_data(data)
-    outputs.writes(output, suffixes=(".json",)).writes(per_pair, suffixes=(".csv",)).check()
-    if figures is not None and figures.exists() and not figures.is_dir():
-        raise InputError(f"cannot write figures into {figures}: it is not a folder")
+    outputs.writes(output, suffixes=(".json",)).writes(per_pair, suffixes=(".csv",))
+    outputs.writes_folder(figures, CONTENTS).check()
     picked, beside = parse_pick(pick), beside or []
     for asked, known, what in ((figure, FIGURES, "figure"), (figure_format, FORMATS, "figure-format")):
         if unknown := [name for name in asked or () if name not in known]:
@@ -218,8 +226,11 @@ def main_command(
             at = 0.1 if 0.1 in alphas else alphas[0]
             chosen = pick_pairs(dataset, picked, figure_pairs, matchers, protocols[0], at)
             kinds, formats = figure or FIGURES, figure_format or ["png"]
-            for path in draw_figures(matchers, chosen, protocols, at, figures, figures=kinds, formats=formats):
-                note(f"wrote {path}")
+            with replaced_folder(figures, CONTENTS) as folder:
+                drawn = draw_figures(matchers, chosen, protocols, at, folder, figures=kinds, formats=formats)
+                write_contents(folder, drawn, [model, *beside], chosen)
+            for path in drawn:
+                note(f"wrote {figures / path.name}")
     document = {"model": {"file": str(model), "runs_on": described}, **result.to_dict()}
     if output is not None:
         write_text(output, json.dumps(document, indent=2, allow_nan=False) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 
 from cats.core.console import note, progress
 from cats.core.errors import InputError
+from cats.core.files import write_text
+from cats.core.outputs import make_folder
 from cats.core.pck import Protocol, score_flow
 from cats.core.protocols import PairMatcher
 from cats.data.samples import PairDataset, Sample
@@ -18,6 +21,8 @@ from cats.evaluation.evaluate import flow_of
 
 FIGURES = ("transfers", "attention", "correlation")
 FORMATS = ("png", "pdf", "svg")
+CONTENTS = "figures.json"
+"""In a folder of figures: which files there are, and of which models and pairs."""
 
 
 def parse_pick(text: str) -> str | int | tuple[int, ...]:
@@ -124,10 +129,7 @@ def draw_figures(
     """
     from cats.evaluation.transfers import draw_transfers, transfer
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot create {folder}: {error.strerror}") from error
+    make_folder(folder)
     written: list[Path] = []
     if "transfers" in figures:
         for protocol in protocols:
@@ -140,6 +142,16 @@ def draw_figures(
     for name, matcher in matchers.items() if inner else ():
         written += _draw_inside(matcher, name, f"{name}-" if len(matchers) > 1 else "", samples, folder, inner, formats)
     return written
+
+
+def write_contents(folder: Path, files: Sequence[Path], models: Sequence[Path], samples: Sequence[Sample]) -> None:
+    """Write :data:`CONTENTS`: names of the files, of the models and of the pairs, in the order of the figures."""
+    document = {
+        "models": [str(model) for model in models],
+        "pairs": [sample.name for sample in samples],
+        "files": [path.name for path in files],
+    }
+    write_text(folder / CONTENTS, json.dumps(document, indent=2) + "\n")
 
 
 def describe_colours(protocol: Protocol, alpha: float) -> str:

@@ -294,7 +294,7 @@ def test_command_on_warps(cats_eval: Command, onnx_file: Path, tmp_path: Path) -
     assert (document["data"]["pairs"], document["protocols"]) == (3, {})
     assert 0 < document["dense"]["epe"] < 300
     assert "leave out --protocol, --figures" in cats_eval(
-        onnx_file, "--data", f"warps:{tmp_path}", "--protocol", "corrected", "--figures", tmp_path
+        onnx_file, "--data", f"warps:{tmp_path}", "--protocol", "corrected", "--figures", tmp_path.with_name("new")
     ).error  # fmt: skip
 
 
@@ -304,14 +304,20 @@ def test_command_draws_the_figures(cats_eval: Command, checkpoint: Path, onnx_fi
     done = cats_eval(checkpoint, "--data", f"willow:{root}", "--figures", folder, "--figure-pairs", 1)
     assert done.code == 0, done.err
     names = {"transfers-corrected.png", "attention-1.png", "correlation-1.png"}
-    assert {path.name for path in folder.iterdir()} == names
+    assert {path.name for path in folder.iterdir()} == {*names, "figures.json"}
+    assert set(json.loads((folder / "figures.json").read_text())["files"]) == names
+    again = [checkpoint, "--data", f"willow:{root}", "--figures", folder, "--figure-pairs", 1, "--figure", "transfers"]
+    assert "give --force to replace it" in cats_eval(*again).error
+    assert cats_eval(*again, "--force").code == 0
+    assert {path.name for path in folder.iterdir()} == {"transfers-corrected.png", "figures.json"}
     more = tmp_path / "more"
     done = cats_eval(
         onnx_file, "--data", f"willow:{root}", "--figures", more, "--beside", checkpoint, "--pick", "2",
         "--figure", "transfers", "--figure", "correlation", "--figure-format", "pdf",
     )  # fmt: skip
     assert done.code == 0, done.err
-    assert {path.name for path in more.iterdir()} == {"transfers-corrected.pdf", f"{checkpoint.stem}-correlation-1.pdf"}
+    drawn = {"transfers-corrected.pdf", f"{checkpoint.stem}-correlation-1.pdf"}
+    assert {path.name for path in more.iterdir()} == {*drawn, "figures.json"}
     assert "attention and correlation maps need a checkpoint" in done.err
 
 
