@@ -10,6 +10,8 @@ PF-WILLOW by ``benchmarks/studies/labelling.py`` (docs/labelling.md shows the fi
 3. **Robust centre.** The geometric median: half of the votes may be anywhere.
 4. **Mode.** From there to the nearest centre of agreement. A mean of two symmetric parts (left and right headlight)
    lies between them and is neither.
+5. **Shape.** Each reference's points, turned, scaled and moved to where they lie nearest to that, vote once more: what
+   all the other points say of one. A point on the wrong one of two like parts is drawn to the right one.
 """
 
 from __future__ import annotations
@@ -32,7 +34,16 @@ points; 0.7 costs 0.1, 0.3 gains less."""
 KERNEL = 0.1
 """Width (standard deviation) of the mode's kernel in the object's extent: that of the errors of single votes."""
 
+SHAPE_WEIGHT = 0.4
+"""All votes of shapes together, in the weight of all others of a point. PCK with three references: 93.6 without, 94.2
+with 0.4, 94.0 with 1.2."""
+
+SHAPE_SCALE = 0.12
+"""Distance of a reference's shape from the points, in their extent, at which its votes have lost 63 % of their weight:
+another view, or an object that bends."""
+
 _ITERATIONS = 15
+_FITS = 5
 _LEFT_OUT = 1e-6  # not 0: where nobody else has a point, it is better than nothing
 
 
@@ -45,12 +56,14 @@ class Votes:
         error: (R, K) forward-backward error in the reference's extent; NaN where it was not asked for.
         confidence: (R, K) of the model in [0, 1]; the geometric mean of both directions where both were asked for.
         trust: (R, K) factor of the weight: 1 for labels by a person, less for predicted ones.
+        shape: (R, K, 2) float64 the points in the reference, in pixels of its photo; NaN where it does not have one.
     """
 
     points: Floats
     error: Floats
     confidence: Floats
     trust: Floats
+    shape: Floats
 
     @staticmethod
     def join(parts: list[Votes]) -> Votes:
@@ -87,9 +100,61 @@ def find_consensus(votes: Votes) -> Floats:
     voted = weights.sum(axis=0) > 0
     start = geometric_median(places, weights)
     start[~voted] = np.nan
-    result = find_mode(places, weights, start, KERNEL * extent(start))
+    width = KERNEL * extent(start)
+    result = find_mode(places, weights, start, width)
+    shapes, shape_weights = shape_votes(votes, result)
+    if shape_weights.any():
+        places, weights = np.concatenate([places, shapes]), np.concatenate([weights, shape_weights])
+        result = _denser(places, weights, width, result, _average(shapes, shape_weights))
     result[~voted] = np.nan
     return result
+
+
+def shape_votes(votes: Votes, points: Floats) -> tuple[Floats, Floats]:
+    """Where each reference's points lie if it is turned, scaled and moved to ``points`` (K, 2), and their weights.
+
+    A point counts in the fit as far as votes agree on it, and the less the further the shape misses it.
+
+    Returns:
+        (R, K, 2) in pixels of the photo and (R, K); weight 0 where the reference does not have the point, and for one
+        that shares fewer than three points with the photo.
+    """
+    weights, size = votes.weights(), extent(points)
+    agreed = agreement(votes, points) * weights.sum(axis=0)
+    agreed[~np.isfinite(points).all(axis=1)] = 0
+    places, counts = np.zeros_like(votes.points), np.zeros_like(weights)
+    for index, shape in enumerate(votes.shape):
+        known = np.isfinite(shape).all(axis=1)
+        share = np.where(known, agreed, 0)
+        if (share > 0).sum() < 3:
+            continue
+        fitted, away = _fit_shape(np.nan_to_num(shape), np.nan_to_num(points), share, size)
+        places[index] = fitted
+        counts[index, known] = np.exp(-away / SHAPE_SCALE) / (away + 0.03) ** 2
+    total = counts.max(axis=1).sum()
+    if total > 0:
+        counts *= SHAPE_WEIGHT * float(np.median(weights.sum(axis=0)[agreed > 0])) / total
+    return places, counts
+
+
+def _fit_shape(shape: Floats, points: Floats, share: Floats, size: float) -> tuple[Floats, float]:
+    """``shape`` (K, 2) after the similarity that brings it nearest to ``points``, and its mean distance in ``size``."""
+    weight = share
+    for _ in range(_FITS):
+        fitted = _similarity(shape, points, weight / weight.sum())
+        distance = np.linalg.norm(fitted - points, axis=1) / size
+        weight = share / (distance + 0.05)
+    return fitted, float((share * distance).sum() / share.sum())
+
+
+def _similarity(shape: Floats, points: Floats, weight: Floats) -> Floats:
+    """Least squares over turning, scaling and moving, in complex numbers: one factor turns and scales."""
+    source, target = (values[:, 0] + 1j * values[:, 1] for values in (shape, points))
+    source_mean, target_mean = weight @ source, weight @ target
+    source, target = source - source_mean, target - target_mean
+    factor = (weight * source.conj() * target).sum() / max(float((weight * abs(source) ** 2).sum()), 1e-12)
+    fitted = factor * source + target_mean
+    return np.stack([fitted.real, fitted.imag], axis=1)
 
 
 def geometric_median(points: Floats, weights: Floats) -> Floats:
@@ -108,6 +173,14 @@ def find_mode(points: Floats, weights: Floats, start: Floats, width: float) -> F
         near = np.exp(-((points - centre) ** 2).sum(axis=2) / (2 * width**2))
         centre = _average(points, weights * (near + 1e-9))
     return centre
+
+
+def _denser(points: Floats, weights: Floats, width: float, *starts: Floats) -> Floats:
+    """Of the modes that the starts (K, 2) lead to, for each of K points the one with more weight around it."""
+    modes = np.stack([find_mode(points, weights, start, width) for start in starts])
+    distance = ((points - modes[:, None]) ** 2).sum(axis=3)
+    found = (weights * np.exp(-distance / (2 * width**2))).sum(axis=1)
+    return np.take_along_axis(modes, found.argmax(axis=0)[None, :, None], axis=0)[0]
 
 
 def agreement(votes: Votes, points: Floats) -> Floats:

@@ -28,7 +28,7 @@ from cats.labelling.passes import Carried, Finding
 from cats.labelling.references import References
 from cats.runtime.windows import Window
 
-_FORMAT = 2
+_FORMAT = 3
 _FOUND = "found"  # in the key of what was found about a photo before the others help
 
 
@@ -197,7 +197,7 @@ def _decode_finding(entry: dict[str, Any], path: Path, references: dict[str, Ref
         votes = Votes(*map(_unpack, entry["votes"]))
         flows = _unpack(entry["flows"])
         shape = (len(chosen), len(chosen[0].targets))
-        if votes.points.shape != (*shape, 2) or flows.shape[:2] != (len(chosen), 5):
+        if not votes.points.shape == votes.shape.shape == (*shape, 2) or flows.shape[:2] != (len(chosen), 5):
             return None
         if any(getattr(votes, name).shape != shape for name in ("error", "confidence", "trust")):
             return None

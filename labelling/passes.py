@@ -152,7 +152,7 @@ def _vote(reference: Reference, look: Look, photo: Look, forward: Match, backwar
     places = np.full((len(targets), 2), np.nan)
     errors, confidences = np.full(len(targets), np.nan), np.zeros(len(targets))
     places[known], errors[known], confidences[known] = photo.window.to_photo(there), error, confidence
-    return Votes(places[None], errors[None], confidences[None], reference.trust[None])
+    return Votes(places[None], errors[None], confidences[None], reference.trust[None], targets[None])
 
 
 def _sample(match: Match, points: Floats, size: Size) -> Floats:

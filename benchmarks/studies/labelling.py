@@ -17,7 +17,7 @@ import resource
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from cats.core.images import image_size, read_image
 from cats.core.photos import list_photos
 from cats.data.proposal_flow import PFWillow
 from cats.labelling.annotations import AnnotatedPhoto, Annotation, Annotations, Category
-from cats.labelling.consensus import Votes, extent, find_consensus
+from cats.labelling.consensus import extent, find_consensus
 from cats.labelling.label import MODEL, label_photos, open_for_labelling
 from cats.labelling.passes import Finding, cast_votes, look_for
 from cats.labelling.probability import FILE, KIND_MEASURES, POINT_MEASURES, kind_measures, point_measures
@@ -183,9 +183,11 @@ def measure_steps(
             raw = found.votes
             table.add("one look", count, draw, photo, find_consensus(first))
             table.add("two looks, mean of the votes", count, draw, photo, raw.points.mean(axis=0))
-            equal = Votes(raw.points, np.zeros_like(raw.error), np.ones_like(raw.confidence), raw.trust)
+            without = replace(raw, shape=np.full_like(raw.shape, np.nan))
+            equal = replace(without, error=np.zeros_like(raw.error), confidence=np.ones_like(raw.confidence))
             table.add("two looks, mode", count, draw, photo, find_consensus(equal))
-            table.add("two looks, mode, weights", count, draw, photo, found.places)
+            table.add("two looks, mode, weights", count, draw, photo, find_consensus(without))
+            table.add("two looks, mode, weights, shape", count, draw, photo, found.places)
             points.append(
                 (photo.category, count, point_measures(found)[: len(photo.points)], correct(found.places, photo))
             )

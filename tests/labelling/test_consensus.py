@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from cats.labelling.consensus import Votes, agreement, extent, find_consensus, spread
+from cats.labelling.consensus import Votes, agreement, extent, find_consensus, shape_votes, spread
 
 SQUARE = np.array([[0.0, 0.0], [100.0, 0.0], [100.0, 80.0], [0.0, 80.0]])
 OTHER = SQUARE + np.array([40.0, 0.0])
@@ -13,7 +15,7 @@ OTHER = SQUARE + np.array([40.0, 0.0])
 def votes(points: list[np.ndarray], error: float | list[float] = 0.0, confidence: float | list[float] = 0.5) -> Votes:
     shape = (len(points), len(points[0]))
     grow = [np.broadcast_to(np.reshape(value, (-1, 1)), shape).astype(float) for value in (error, confidence)]
-    return Votes(np.stack(points), *grow, np.ones(shape))
+    return Votes(np.stack(points), *grow, np.ones(shape), np.full((*shape, 2), np.nan))
 
 
 def test_votes_that_agree_are_the_result() -> None:
@@ -58,7 +60,7 @@ def test_where_only_a_left_out_reference_has_a_point_it_is_believed() -> None:
 
 def test_predicted_labels_count_as_far_as_they_are_trusted() -> None:
     both = votes([SQUARE, SQUARE])
-    half = Votes(both.points, both.error, both.confidence, both.trust * np.array([[1.0], [0.5]]))
+    half = replace(both, trust=both.trust * np.array([[1.0], [0.5]]))
     assert np.allclose(half.weights()[1] * 2, half.weights()[0])
 
 
@@ -70,6 +72,45 @@ def test_points_that_a_reference_does_not_have_get_no_vote() -> None:
     nobody = find_consensus(votes([missing, missing]))
     assert np.isnan(nobody[1]).all()
     assert np.isfinite(nobody[[0, 2, 3]]).all()
+
+
+HOUSE = np.array([[0.0, 0.0], [100.0, 0.0], [100.0, 80.0], [0.0, 80.0], [30.0, 40.0], [70.0, 40.0]])
+
+
+def turned(points: np.ndarray) -> np.ndarray:
+    """As the points lie in another photo: turned by 20 degrees, twice as large, elsewhere."""
+    angle = np.deg2rad(20)
+    return 2 * points @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) + (300, 50)
+
+
+def test_a_point_on_the_wrong_one_of_two_like_parts_is_drawn_to_the_right_one() -> None:
+    """Two of four references mistake the left window for the right one; all know the shape."""
+    wrong = turned(HOUSE)
+    wrong[4] = wrong[5]
+    both = votes([turned(HOUSE), turned(HOUSE), wrong, wrong], confidence=[0.5, 0.5, 0.52, 0.52])
+    away = lambda found: np.linalg.norm(found - turned(HOUSE), axis=1)  # noqa: E731
+    assert away(find_consensus(both))[4] > 60
+    shaped = replace(both, shape=np.stack([HOUSE] * 4))
+    assert away(find_consensus(shaped)).max() < 8
+
+
+def test_a_shape_of_another_view_changes_nothing() -> None:
+    rng = np.random.default_rng(0)
+    given = votes([HOUSE, HOUSE + 1])
+    other = replace(given, shape=rng.uniform(0, 100, (2, 6, 2)))
+    assert np.allclose(find_consensus(other), find_consensus(given), atol=2)
+
+
+def test_a_shape_needs_three_points() -> None:
+    two = votes([HOUSE, HOUSE])
+    shape = np.full((2, 6, 2), np.nan)
+    shape[:, :2] = HOUSE[:2] * (1, 5)
+    places, weights = shape_votes(replace(two, shape=shape), HOUSE)
+    assert not weights.any()
+    agreed = replace(votes([turned(HOUSE)] * 2), shape=np.stack([HOUSE, HOUSE / 3]))
+    places, weights = shape_votes(agreed, turned(HOUSE))
+    assert np.allclose(places, turned(HOUSE))
+    assert (weights > 0).all()
 
 
 def test_agreement_is_the_weight_of_the_votes_that_are_near() -> None:
