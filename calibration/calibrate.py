@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +14,37 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import numpy_helper
 
 from cats.calibration.balance import Factors, choose_factors
-from cats.calibration.graph import is_half, name_nodes, quantizable_modules, separate_weights
+from cats.calibration.forms import FLOW, FloatFile, FloatModel, join_files
+from cats.calibration.graph import is_half, name_nodes, quantizable_modules
 from cats.calibration.quantize import quantize
 from cats.calibration.ranges import Ranges, collect_ranges
-from cats.calibration.sessions import ProbeSession, SessionMatcher, fixed_batch
+from cats.calibration.sessions import ProbeSession, fixed_batch
 from cats.core.console import progress
 from cats.core.errors import InputError, ModelFileError
+from cats.core.files import atomic_paths
 from cats.core.metadata import Metadata, read_onnx_metadata, write_model
 from cats.data.photo_pairs import PhotoPairs, demo_photos
-from cats.evaluation.parity import TOLERANCE, Parity, measure_parity, pck_drift
+from cats.evaluation.parity import TOLERANCE, Outputs, Parity, measure_parity, pck_drift
+from cats.export.exported import ExportedModel, run_photos
 from cats.export.fp16.assign import is_quantized, to_fp16
 from cats.export.fp16.input_moments import measure_moments
 from cats.export.modules import is_inside
 from cats.runtime.backends import CHECKPOINT_SUFFIXES, ENGINE_SUFFIXES
+from cats.runtime.split import KINDS as SPLIT
+from cats.runtime.split import find_split, name_split
 
 _DOMAINS = {"", "ai.onnx", "cats"}  # of the operators that an exported graph has
-_INTERFACE = (("image_a", "image_b"), ("flow", "confidence"))
+_IMAGES = ("image_a", "image_b")
+_INTERFACE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "pair": (_IMAGES, FLOW),
+    "encoder": (("image",), ()),
+    "matcher": ((), FLOW),
+    "end-to-end": ((*_IMAGES, "points_a"), ("points_b", "points_confidence", *FLOW)),
+}
+"""Kind -> inputs and outputs that a file has at least."""
 
 HELD_OUT = 16
 BALANCE_PAIRS = 8
-
-
-@dataclass(frozen=True)
-class FloatModel:
-    """A float32 export and what it says about itself."""
-
-    path: Path
-    model: onnx.ModelProto
-    metadata: Metadata
 
 
 @dataclass(frozen=True)
@@ -48,17 +52,27 @@ class CalibrationReport:
     """What was written.
 
     Attributes:
-        path: the quantized file.
-        metadata: as embedded in it.
-        drift: its flow against the float model's.
-        quantized, kept: modules.
+        files: kind (pair, encoder, matcher, end-to-end) -> file.
+        described: kind -> as embedded in that file.
+        drift: their flow against the float model's.
+        quantized, kept: modules of all files.
     """
 
-    path: Path
-    metadata: Metadata
+    files: dict[str, Path]
+    described: dict[str, Metadata]
     drift: Parity
     quantized: tuple[str, ...]
     kept: tuple[str, ...]
+
+    @property
+    def path(self) -> Path:
+        """The file that computes the flow."""
+        return list(self.files.values())[-1]
+
+    @property
+    def metadata(self) -> Metadata:
+        """As embedded in it."""
+        return list(self.described.values())[-1]
 
 
 def load_pair(path: str | Path, advice: str) -> tuple[onnx.ModelProto, Metadata]:
@@ -67,12 +81,17 @@ def load_pair(path: str | Path, advice: str) -> tuple[onnx.ModelProto, Metadata]
     Raises:
         ModelFileError: not an ONNX file with CATs metadata, or of another kind, with ``advice`` what to give instead.
     """
+    file = _read(Path(path), ("pair",), advice)
+    return file.model, file.metadata
+
+
+def _read(path: Path, kinds: Collection[str], advice: str) -> FloatFile:
     if Path(path).suffix.lower() in CHECKPOINT_SUFFIXES:
         raise ModelFileError(f"{path} is a checkpoint: export it first, cats-export --ckpt {path}")
     if Path(path).suffix.lower() in ENGINE_SUFFIXES:
         raise ModelFileError(f"{path} is an engine: give the .onnx file that it was built from")
     metadata = read_onnx_metadata(path)
-    if metadata.kind != "pair":
+    if metadata.kind not in kinds:
         raise ModelFileError(f"{path} is of kind {metadata.kind}: {advice}")
     try:
         model = onnx.load(path)
@@ -86,32 +105,80 @@ def load_pair(path: str | Path, advice: str) -> tuple[onnx.ModelProto, Metadata]
             "for itself: give the file of cats-export"
         )
     interface = [[value.name for value in side] for side in (model.graph.input, model.graph.output)]
-    if not all(set(needed) <= set(given) for needed, given in zip(_INTERFACE, interface, strict=True)):
-        raise ModelFileError(f"{path} lacks an input image_a, image_b or an output flow, confidence: export it again")
+    for needed, given, what in zip(_INTERFACE[metadata.kind], interface, ("input", "output"), strict=True):
+        if not set(needed) <= set(given):
+            raise ModelFileError(f"{path} lacks an {what} {' or '.join(needed)}: export it again")
     for item in model.graph.initializer:
         values = numpy_helper.to_array(item)
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise ModelFileError(f"{path}: {item.name} has values that are not finite: the weights are broken")
-    return name_nodes(model), metadata
+    return FloatFile(path, name_nodes(model), metadata)
 
 
-def load_float_model(path: str | Path) -> FloatModel:
-    """Read a file that can be calibrated.
+def load_float_model(path: str | Path, kinds: Collection[str] | None = None) -> FloatModel:
+    """Read a model that can be calibrated: a file for pairs, an end-to-end file, or a split model by either file.
+
+    Args:
+        path: as :class:`cats.runtime.Matcher` takes it.
+        kinds: of the files that the caller knows what to do with; None for all.
 
     Raises:
-        ModelFileError: not an ONNX file with CATs metadata, of another kind than ``pair``, quantized already, typed in
-            half precision, or exported for CPUs.
+        ModelFileError: not an ONNX file with CATs metadata, of another kind, quantized already, typed in half
+            precision, or exported for CPUs; one half of a split model is missing, or they do not fit
+            (:func:`cats.calibration.forms.join_files`).
     """
-    model, metadata = load_pair(path, "calibrate the file of cats-export without --split")
+    split = None if kinds is not None and "encoder" not in kinds else find_split(path)
+    wanted = kinds or [kind for kind in _INTERFACE if kind not in SPLIT]
+    advice = "give the file of cats-export without --split" + ("" if "end-to-end" in wanted else " and --end-to-end")
+    if split is None:
+        read = [_read(Path(path), wanted, advice)]
+    else:
+        fix = "the two files of cats-export --split, under the names that it gave them"
+        read = [_read(file, (kind,), f"give {fix}") for file, kind in zip(split, SPLIT, strict=True)]
+    for file in read:
+        _check_float(file)
+    joined = join_files(Path(path), {file.metadata.kind: file for file in read})
+    if not quantizable_modules(joined.model):
+        raise ModelFileError(f"{path}: no weight has the name of its layer, another tool renamed them: export it again")
+    return joined
+
+
+def _check_float(file: FloatFile) -> None:
+    path, model, metadata = file.path, file.model, file.metadata
     if is_quantized(model) or metadata.precision in ("int8", "fp8", "mixed"):
         raise ModelFileError(f"{path} is quantized already ({metadata.precision}): give the float32 export")
     if is_half(model) or metadata.precision not in ("fp32", "unknown"):
         raise ModelFileError(f"{path} is typed in {metadata.precision}: give the float32 export (without --fp16)")
     if metadata.target == "cpu":
         raise ModelFileError(f"{path} was made for float32 on CPUs: give the export without --for cpu")
-    if not quantizable_modules(model):
-        raise ModelFileError(f"{path}: no weight has the name of its layer, another tool renamed them: export it again")
-    return FloatModel(Path(path), separate_weights(model), metadata)
+
+
+def check_form(source: FloatModel, precision: str) -> None:
+    """Raise :class:`InputError` for float16 of another form than pairs, which is exported so: it decides on the values
+    between the files, too."""
+    if precision == "fp16" and source.files:
+        raise InputError(
+            f"{source.path} is {' and '.join(source.files)}: type it in float16 by cats-export --fp16 "
+            "--float32 MODULE, with the modules that a search on the file for pairs leaves in float32"
+        )
+
+
+def kept_modules(path: str | Path, source: FloatModel) -> list[str]:
+    """Modules that a quantized file of the same weights leaves in float32; of a split model both files count.
+
+    Raises:
+        ModelFileError: it cannot be read, is of other weights, or not quantized.
+    """
+    found: list[str] = []
+    for file in find_split(path) or (Path(path),):
+        metadata = read_onnx_metadata(file)
+        if metadata.weights_sha256 != source.metadata.weights_sha256:
+            raise ModelFileError(f"{file} has other weights than {source.path}: search anew, without --keep-as")
+        kept = (metadata.calibration or {}).get("kept")
+        if not isinstance(kept, list):
+            raise ModelFileError(f"{file} is not quantized: give a file of cats-calibrate")
+        found += kept
+    return found
 
 
 def measure_ranges(
@@ -181,7 +248,8 @@ def calibrate(
     Args:
         source: of :func:`load_float_model`.
         ranges: of :func:`measure_ranges`; not needed for fp16.
-        output: file to write; it is complete, with its figures, even where the comparison fails.
+        output: file to write, or the name of two (:func:`name_files`); it is complete, with its figures, even where the
+            comparison fails.
         precision, method, target, keep, weight_bits: see :func:`cats.calibration.quantize.quantize`; or ``fp16``, of
             which only ``keep`` is a choice.
         pairs: to compare on; the shipped photos by default.
@@ -193,6 +261,7 @@ def calibrate(
         InputError: an option is out of range, an image cannot be read, or the file cannot be written.
     """
     if precision == "fp16":
+        check_form(source, precision)
         moments = measure_moments(source.model, source.metadata.preprocessing)
         result = to_fp16(source.model, sorted(keep), moments)
     else:
@@ -202,13 +271,14 @@ def calibrate(
         result = quantize(
             source.model, ranges, precision=precision, method=method, keep=keep, target=target, weight_bits=weight_bits
         )
+    models = source.take_apart(result)
     drift = measure_drift(
-        source, result, pairs or demo_photos(), tolerance=TOLERANCE[precision], data=data, threads=threads
+        source, models, pairs or demo_photos(), tolerance=TOLERANCE[precision], data=data, threads=threads
     )
     names = list(quantizable_modules(source.model))
     kept = tuple(name for name in names if is_inside(name, keep))
     quantized = tuple(name for name in names if name not in kept)
-    part: dict[str, Any] = {"precision": precision, "quantized_modules": len(quantized), "kept": list(kept)}
+    part: dict[str, Any] = {"precision": precision}
     if ranges is not None:
         part |= {
             "method": method if precision == "int8" else "minmax",
@@ -220,44 +290,88 @@ def calibrate(
         }
     if found is not None:
         part["search"] = dict(found)
-    fitted = (source.metadata.calibration or {}).get("confidence")
+    files = name_files(output, source)
+    described = {}
+    with atomic_paths(*files.values()) as temporaries:
+        for kind, temporary in zip(files, temporaries, strict=True):
+            metadata = _describe(source.by_kind[kind], part, precision, drift, quantized, kept)
+            described[kind] = write_model(models[kind], metadata, temporary)
+    return CalibrationReport(files, described, drift, quantized, kept)
+
+
+def name_files(output: str | Path, source: FloatModel) -> dict[str, Path]:
+    """Kind -> file to write, given the name of them all: of a split model ``X.onnx`` stands for ``X.encoder.onnx`` and
+    ``X.matcher.onnx``."""
+    if set(source.by_kind) == set(SPLIT):
+        return dict(zip(SPLIT, name_split(output), strict=True))
+    return dict.fromkeys(source.by_kind, Path(output))
+
+
+def _describe(
+    file: FloatFile,
+    part: Mapping[str, Any],
+    precision: str,
+    drift: Parity,
+    quantized: Collection[str],
+    kept: Collection[str],
+) -> Metadata:
+    """What the quantized file says about itself: how it was made, of the modules those that are its own."""
+    own = quantizable_modules(file.model)
+    calibration = dict(part) | {
+        "quantized_modules": sum(name in own for name in quantized),
+        "kept": [name for name in kept if name in own],
+    }
+    fitted = (file.metadata.calibration or {}).get("confidence")
     if fitted is not None:  # the mapping holds for this file too, as far as its flow does
-        part["confidence"] = fitted
-    metadata = source.metadata.with_(
-        precision=precision, calibration=part, parity=drift.to_dict(), verified=drift.passed, accuracy=None
+        calibration["confidence"] = fitted
+    if precision != "fp16" and not calibration["quantized_modules"]:
+        precision = "fp32"  # a half of a split model that the search left alone
+    return file.metadata.with_(
+        precision=precision, calibration=calibration, parity=drift.to_dict(), verified=drift.passed, accuracy=None
     )
-    metadata = write_model(result, metadata, output)
-    return CalibrationReport(Path(output), metadata, drift, quantized, kept)
 
 
 def measure_drift(
     source: FloatModel,
-    result: onnx.ModelProto,
+    models: Mapping[str, onnx.ModelProto],
     pairs: PhotoPairs,
     *,
     tolerance: float,
     data: str | None = None,
     threads: int | None = None,
 ) -> Parity:
-    """Compare a quantized model with its float model, both in ONNX Runtime on the CPU; ``data`` as of
-    :func:`calibrate`."""
+    """Compare the files of a quantized model with its float files, both in ONNX Runtime on the CPU, end-to-end ones
+    from raw pixels.
+
+    Args:
+        models: by kind, of :meth:`.FloatModel.take_apart`.
+        tolerance: largest accepted 99th percentile, in pixels.
+        data: annotated pairs ``KIND:DIR``, to compare PCK too.
+    """
     preprocessing, batch = source.metadata.preprocessing, fixed_batch(source.model)
-    sessions = {
-        name: ProbeSession(model, threads=threads) for name, model in (("float", source.model), ("quantized", result))
+    floats = source.take_apart(source.model)
+    matchers = {
+        name: ExportedModel(files, preprocessing, batch, partial(ProbeSession, threads=threads))
+        for name, files in (("float", floats), ("quantized", models))
     }
-    outputs = []
+    outputs: list[Outputs] = []
+    points_px = None
     with progress() as bar:
-        for name, session in sessions.items():
+        for name, matcher in matchers.items():
             task = bar.add_task(f"{name} model, batches", total=-(-len(pairs) // (batch or 1)))
-            found = []
-            for feeds in pairs.feeds(preprocessing, batch):
-                found.append(session(feeds))
-                bar.advance(task)
-            flow, confidence = (np.concatenate([item[k] for item in found]) for k in ("flow", "confidence"))
-            outputs.append((flow[: len(pairs)], confidence[: len(pairs)]))
+            found: list[Outputs] = []
+            if matcher.takes_pixels:
+                for pair in pairs.pairs:
+                    values, points_px = run_photos(matcher, PhotoPairs(pairs.name, (pair,)))
+                    found.append(values)
+                    bar.advance(task)
+            else:
+                for feeds in pairs.feeds(preprocessing, batch):
+                    results = matcher.run(feeds["image_a"], feeds["image_b"])
+                    found.append((results["flow"], results["confidence"]))
+                    bar.advance(task)
+            flow, confidence = (np.concatenate(part)[: len(pairs)] for part in zip(*found, strict=True))
+            outputs.append((flow, confidence))
     against = "quantized against float32, both in ONNX Runtime on the CPU"
     parity = measure_parity(*outputs, tolerance=tolerance, source=f"{len(pairs)} pairs, {pairs.name}", against=against)
-    if data is None:
-        return parity
-    matchers = {name: SessionMatcher(session, preprocessing, batch) for name, session in sessions.items()}
-    return replace(parity, pck=pck_drift(matchers, data))
+    return replace(parity, points_px=points_px, pck=None if data is None else pck_drift(matchers, data))

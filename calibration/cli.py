@@ -11,6 +11,7 @@ from cats.core.console import Command, Force, execute, new_app, note, print_json
 from cats.core.errors import InputError, VerificationError
 from cats.core.images import quiet_pillow
 from cats.core.outputs import OutputPlan
+from cats.runtime.split import find_split, name_split
 
 app = new_app(extra="calibrate")
 
@@ -20,6 +21,10 @@ Examples:
 - `cats-calibrate cats.onnx --images photos/` writes cats.int8.onnx here: int8, but for what 2 px need in float32
 
 - `cats-calibrate cats.onnx --images photos/ --for tensorrt` a file for cats-build
+
+- `cats-calibrate cats.encoder.onnx --images photos/` both files of a split model: cats.int8.encoder.onnx, .matcher.onnx
+
+- `cats-calibrate cats.end-to-end.onnx --images photos/ --keep-as cats.int8.onnx` the modules that another file keeps
 
 - `cats-calibrate cats.onnx --data categories:photos --check willow:PF-WILLOW` compares PCK before and after too
 
@@ -87,6 +92,15 @@ def main_command(
             metavar="MODULE",
         ),
     ] = None,
+    keep_as: Annotated[
+        Path | None,
+        options.option(
+            "--keep-as",
+            help="No search: the modules stay float that stay so in this file of the same weights, of any form.",
+            panel=options.SEARCH,
+            metavar="FILE",
+        ),
+    ] = None,
     by: options.By = "block",
     precision: Annotated[
         str,
@@ -115,7 +129,7 @@ def main_command(
             "-o",
             help="File to write.",
             panel=options.OUTPUTS,
-            default="MODEL.PRECISION.onnx here",
+            default="MODEL.PRECISION.onnx here; of a split model MODEL.PRECISION.encoder.onnx and .matcher.onnx",
             metavar="FILE",
         ),
     ] = None,
@@ -135,7 +149,15 @@ def main_command(
     as_json: options.AsJson = False,
 ) -> None:
     """Quantize a CATs model with photos, leave in float32 what a bound on the matches needs, and compare the result."""
-    from cats.calibration.calibrate import HELD_OUT, calibrate, check_ranges, load_float_model, measure_ranges
+    from cats.calibration.calibrate import (
+        HELD_OUT,
+        calibrate,
+        check_form,
+        check_ranges,
+        kept_modules,
+        load_float_model,
+        measure_ranges,
+    )
     from cats.calibration.ranges import Ranges
     from cats.calibration.search import parse_bound, print_answer, search
     from cats.calibration.timing import compare_speed, print_speed
@@ -145,25 +167,36 @@ def main_command(
     from cats.evaluation.parity import TOLERANCE, print_figures
 
     quiet_pillow()
-    model = find_model(model)
+    model, keep_as = find_model(model), None if keep_as is None else find_model(keep_as)
     if precision == "mixed":
         raise InputError("--precision mixed is what --precision int8 does now: leave it out")
     check_precision(precision)
-    searching = not as_is and not keep
+    searching = not as_is and not keep and keep_as is None
     if not searching and (max_drift is not None or max_pck_drop is not None or state is not None):
-        raise InputError("--max-drift, --max-pck-drop and --state belong to the search: leave out --as-is and --keep")
+        raise InputError(
+            "--max-drift, --max-pck-drop and --state belong to the search: leave out --as-is, --keep and --keep-as"
+        )
     if precision == "fp16" and not searching:
         raise InputError("fp16 without a search is typed by cats-export --fp16")
     bound = parse_bound(max_drift, max_pck_drop, TOLERANCE[precision])
-    destination = output or Path(f"{model.name.removesuffix('.onnx')}.{precision}.onnx")
-    outputs = OutputPlan(force=force).reads(model, images, pairs, *(from_ranges or ()), balance_as)
-    outputs.reads_data(data, check).writes(destination, suffixes=(".onnx",)).writes(ranges, suffixes=(".json",))
+    split_files = find_split(model)
+    stem = model.name.removesuffix(".onnx")
+    if split_files is not None:
+        stem = split_files[0].name.removesuffix(".encoder.onnx")
+    destination = output or Path(f"{stem}.{precision}.onnx")
+    outputs = OutputPlan(force=force).reads(*(split_files or [model]), images, pairs, *(from_ranges or ()), balance_as)
+    outputs.reads(keep_as).reads_data(data, check).writes(ranges, suffixes=(".json",))
+    outputs.writes(*(name_split(destination) if split_files else [destination]), suffixes=(".onnx",))
     outputs.writes(state, updates=True).check()
     where, reason = options.choose_target(target, precision)
     photos = options.open_photos(images, pairs, data, split, from_ranges)
     source = load_float_model(model)
+    check_form(source, precision)
+    keep = [*(keep or ()), *(kept_modules(keep_as, source) if keep_as is not None else ())]
     dataset = open_dataset(check) if check is not None else None  # what cannot work is found before the work
     note(f"made for {'CPUs' if where == 'cpu' else 'TensorRT'}: {reason}")
+    if precision == "int8" and (saturates := options.saturation_note(where, weight_bits)):
+        note(saturates)
     found: Ranges | None = None
     if photos is None:
         judged_on = demo_photos()
@@ -204,32 +237,34 @@ def main_command(
         found,
         destination,
         precision=precision,
-        keep=answer.keep if answer else keep or (),
+        keep=answer.keep if answer else keep,
         pairs=judged_on,
         data=check,
         found=answer.to_dict() if answer else None,
         threads=threads,
         **how,
     )
-    drift = report.drift
-    heading = f"{destination}: {drift.against}; {drift.source}"
+    drift, names = report.drift, " and ".join(map(str, report.files.values()))
+    heading = f"{names}: {drift.against}; {drift.source}"
     print_figures(drift, heading, ("float", "quantized"), px=".3f", confidence=".3f")
-    note(
-        f"{destination}: {precision}, {destination.stat().st_size / 1e6:.1f} MB, float "
-        f"{model.stat().st_size / 1e6:.1f} MB; {len(report.quantized)} modules quantized, {len(report.kept)} kept in "
-        "float32"
-    )
-    if time and precision == "int8":
-        print_speed(compare_speed(model, destination, threads=threads), where)
-    if as_json:
-        print_json(report.metadata.to_dict())
+    for kind, path in report.files.items():
+        part = report.described[kind].calibration or {}
+        note(
+            f"{path}: {report.described[kind].precision}, {path.stat().st_size / 1e6:.1f} MB, float "
+            f"{source.by_kind[kind].path.stat().st_size / 1e6:.1f} MB; {part['quantized_modules']} modules quantized, "
+            f"{len(part['kept'])} kept in float32"
+        )
+        if time and precision == "int8":
+            print_speed(compare_speed(source.by_kind[kind].path, path, threads=threads), where, kind)
+        if as_json:
+            print_json(report.described[kind].to_dict())
     if not drift.passed:
         raise VerificationError(
-            f"{destination}: the matches move by more than {drift.tolerance_px:g} px (p99, see above); "
+            f"{names}: the matches move by more than {drift.tolerance_px:g} px (p99, see above); "
             + (
                 "the file is marked as not verified"
                 if searching
-                else "leave out --as-is and --keep, and cats-calibrate finds what must stay in float32"
+                else "leave out --as-is, --keep and --keep-as, and cats-calibrate finds what must stay in float32"
             )
         )
 

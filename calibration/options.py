@@ -9,7 +9,7 @@ import typer
 
 from cats.core.errors import InputError
 from cats.data.photo_pairs import PhotoPairs, photos_from_csv, photos_from_data, photos_from_folder
-from cats.runtime.hardware import nvidia
+from cats.runtime.hardware import cpu_features, nvidia
 
 TARGETS = ("cpu", "tensorrt")
 PHOTOS = "Photos to measure ranges on (one of these)"
@@ -21,7 +21,13 @@ def option(*names: str, help: str, panel: str, default: bool | str = False, **mo
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=default, **more)
 
 
-Model = Annotated[Path, typer.Argument(help="Float32 ONNX file of cats-export.", metavar="MODEL.onnx")]
+Model = Annotated[
+    Path,
+    typer.Argument(
+        help="Float32 ONNX file of cats-export: for pairs, end-to-end, or either of a split model.",
+        metavar="MODEL.onnx",
+    ),
+]
 Images = Annotated[
     Path | None,
     option(
@@ -149,3 +155,14 @@ def choose_target(target: str | None, precision: str) -> tuple[str, str]:
     if gpus:
         return "tensorrt", f"this machine has an {gpus[0].name}; give --for cpu for a file that runs on CPUs"
     return "cpu", "this machine has no NVIDIA GPU; give --for tensorrt for a file of which engines are built"
+
+
+def saturation_note(target: str, weight_bits: int) -> str | None:
+    """What to say where sums of 8-bit products saturate on this CPU, and do not where the file may run."""
+    features = cpu_features()
+    if target != "cpu" or weight_bits < 8 or "avx2" not in features or any("vnni" in name for name in features):
+        return None
+    return (
+        "this CPU has no VNNI: its sums of 8-bit products saturate, which moves matches more than on CPUs that have "
+        "it; what is found holds for this one, and --weight-bits 7 avoids most of it"
+    )

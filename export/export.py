@@ -31,6 +31,7 @@ from cats.export.storage import inline_functions, store_as_half, weight_factors
 from cats.export.verify import Parity, verify
 from cats.model import CATs
 from cats.runtime.hardware import compact_memory
+from cats.runtime.split import name_split
 
 WEIGHTS = ("fp32", "fp16-storage")
 """How weights are stored: as they are, or as float16 and computed in float32."""
@@ -209,13 +210,6 @@ def _check_modules(models: dict[str, onnx.ModelProto], wanted: Collection[str]) 
 
 def form_files(path: str | Path, form: str) -> dict[str, Path]:
     """Kind -> file of a form, given the name of :func:`export_onnx`; raises :class:`InputError` for a folder."""
-    return {kind: _file(Path(path), kind) for kind in FORMS.get(form, ())}
-
-
-def _file(path: Path, kind: str) -> Path:
-    if kind not in ("encoder", "matcher"):
-        return path
-    if path.is_dir():
-        raise InputError(f"cannot write {path}: it is a folder")
-    stem = path.name.removesuffix(".onnx")
-    return path.with_name(f"{stem}.{kind}.onnx")
+    if form == "split":
+        return dict(zip(FORMS[form], name_split(path), strict=True))
+    return {kind: Path(path) for kind in FORMS.get(form, ())}

@@ -5,7 +5,7 @@ Models typed in float16 run with every rounding to float16 made explicit, see :m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,12 @@ import onnx
 from numpy.typing import NDArray
 from PIL import Image
 
+from cats.core.geometry import transfer_points
 from cats.core.images import ImageSource, preprocess, read_image
 from cats.core.metadata import Preprocessing
 from cats.core.protocols import OneByOne, PairFlow
+from cats.data.photo_pairs import PhotoPairs
+from cats.evaluation.parity import FRAME, Outputs
 from cats.export.fp16.emulate import PEAKS, computes_in_half, emulate_fp16
 from cats.runtime.backends.ort_session import OrtSession
 
@@ -29,11 +32,18 @@ class ExportedModel(OneByOne):
         models: kind -> model.
         preprocessing: of the model.
         batch: fixed batch size of the files, None where it is free.
+        open_session: loads one of them; by default so that it keeps :meth:`peaks`.
     """
 
-    def __init__(self, models: Mapping[str, onnx.ModelProto], preprocessing: Preprocessing, batch: int | None) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, onnx.ModelProto],
+        preprocessing: Preprocessing,
+        batch: int | None,
+        open_session: Callable[[onnx.ModelProto], Any] | None = None,
+    ) -> None:
         self.in_half = any(computes_in_half(model) for model in models.values())
-        self.sessions = {kind: _session(model) for kind, model in models.items()}
+        self.sessions = {kind: (open_session or _session)(model) for kind, model in models.items()}
         self.preprocessing, self.batch = preprocessing, batch
 
     def peaks(self) -> dict[str, float]:
@@ -71,6 +81,27 @@ class ExportedModel(OneByOne):
             np.repeat(preprocess(image, self.preprocessing)[None], self.batch or 1, axis=0) for image in (first, second)
         ]
         return PairFlow(self.run(*inputs)["flow"][0].astype(np.float32))
+
+
+def run_photos(exported: ExportedModel, pairs: PhotoPairs) -> tuple[Outputs, float]:
+    """Flow and confidence of each pair from its raw pixels by an end-to-end model, and how far its points are from the
+    flow's own transfer, at most, in pixels of a 256 x 256 image; raises :class:`~cats.core.errors.InputError` where an
+    image cannot be read."""
+    results, worst = [], 0.0
+    for a, b in pairs.images():
+        points = _spread_points(a.size)
+        outputs = exported.run_pixels(a, b, points)
+        results.append((outputs["flow"], outputs["confidence"]))
+        difference = outputs["points_b"] - transfer_points(points, outputs["flow"], a.size, b.size)
+        worst = max(worst, float(np.linalg.norm(difference * FRAME / np.asarray(b.size), axis=1).max()))
+    flow, confidence = (np.stack(part) for part in zip(*results, strict=True))
+    return (flow, confidence), worst
+
+
+def _spread_points(size: tuple[int, int]) -> Floats:
+    """Points all over an image, its corners and borders included: (100, 2)."""
+    x, y = (np.linspace(-0.5, side - 0.5, 10) for side in size)
+    return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2).astype(np.float32)
 
 
 class PeakSession(OrtSession):

@@ -9,13 +9,10 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 
 from cats.core.console import note, stderr
-from cats.core.geometry import transfer_points
 from cats.data.photo_pairs import PhotoPairs
 from cats.evaluation.parity import (
-    FRAME,
     REFINED_TOLERANCE,
     TOLERANCE,
     Outputs,
@@ -25,7 +22,7 @@ from cats.evaluation.parity import (
     print_figures,
 )
 from cats.evaluation.torch_matcher import TorchMatcher
-from cats.export.exported import ExportedModel, Floats, PeakSession
+from cats.export.exported import ExportedModel, Floats, PeakSession, run_photos
 from cats.export.fp16.assign import LARGE_ACTIVATION
 from cats.export.modules import module_of
 from cats.model import CATs
@@ -103,7 +100,7 @@ def verify(
             PeakSession(file)
     points_px = None
     if exported.takes_pixels:
-        actual, points_px = _run_pixels(exported, pairs)
+        actual, points_px = run_photos(exported, pairs)
         expected = run_torch(model, make_batches(model, pairs, None))
     else:
         batches = make_batches(model, pairs, batch)
@@ -183,26 +180,6 @@ def summarize_peaks(peaks: Mapping[str, float]) -> dict[str, Any]:
         "module": tensor.rpartition("/")[0],
         "above": [[module, value] for module, value in above.items()],
     }
-
-
-def _run_pixels(exported: ExportedModel, pairs: PhotoPairs) -> tuple[Outputs, float]:
-    """Flow and confidence of each pair from its raw pixels, and how far its points are from the flow's own transfer,
-    at most, in pixels of a 256 x 256 image."""
-    results, worst = [], 0.0
-    for a, b in pairs.images():
-        points = _spread_points(a.size)
-        outputs = exported.run_pixels(a, b, points)
-        results.append((outputs["flow"], outputs["confidence"]))
-        difference = outputs["points_b"] - transfer_points(points, outputs["flow"], a.size, b.size)
-        worst = max(worst, float(np.linalg.norm(difference * FRAME / np.asarray(b.size), axis=1).max()))
-    flow, confidence = (np.stack(part) for part in zip(*results, strict=True))
-    return (flow, confidence), worst
-
-
-def _spread_points(size: tuple[int, int]) -> NDArray[np.float32]:
-    """Points all over an image, its corners and borders included: (100, 2)."""
-    x, y = (np.linspace(-0.5, side - 0.5, 10) for side in size)
-    return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2).astype(np.float32)
 
 
 def print_parity(parity: Parity, title: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cats.assets import find_model
-from cats.core.errors import CatsError, ModelFileError
+from cats.core.errors import CatsError, InputError, ModelFileError
 from cats.core.files import settle
 from cats.core.hub import parse_hub_name
 from cats.runtime.backends import BACKENDS, open_backend
@@ -52,6 +52,22 @@ def find_split(model: str | Path) -> tuple[Path, Path] | None:
             missing, found = (pair[0], pair[1]) if there[1] else (pair[1], pair[0])
             raise ModelFileError(f"{found} is half of a split model and {missing} is missing: cats-export --split")
     return None
+
+
+def name_split(path: str | Path) -> tuple[Path, Path]:
+    """Files of a split model that ``X.onnx`` stands for, encoder and matcher; either of them stands for both too.
+
+    Raises:
+        InputError: it is a folder.
+    """
+    given = Path(path)
+    if given.is_dir():
+        raise InputError(f"cannot write {given}: it is a folder")
+    stem = given.name.removesuffix(".onnx")
+    for kind in KINDS:
+        stem = stem.removesuffix(f".{kind}")
+    encoder, matcher = (given.with_name(f"{stem}.{kind}.onnx") for kind in KINDS)
+    return encoder, matcher
 
 
 def open_split(files: tuple[Path, Path], backend: str | None, **options: Any) -> tuple[Backend, Backend]:

@@ -72,7 +72,7 @@ def fit_and_write(
     destination = output or Path(f"{model.name.removesuffix('.onnx')}.confidence.onnx")
     outputs = OutputPlan(force=force).reads(model).reads_data(data)
     outputs.writes(destination, suffixes=(".onnx",)).writes(plot).check()
-    source = load_float_model(model)
+    source = load_float_model(model, ("pair",))
     metadata = source.metadata
     pairs = open_known_pairs(data, metadata.grid[0], limit)
     fit = fit_confidence(source, pairs, keep_temperature=keep_temperature, threads=threads)

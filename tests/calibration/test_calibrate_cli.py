@@ -185,6 +185,25 @@ def test_wrong_models(calibrate, float_file, photos, source, ranges, tmp_path, c
     assert "it is read" in calibrate("other.onnx", "--images", photos, "-o", "other.onnx").error
 
 
+@pytest.mark.parametrize(
+    ("features", "how", "said"),
+    [
+        (("avx2",), (), True),
+        (("avx2", "avx_vnni"), (), False),
+        (("avx2", "avx512f", "avx512_vnni"), (), False),
+        (("asimddp",), (), False),
+        (("avx2",), ("--weight-bits", "7"), False),
+        (("avx2",), ("--for", "tensorrt"), False),
+    ],
+)
+def test_a_cpu_whose_sums_saturate_is_named(calibrate, float_file, monkeypatch, features, how, said):
+    monkeypatch.setattr("cats.calibration.options.cpu_features", lambda: features)
+    # The ranges are missing, which is seen after the note.
+    done = calibrate(float_file, "--from-ranges", "r.json", "--as-is", *how)
+    assert done.code == 2
+    assert ("no VNNI" in done.err) == said
+
+
 def test_help(calibrate):
     done = calibrate("--help")
     assert done.code == 0
