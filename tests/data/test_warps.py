@@ -7,7 +7,7 @@ from PIL import Image
 from cats.core.errors import InputError
 from cats.core.geometry import cells_to_pixels, identity_cells
 from cats.data.folders import CategoryFolder, PhotoFolder
-from cats.data.warps import CategoryTriplets, Warp, WarpConfig, WarpPairs, apply_warp, occlude, random_warp
+from cats.data.warps import CategoryTriplets, Warp, WarpConfig, WarpPairs, apply_warp, occlude, random_part, random_warp
 
 
 @pytest.fixture
@@ -95,9 +95,41 @@ def test_triplets_keep_to_a_category(photos, monkeypatch):
     }
 
 
+def test_parts_of_a_photo_are_as_large_and_as_wide_as_said():
+    side, config, rng = 128, WarpConfig(zoom=0.5, aspect=1.5), np.random.default_rng(0)
+    parts = [random_part(rng, gradient(side), 64, config) for _ in range(200)]
+    assert {part.shape for part in parts} == {(64, 64, 3)}
+    # The colour tells the place: a part's extent is that of its colours, but for half a pixel at each edge.
+    extents = np.array([[np.ptp(part[..., axis].astype(int)) + 1 for axis in (0, 1)] for part in parts]) / side * 9 / 8
+    assert 0.5 / 1.5**0.5 - 0.03 < extents.min() < 0.55
+    assert 0.95 < extents.max() <= 9 / 8
+    ratios = extents[:, 0] / extents[:, 1]
+    assert 1 / 1.56 < ratios.min() < 0.8 < 1.2 < ratios.max() < 1.56
+    corners = np.array([part[0, 0, :2] for part in parts])
+    assert corners.max(axis=0).min() > 0.4 * side  # they lie everywhere
+
+
+def test_triplets_show_parts_of_photos(photos, monkeypatch):
+    asked = []
+    monkeypatch.setattr("cats.data.warps.read_square", lambda path, side: asked.append(side) or gradient(side))
+    config = WarpConfig(zoom=0.5, aspect=1.2)
+    item = CategoryTriplets(CategoryFolder.open(photos), size=64, grid=4, config=config)[0]
+    assert asked == [144] * 3  # so that the smallest part has a pixel for each of the view's
+    assert item["i"].shape == (64, 64, 3)
+    assert np.ptp(item["i"][..., 1].astype(int)) < 130
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("scale", 0.5), ("rotation", -1), ("occlusion", 1.5), ("perspective", 0.6), ("bend", float("nan"))],
+    [
+        ("zoom", 0),
+        ("aspect", 0.9),
+        ("scale", 0.5),
+        ("rotation", -1),
+        ("occlusion", 1.5),
+        ("perspective", 0.6),
+        ("bend", float("nan")),
+    ],
 )
 def test_distributions_that_cannot_be_drawn_are_refused(name, value):
     with pytest.raises(InputError, match=rf"warp\.{name} is"):

@@ -7,6 +7,7 @@ import torch
 
 from cats.training.losses import (
     add_unmatched_state,
+    divergence_from_even,
     endpoint_error,
     gaussian_targets,
     probabilistic_cross_entropy,
@@ -56,3 +57,12 @@ def test_unmatched_state_takes_what_no_place_claims():
     assert unmatched.min() > 0.999
     assert torch.allclose(probability.sum(1) + unmatched, torch.ones(1, 16))
     assert unmatched_loss(unmatched) < 1e-3 < unmatched_loss(1 - unmatched)
+
+
+def test_matches_of_strangers_cost_what_they_lack_of_evenness():
+    assert divergence_from_even(torch.full((2, 16, 16), 3.0)).item() == pytest.approx(0, abs=1e-6)
+    # One place has half of the probability, the other 15 share the rest: -mean(log p) - log 16 by hand.
+    logits = torch.zeros(1, 16, 16)
+    logits[:, 3] = math.log(15)
+    expected = -(math.log(1 / 2) + 15 * math.log(1 / 30)) / 16 - math.log(16)
+    assert divergence_from_even(logits).item() == pytest.approx(expected, abs=1e-5)
