@@ -83,9 +83,9 @@ consistency (Truong et al., CVPR 2022) on triplets, and the end-point error of t
 neighbours'. The backbone is frozen, only the aggregator and the projections are trained. {steps} updates of {batch}
 triplets, seed {seed}; this is the state after update {step}. Triplets are parts of photos, {zoom} to 1 of a view's
 side; matches with photos of other categories are to be spread evenly (weight {even}), so that the confidence falls
-where there is no partner. The weights are averaged (decay {ema}), and {interpolate} of the way from the start to the trained
-ones is shipped: all of it goes too far on objects it has not seen. Trained at a temperature of {trained_at}, it is read
-out at {temperature}.
+where there is no partner. The weights are averaged (decay {ema}), and {interpolate} of the way from the start to the
+trained ones is shipped: all of it goes too far on objects it has not seen. Trained at a temperature of {trained_at},
+it is read out at {temperature}.
 
 {made}
 
@@ -114,7 +114,7 @@ INT8 = """\
 `{command}`.
 Its matches differ from the float model's by {p99:.2f} px (99th percentile, at 256 x 256) on {pairs} other pairs of
 Caltech-101, which also chose what stays in float32, and by {others_p99:.2f} px on {others} pairs of the photos in
-`photos/`.
+`photos/`. An x86 CPU without VNNI adds two products in 16 bits, which saturate: there quantize with `--weight-bits 7`.
 
 """
 _CALIBRATE = ("--data", "categories:Caltech-101", "--limit", "32", "--max-drift", "1.8", "--for", "cpu")

@@ -108,8 +108,8 @@ class Match:
     def same_kind(self) -> float:
         """Probability in [0, 1] that both images show the same kind of object.
 
-        Fitted on Caltech-101 with ``cats-tiny``: its ROC area on categories not fitted on is 0.90, with a split model
-        0.94, see :mod:`cats.runtime.same_kind`.
+        Fitted on Caltech-101 with ``cats-tiny``: its ROC area on categories not fitted on is 0.91, with a split model
+        0.93, see :mod:`cats.runtime.same_kind`.
         """
         if self.second_look is not None:
             return self.second_look.match.same_kind

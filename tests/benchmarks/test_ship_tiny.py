@@ -38,8 +38,8 @@ def test_the_part_on_8_bits_is_written_anew_and_the_others_stay(assets: Path) ->
     ship_tiny.rewrite_int8()
     after = card.read_text()
     assert headings(after) == headings(before) == headings(ship_tiny.CARD.replace("{int8}", ship_tiny.INT8))
-    assert "42 of 73 modules in int8" in after
-    assert "by 1.50 px (99th percentile, at 256 x 256) on 16" in after.replace("\n", " ")
+    assert "29 of 73 modules in int8" in after
+    assert "by 1.76 px (99th percentile, at 256 x 256) on 16" in after.replace("\n", " ")
     assert "1.90 px on 11 pairs" in after.replace("\n", " ")
     assert after.partition("## What its")[2] == before.partition("## What its")[2]
     assert after.partition("## In 8 bits")[0] == before.partition("## In 8 bits")[0]
