@@ -35,7 +35,7 @@ def forms(tmp_path_factory):
         for form, name in (("split", "small.onnx"), ("end-to-end", "small.end-to-end.onnx")):
             export_onnx(tiny_model(temperature=0.9), folder / name, form=form, verified=False)
 
-    return made_once(tmp_path_factory, "forms", export)
+    return made_once(tmp_path_factory, "calibrated-forms", export)
 
 
 @pytest.fixture(scope="session")

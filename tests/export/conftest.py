@@ -23,7 +23,7 @@ def forms(model, tmp_path_factory):
             for kind, built in build_form(model, form).items():
                 onnx.save(built, folder / f"{kind}.onnx")
 
-    files = made_once(tmp_path_factory, "forms", build)
+    files = made_once(tmp_path_factory, "exported-forms", build)
     built = {kind: onnx.load(files / f"{kind}.onnx") for kinds in FORMS.values() for kind in kinds}
     built["pair-inline"] = inline_functions(built["pair"])
     return built
