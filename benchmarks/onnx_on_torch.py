@@ -6,7 +6,7 @@ the operators of the pair, encoder and matcher forms.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,14 +28,20 @@ class OnnxOnTorch:
     Args:
         model: of ``cats-export``.
         device: ``cpu`` or ``cuda``.
+        operators: beside :data:`OPERATORS`; a function of the model that is among them is not taken apart.
 
     Raises:
         InputError: the model has an operator that is not known here.
     """
 
-    def __init__(self, model: onnx.ModelProto, device: str = "cpu") -> None:
-        graph = inline_functions(model).graph
-        unknown = sorted({node.op_type for node in graph.node} - set(OPERATORS) - {"Constant"})
+    def __init__(
+        self, model: onnx.ModelProto, device: str = "cpu", operators: Mapping[str, Callable[..., Any]] | None = None
+    ) -> None:
+        known = {**OPERATORS, **(operators or {})}
+        if not {function.name for function in model.functions} <= set(known):
+            model = inline_functions(model)
+        graph = model.graph
+        unknown = sorted({node.op_type for node in graph.node} - set(known) - {"Constant"})
         if unknown:
             raise InputError(f"no {', '.join(unknown)} for PyTorch: give a pair, encoder or matcher file")
         weights = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
@@ -61,7 +67,7 @@ class OnnxOnTorch:
         self.weights |= made
         self.outputs = [value.name for value in graph.output]
         self.steps = [
-            (OPERATORS[node.op_type], list(node.input), list(node.output), _attributes(node))
+            (known[node.op_type], list(node.input), list(node.output), _attributes(node))
             for node in graph.node
             if node.op_type != "Constant" and node.output[0] not in made
         ]
@@ -79,12 +85,18 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {item.name: helper.get_attribute_value(item) for item in node.attribute}
 
 
+def take_padding(x: Tensor, pads: Sequence[int] | None) -> tuple[Tensor, list[int]]:
+    """An image and the padding of both its axes that a convolution of PyTorch takes; uneven padding is added to it."""
+    top, left, bottom, right = pads or [0, 0, 0, 0]
+    if (top, left) == (bottom, right):
+        return x, [top, left]
+    return F.pad(x, (left, right, top, bottom)), [0, 0]
+
+
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, **a: Any) -> Tensor:
-    top, left, bottom, right = a.get("pads", [0, 0, 0, 0])
-    if (top, left) != (bottom, right):
-        x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
+    x, padding = take_padding(x, a.get("pads"))
     stride, dilation = a.get("strides", [1, 1]), a.get("dilations", [1, 1])
-    return F.conv2d(x, weight, bias, stride, (top, left), dilation, a.get("group", 1))
+    return F.conv2d(x, weight, bias, stride, padding, dilation, a.get("group", 1))
 
 
 def _max_pool(x: Tensor, **a: Any) -> Tensor:

@@ -31,7 +31,7 @@ from cats.export.fp16.input_moments import measure_moments
 from cats.export.modules import is_inside
 from cats.runtime.backends import CHECKPOINT_SUFFIXES, ENGINE_SUFFIXES
 from cats.runtime.split import KINDS as SPLIT
-from cats.runtime.split import find_split, name_split
+from cats.runtime.split import find_split, name_files
 
 _DOMAINS = {"", "ai.onnx", "cats"}  # of the operators that an exported graph has
 _IMAGES = ("image_a", "image_b")
@@ -248,8 +248,8 @@ def calibrate(
     Args:
         source: of :func:`load_float_model`.
         ranges: of :func:`measure_ranges`; not needed for fp16.
-        output: file to write, or the name of two (:func:`name_files`); it is complete, with its figures, even where the
-            comparison fails.
+        output: file to write, or the name of two (:func:`cats.runtime.split.name_files`); it is complete, with its
+            figures, even where the comparison fails.
         precision, method, target, keep, weight_bits: see :func:`cats.calibration.quantize.quantize`; or ``fp16``, of
             which only ``keep`` is a choice.
         pairs: to compare on; the shipped photos by default.
@@ -290,21 +290,13 @@ def calibrate(
         }
     if found is not None:
         part["search"] = dict(found)
-    files = name_files(output, source)
+    files = name_files(output, source.by_kind)
     described = {}
     with atomic_paths(*files.values()) as temporaries:
         for kind, temporary in zip(files, temporaries, strict=True):
             metadata = _describe(source.by_kind[kind], part, precision, drift, quantized, kept)
             described[kind] = write_model(models[kind], metadata, temporary)
     return CalibrationReport(files, described, drift, quantized, kept)
-
-
-def name_files(output: str | Path, source: FloatModel) -> dict[str, Path]:
-    """Kind -> file to write, given the name of them all: of a split model ``X.onnx`` stands for ``X.encoder.onnx`` and
-    ``X.matcher.onnx``."""
-    if set(source.by_kind) == set(SPLIT):
-        return dict(zip(SPLIT, name_split(output), strict=True))
-    return dict.fromkeys(source.by_kind, Path(output))
 
 
 def _describe(
@@ -355,14 +347,15 @@ def measure_drift(
         for name, files in (("float", floats), ("quantized", models))
     }
     outputs: list[Outputs] = []
-    points_px = None
     with progress() as bar:
         for name, matcher in matchers.items():
+            points_px = None
             task = bar.add_task(f"{name} model, batches", total=-(-len(pairs) // (batch or 1)))
             found: list[Outputs] = []
             if matcher.takes_pixels:
                 for pair in pairs.pairs:
-                    values, points_px = run_photos(matcher, PhotoPairs(pairs.name, (pair,)))
+                    values, away = run_photos(matcher, PhotoPairs(pairs.name, (pair,)))
+                    points_px = max(points_px or 0.0, away)
                     found.append(values)
                     bar.advance(task)
             else:

@@ -11,7 +11,7 @@ from cats.core.console import Command, Force, execute, new_app, note, print_json
 from cats.core.errors import InputError, VerificationError
 from cats.core.images import quiet_pillow
 from cats.core.outputs import OutputPlan
-from cats.runtime.split import find_split, name_split
+from cats.runtime.split import KINDS, find_split, name_files
 
 app = new_app(extra="calibrate")
 
@@ -186,7 +186,7 @@ def main_command(
     destination = output or Path(f"{stem}.{precision}.onnx")
     outputs = OutputPlan(force=force).reads(*(split_files or [model]), images, pairs, *(from_ranges or ()), balance_as)
     outputs.reads(keep_as).reads_data(data, check).writes(ranges, suffixes=(".json",))
-    outputs.writes(*(name_split(destination) if split_files else [destination]), suffixes=(".onnx",))
+    outputs.writes(*name_files(destination, KINDS if split_files else ("",)).values(), suffixes=(".onnx",))
     outputs.writes(state, updates=True).check()
     where, reason = options.choose_target(target, precision)
     photos = options.open_photos(images, pairs, data, split, from_ranges)

@@ -9,7 +9,7 @@ import typer
 
 from cats.core.errors import InputError
 from cats.data.photo_pairs import PhotoPairs, photos_from_csv, photos_from_data, photos_from_folder
-from cats.runtime.hardware import cpu_features, nvidia
+from cats.runtime.hardware import cpu_features, has_vnni, nvidia
 
 TARGETS = ("cpu", "tensorrt")
 PHOTOS = "Photos to measure ranges on (one of these)"
@@ -160,7 +160,7 @@ def choose_target(target: str | None, precision: str) -> tuple[str, str]:
 def saturation_note(target: str, weight_bits: int) -> str | None:
     """What to say where sums of 8-bit products saturate on this CPU, and do not where the file may run."""
     features = cpu_features()
-    if target != "cpu" or weight_bits < 8 or "avx2" not in features or any("vnni" in name for name in features):
+    if target != "cpu" or weight_bits < 8 or "avx2" not in features or has_vnni(features):
         return None
     return (
         "this CPU has no VNNI: its sums of 8-bit products saturate, which moves matches more than on CPUs that have "

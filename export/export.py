@@ -31,7 +31,7 @@ from cats.export.storage import inline_functions, store_as_half, weight_factors
 from cats.export.verify import Parity, verify
 from cats.model import CATs
 from cats.runtime.hardware import compact_memory
-from cats.runtime.split import name_split
+from cats.runtime.split import name_files
 
 WEIGHTS = ("fp32", "fp16-storage")
 """How weights are stored: as they are, or as float16 and computed in float32."""
@@ -210,6 +210,4 @@ def _check_modules(models: dict[str, onnx.ModelProto], wanted: Collection[str]) 
 
 def form_files(path: str | Path, form: str) -> dict[str, Path]:
     """Kind -> file of a form, given the name of :func:`export_onnx`; raises :class:`InputError` for a folder."""
-    if form == "split":
-        return dict(zip(FORMS[form], name_split(path), strict=True))
-    return {kind: Path(path) for kind in FORMS.get(form, ())}
+    return name_files(path, FORMS.get(form, ()))

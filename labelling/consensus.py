@@ -102,7 +102,7 @@ def find_consensus(votes: Votes) -> Floats:
     start[~voted] = np.nan
     width = KERNEL * extent(start)
     result = find_mode(places, weights, start, width)
-    shapes, shape_weights = shape_votes(votes, result)
+    shapes, shape_weights = shape_votes(votes, weights, result)
     if shape_weights.any():
         places, weights = np.concatenate([places, shapes]), np.concatenate([weights, shape_weights])
         result = _denser(places, weights, width, result, _average(shapes, shape_weights))
@@ -110,17 +110,17 @@ def find_consensus(votes: Votes) -> Floats:
     return result
 
 
-def shape_votes(votes: Votes, points: Floats) -> tuple[Floats, Floats]:
+def shape_votes(votes: Votes, weights: Floats, points: Floats) -> tuple[Floats, Floats]:
     """Where each reference's points lie if it is turned, scaled and moved to ``points`` (K, 2), and their weights.
 
-    A point counts in the fit as far as votes agree on it, and the less the further the shape misses it.
+    A point counts in the fit as far as votes, of ``weights`` (R, K), agree on it, and the less the further the shape
+    misses it.
 
     Returns:
         (R, K, 2) in pixels of the photo and (R, K); weight 0 where the reference does not have the point, and for one
         that shares fewer than three points with the photo.
     """
-    weights, size = votes.weights(), extent(points)
-    agreed = agreement(votes, points) * weights.sum(axis=0)
+    size, agreed = extent(points), _near(votes, weights, points)
     agreed[~np.isfinite(points).all(axis=1)] = 0
     places, counts = np.zeros_like(votes.points), np.zeros_like(weights)
     for index, shape in enumerate(votes.shape):
@@ -186,9 +186,14 @@ def _denser(points: Floats, weights: Floats, width: float, *starts: Floats) -> F
 def agreement(votes: Votes, points: Floats) -> Floats:
     """Share (K,) of the votes' weight within a tenth of the extent of ``points`` (K, 2); 0 where nobody voted."""
     weights = votes.weights()
+    return _near(votes, weights, points) / np.maximum(weights.sum(axis=0), 1e-12)
+
+
+def _near(votes: Votes, weights: Floats, points: Floats) -> Floats:
+    """Weight (K,) of the votes within a tenth of the extent of ``points`` (K, 2)."""
     distance = np.linalg.norm(np.nan_to_num(votes.points) - np.nan_to_num(points), axis=2)
-    near = np.where(distance <= 0.1 * extent(points), weights, 0).sum(axis=0)
-    return near / np.maximum(weights.sum(axis=0), 1e-12)
+    near: Floats = np.where(distance <= 0.1 * extent(points), weights, 0).sum(axis=0)
+    return near
 
 
 def spread(votes: Votes, points: Floats) -> Floats:

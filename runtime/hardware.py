@@ -7,7 +7,7 @@ import ctypes
 import functools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,11 @@ def cpu_features() -> tuple[str, ...]:
             flags = set(line.partition(":")[2].split())
             return tuple(name for name in _INTERESTING if name in flags)
     return ()
+
+
+def has_vnni(flags: Collection[str]) -> bool:
+    """Whether a CPU with these instruction sets sums products of 8 bits in 32, and so without saturation."""
+    return any("vnni" in flag for flag in flags)
 
 
 def _cpuinfo() -> list[str]:

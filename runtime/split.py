@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,20 +54,22 @@ def find_split(model: str | Path) -> tuple[Path, Path] | None:
     return None
 
 
-def name_split(path: str | Path) -> tuple[Path, Path]:
-    """Files of a split model that ``X.onnx`` stands for, encoder and matcher; either of them stands for both too.
+def name_files(path: str | Path, kinds: Collection[str]) -> dict[str, Path]:
+    """Kind -> file to write, given one name for them all: of a split model ``X.onnx`` stands for ``X.encoder.onnx`` and
+    ``X.matcher.onnx``, as either of them does.
 
     Raises:
-        InputError: it is a folder.
+        InputError: of a split model, it is a folder.
     """
     given = Path(path)
+    if set(kinds) != set(KINDS):
+        return dict.fromkeys(kinds, given)
     if given.is_dir():
         raise InputError(f"cannot write {given}: it is a folder")
     stem = given.name.removesuffix(".onnx")
     for kind in KINDS:
         stem = stem.removesuffix(f".{kind}")
-    encoder, matcher = (given.with_name(f"{stem}.{kind}.onnx") for kind in KINDS)
-    return encoder, matcher
+    return {kind: given.with_name(f"{stem}.{kind}.onnx") for kind in KINDS}
 
 
 def open_split(files: tuple[Path, Path], backend: str | None, **options: Any) -> tuple[Backend, Backend]:

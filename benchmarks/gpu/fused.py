@@ -23,6 +23,8 @@ from onnx import helper, numpy_helper
 from torch import Tensor
 
 from cats.benchmarks.gpu import fused_kernels
+from cats.benchmarks.onnx_on_torch import take_padding
+from cats.export.graph.correlation import correlation
 
 
 class Rewriter:
@@ -240,10 +242,8 @@ def _(qkv: Tensor, levels: int, heads: int) -> Tensor:
 
 
 def _run_convolution(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None, **a: Any) -> Tensor:
-    top, left, bottom, right = a.get("pads", [0, 0, 0, 0])
-    if (top, left) != (bottom, right):
-        x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
-    return convolution(x, weight, bias, residual, a.get("strides", [1, 1]), [top, left])
+    x, padding = take_padding(x, a.get("pads"))
+    return convolution(x, weight, bias, residual, a.get("strides", [1, 1]), padding)
 
 
 @torch.library.custom_op("cats_benchmarks::linear_gelu", mutates_args=())
@@ -276,5 +276,16 @@ def _run_attention(x: Tensor, weight: Tensor, bias: Tensor, heads: int, levels: 
     return found.transpose(1, 2).reshape(tokens, cells, -1)
 
 
-FUSED = {"FusedConv": _run_convolution, "LinearGelu": _run_linear_gelu, "Attention": _run_attention}
+def run_correlation(*features: Tensor) -> Tensor:
+    """The node ``cats::Correlation``: levels of both images, a first."""
+    half = len(features) // 2
+    return correlation(list(features[:half]), list(features[half:]))
+
+
+FUSED = {
+    "Correlation": run_correlation,
+    "FusedConv": _run_convolution,
+    "LinearGelu": _run_linear_gelu,
+    "Attention": _run_attention,
+}
 """Operator -> its computation, beside those of :data:`cats.benchmarks.onnx_on_torch.OPERATORS`."""

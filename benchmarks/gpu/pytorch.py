@@ -34,8 +34,7 @@ from cats.benchmarks.gpu.kit import (
     step,
     wait_for,
 )
-from cats.benchmarks.onnx_on_torch import OPERATORS, OnnxOnTorch
-from cats.export.graph.correlation import correlation
+from cats.benchmarks.onnx_on_torch import OnnxOnTorch
 from cats.export.graph.deployment import PairGraph
 
 BATCHES = (1,) if DRY else (1, 32)
@@ -116,15 +115,10 @@ class Bench:
 
 def file_on_gpu(path, channels_last: bool, fused: bool = False):
     """An exported file as a function of both images; the correlation by the kernels, constants on the GPU."""
-    from cats.benchmarks import onnx_on_torch
-
     whole = onnx.load(path)
     if fused:
-        OPERATORS.update(FUSED)
         record(f"{path.name}: fused nodes", **fuse(whole))
-    onnx_on_torch.inline_functions = lambda model: model  # the one function has an operator of its own here
-    OPERATORS["Correlation"] = lambda *x: correlation(list(x[: len(x) // 2]), list(x[len(x) // 2 :]))
-    runner = OnnxOnTorch(whole, DEVICE)
+    runner = OnnxOnTorch(whole, DEVICE, FUSED)
     if channels_last:
         for key, value in runner.weights.items():
             if value.ndim == 4 and value.shape[2] > 0:
@@ -153,12 +147,17 @@ def compiled(bench: Bench, precision: str, batch: int, tuned: bool, fused: bool)
     return traced if DRY else torch.compile(traced, dynamic=False, options=TUNED if tuned else {})
 
 
+def label_of(tuned: bool, fused: bool) -> str:
+    """What :func:`compiled` makes, in the results."""
+    return f"{'fused and ' if fused else ''}compiled{' and tuned' if tuned else ''} fp16"
+
+
 def measure_compiled(bench: Bench, tuned: bool, fused: bool) -> None:
     """Each batch is compiled by itself, so that a cut-off leaves the first."""
     if fused:
         torch.backends.cudnn.benchmark_limit = 4  # each fused convolution that is tried is compiled first
     for batch in BATCHES:
-        label = f"{'fused and ' if fused else ''}compiled{' and tuned' if tuned else ''} fp16"
+        label = label_of(tuned, fused)
         try:
             run = compiled(bench, "fp16", batch, tuned, fused)
         except Exception as error:
@@ -182,7 +181,7 @@ def warm(bench: Bench, tuned: bool, fused: bool) -> None:
         run = compiled(bench, "fp16", batch, tuned, fused)
         with torch.inference_mode():
             run(*bench.images(DEVICE, batch))
-        record(f"{bench.name} compiled{' and tuned' if tuned else ''} fp16, batch {batch}", warmed=True)
+        record(f"{bench.name} {label_of(tuned, fused)}, batch {batch}", warmed=True)
 
 
 def main() -> None:

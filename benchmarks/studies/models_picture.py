@@ -21,6 +21,7 @@ from PIL import Image
 from cats.benchmarks.record import REPOSITORY
 from cats.benchmarks.ship_tiny import ASSETS, DATA
 from cats.checkpoints import load_checkpoint
+from cats.core.images import image_size
 from cats.core.pck import preset
 from cats.data import open_dataset
 from cats.data.samples import Sample
@@ -49,13 +50,8 @@ def shipped_pairs() -> list[Sample]:
     photos = [(ASSETS / "astronaut.jpg", ASTRONAUT), (ASSETS / "grace_hopper.jpg", HOPPER)]
     samples = []
     for (a, points_a), (b, points_b) in (photos, photos[::-1]):
-        sizes = []
-        for path in (a, b):
-            with Image.open(path) as image:
-                sizes.append(image.size)
-        samples.append(
-            Sample(a, b, sizes[0], sizes[1], points_a=points_a, points_b=points_b, name=f"{a.name} -> {b.name}")
-        )
+        name = f"{a.name} -> {b.name}"
+        samples.append(Sample(a, b, image_size(a), image_size(b), points_a=points_a, points_b=points_b, name=name))
     return samples
 
 

@@ -171,7 +171,7 @@ class OnnxRuntimeBackend(Backend):
         except BackendError:
             raise
         except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
-            text = first_line(str(error).replace(str(path), path.name))  # a path may be long, and hold any word
+            text = first_line(error, path)
             if "opset" in text or "IR version" in text:
                 raise ModelFileError(
                     f"{path} is too new for onnxruntime {ort.__version__} ({text}): upgrade onnxruntime, "

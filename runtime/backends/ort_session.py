@@ -41,9 +41,10 @@ def session_options(ort: Any, threads: int | None = None, *, keep_memory: bool =
     return options
 
 
-def first_line(error: Exception | str) -> str:
-    """The useful part of an ONNX Runtime message."""
-    text = str(error).strip().split("\n")[0]
+def first_line(error: Exception, path: Path | None = None) -> str:
+    """The useful part of an ONNX Runtime message; of ``path``, which may be long and hold any word, the name alone."""
+    text = str(error) if path is None else str(error).replace(str(path), path.name)
+    text = text.strip().split("\n")[0]
     return text.rpartition("[ONNXRuntimeError] : ")[2][:400] or type(error).__name__
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from cats.core.errors import BackendError, CatsError
 from cats.core.process import child_environment
 from cats.runtime.backends import open_backend
-from cats.runtime.hardware import cpu_features
+from cats.runtime.hardware import cpu_features, has_vnni
 
 CONTESTANTS: dict[str, dict[str, Any]] = {
     "onnxruntime": {"backend": "onnxruntime", "provider": "cpu"},
@@ -145,7 +145,7 @@ def advise_precision(flags: Collection[str]) -> str:
     quantize = "cats-calibrate MODEL.onnx --images DIR"
     if any(flag.startswith("amx") for flag in flags):
         return f"this CPU has AMX: try bf16 in OpenVINO first, nothing has to be calibrated; int8 with {quantize}"
-    if any("vnni" in flag for flag in flags):
+    if has_vnni(flags):
         return f"this CPU has VNNI: int8 is worth its calibration, {quantize}"
     if "avx2" in flags:
         return f"this CPU has AVX2 without VNNI: int8 gains little, {quantize} --weight-bits 7 measures it"

@@ -16,21 +16,9 @@ from tiny_models import image_pair, tiny_model
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from cats.benchmarks import onnx_on_torch
 from cats.benchmarks.gpu.fused import FUSED, fuse
-from cats.benchmarks.onnx_on_torch import OPERATORS, OnnxOnTorch
+from cats.benchmarks.onnx_on_torch import OnnxOnTorch
 from cats.export.forms import build_form
-from cats.export.graph.correlation import correlation
-
-
-@pytest.fixture(autouse=True)
-def operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, run in FUSED.items():
-        monkeypatch.setitem(OPERATORS, name, run)
-    monkeypatch.setattr(onnx_on_torch, "inline_functions", lambda model: model)  # the kit's files run as they are
-    monkeypatch.setitem(
-        OPERATORS, "Correlation", lambda *x: correlation(list(x[: len(x) // 2]), list(x[len(x) // 2 :]))
-    )
 
 
 def bottleneck() -> onnx.ModelProto:
@@ -65,10 +53,10 @@ def bottleneck() -> onnx.ModelProto:
 
 def test_convolutions_take_bias_residual_and_relu_with_them() -> None:
     model, x = bottleneck(), torch.from_numpy(np.random.default_rng(1).normal(size=(2, 9, 8, 8)).astype(np.float32))
-    expected = OnnxOnTorch(model)({"x": x})
+    expected = OnnxOnTorch(model, operators=FUSED)({"x": x})
     assert fuse(model)["FusedConv"] == 3
     assert [node.op_type for node in model.graph.node].count("Conv") == 2  # the projection; the early sum
-    for name, value in OnnxOnTorch(model)({"x": x}).items():
+    for name, value in OnnxOnTorch(model, operators=FUSED)({"x": x}).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-3)  # sums in another order
 
 
@@ -76,10 +64,10 @@ def test_attention_of_an_exported_model() -> None:
     torch_model = tiny_model(hyperpixels=(2, 3, 4, 5))
     model = build_form(torch_model, "pair")["pair"]
     feeds = dict(zip(("image_a", "image_b"), image_pair(torch_model), strict=True))
-    expected = OnnxOnTorch(model)(feeds)["flow"]
+    expected = OnnxOnTorch(model, operators=FUSED)(feeds)["flow"]
     assert fuse(model) == {"FusedConv": 0, "LinearGelu": 4, "Attention": 4}
     assert [node.op_type for node in model.graph.node].count("Softmax") == 1  # of the soft-argmax
-    torch.testing.assert_close(OnnxOnTorch(model)(feeds)["flow"], expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(OnnxOnTorch(model, operators=FUSED)(feeds)["flow"], expected, rtol=1e-3, atol=1e-3)
 
 
 INTERPRETED = """

@@ -10,6 +10,7 @@ from commands import runner
 from made_once import made_once
 from tiny_models import tiny_model
 
+from cats.calibration import calibrate as calibration
 from cats.calibration.calibrate import calibrate as calibrate_model
 from cats.calibration.calibrate import load_float_model, measure_drift
 from cats.calibration.cli import main
@@ -80,6 +81,15 @@ def test_a_form_is_the_graph_for_pairs(sources, feeds, form):
     expected, actual = (ProbeSession(model)(feeds) for model in (pair, other))
     assert np.abs(actual["flow"] - expected["flow"]).max() < 1e-4
     assert np.abs(actual["confidence"] - expected["confidence"]).max() < 1e-5
+
+
+def test_of_all_pairs_the_largest_error_of_points_counts(sources, pairs, monkeypatch):
+    source, errors = sources["end-to-end"], iter([9.0] * len(pairs) + [0.1, 0.4, *[0.2] * (len(pairs) - 2)])
+    run = calibration.run_photos  # of the float files first, whose points are not judged
+    monkeypatch.setattr(calibration, "run_photos", lambda *given: (run(*given)[0], next(errors)))
+    found = measure_drift(source, source.take_apart(source.model), pairs, tolerance=2.0)
+    assert len(pairs) > 2
+    assert found.points_px == 0.4
 
 
 @pytest.mark.parametrize("form", ["split", "end-to-end"])

@@ -105,10 +105,10 @@ def test_a_shape_needs_three_points() -> None:
     two = votes([HOUSE, HOUSE])
     shape = np.full((2, 6, 2), np.nan)
     shape[:, :2] = HOUSE[:2] * (1, 5)
-    places, weights = shape_votes(replace(two, shape=shape), HOUSE)
+    places, weights = shape_votes(replace(two, shape=shape), two.weights(), HOUSE)
     assert not weights.any()
     agreed = replace(votes([turned(HOUSE)] * 2), shape=np.stack([HOUSE, HOUSE / 3]))
-    places, weights = shape_votes(agreed, turned(HOUSE))
+    places, weights = shape_votes(agreed, agreed.weights(), turned(HOUSE))
     assert np.allclose(places, turned(HOUSE))
     assert (weights > 0).all()
 
