@@ -77,7 +77,8 @@ class OnnxOnTorch:
         """Run once."""
         values: dict[str, Any] = {**self.weights, **feeds}
         for run, inputs, outputs, attributes in self.steps:
-            values[outputs[0]] = run(*(values[name] if name else None for name in inputs), **attributes)
+            found = run(*(values[name] if name else None for name in inputs), **attributes)
+            values.update(zip(outputs, found if isinstance(found, tuple) else (found,), strict=False))
         return {name: values[name] for name in self.outputs}
 
 

@@ -92,15 +92,16 @@ def timing(channels, dtype, batch, last):
 
 
 def sweep(dtype, batch, last):
-    """Other tiles, steps, warps and stages than the module's, replayed as a CUDA graph."""
+    """Other blocks than the module's, replayed as a CUDA graph."""
     a, b = features(SPAIR, batch, dtype, last=last)
     found = {}
     half = [
-        (128, 128, 32, 4, 4), (128, 128, 64, 8, 4), (128, 128, 128, 8, 3), (128, 256, 32, 8, 4), (128, 256, 64, 8, 3),
-        (128, 256, 64, 8, 4), (256, 128, 32, 8, 4), (256, 128, 64, 8, 3), (256, 128, 64, 8, 4), (64, 256, 64, 4, 4),
+        (128, 128, 64, 8, 4), (128, 128, 64, 8, 3, 128), (128, 128, 32, 8, 5, 128), (128, 128, 32, 4, 4),
+        (128, 64, 64, 4, 4), (64, 128, 64, 4, 4), (128, 256, 64, 8, 3),
     ]  # fmt: skip
     full = [(64, 64, 32, 4, 3), (64, 64, 16, 4, 4), (64, 64, 32, 8, 4), (64, 64, 16, 8, 4)]
-    choices = [astuple(correlation_kernel.BLOCKS[dtype]), *(half if dtype == torch.float16 else full)]
+    first = correlation_kernel.LARGE[last] if dtype == torch.float16 else correlation_kernel.BLOCKS[dtype]
+    choices = [astuple(first), *(half if dtype == torch.float16 else full)]
     for choice in choices[: 1 if DRY else None]:
         blocks = correlation_kernel.Blocks(*choice)
         try:
@@ -111,7 +112,7 @@ def sweep(dtype, batch, last):
             ]
         except Exception as problem:
             found[str(choice)] = f"{type(problem).__name__}: {problem}"[:200]
-    return {"rows, columns, step, warps, stages -> ms, us of each kernel": found}
+    return {"rows, columns, step, warps, stages, registers -> ms, us of each kernel": found}
 
 
 @functools.cache

@@ -2,9 +2,10 @@
 
 Three rewrites of the ONNX graph, each a node that :data:`FUSED` runs:
 
-- ``FusedConv``: convolution, bias, residual and ReLU. A 1x1 convolution without residual is cuBLASLt's product with
-  bias and ReLU, a small 3x3 convolution :func:`.fused_kernels.convolution_kernel`, all others are cuDNN's.
-- ``LinearGelu``: a product with its bias and GELU.
+- ``FusedConv``: convolution, bias, residual and ReLU, and the sum before the ReLU where it is taken too. Those of one
+  pair are :func:`.convolutions.convolution_kernel` where that is faster, a 1x1 convolution without residual is
+  cuBLASLt's product with bias and ReLU, all others are cuDNN's.
+- ``LinearGelu``: a product with its bias, GELU and, if it is taken, the mean over levels.
 - ``Attention``: the projections to queries, keys and values as one product, then attention among the cells by PyTorch's
   own kernels, or among the levels of one cell.
 """
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from onnx import helper, numpy_helper
 from torch import Tensor
 
-from cats.benchmarks.gpu import fused_kernels
+from cats.benchmarks.gpu import convolutions, fused_kernels
 from cats.benchmarks.onnx_on_torch import take_padding
 from cats.export.graph.correlation import correlation
 
@@ -96,13 +97,20 @@ def _fuse_convolutions(rewriter: Rewriter) -> int:
             if place.get(residual, -1) > place[conv.output[0]]:
                 continue  # the other side of the addition is computed later: it takes this one as its residual
             last = add
+        names, results = [*conv.input, residual] if residual else list(conv.input), []
         relu = rewriter.only_taker(last.output[0], "Relu")
         if relu is None:  # a feature of the correlation is taken before its ReLU
+            relu = next((node for node in rewriter.takers[last.output[0]] if node.op_type == "Relu"), None)
+            results = [last.output[0]]
+        if relu is None:
             continue
-        names = [*conv.input, residual] if residual else list(conv.input)
-        made = helper.make_node("FusedConv", names, list(relu.output), relu.name)
+        made = helper.make_node("FusedConv", names, [*relu.output, *results], relu.name)
         made.attribute.extend(conv.attribute)
-        rewriter.replace(relu, made)
+        if results:
+            made.attribute.append(helper.make_attribute("keep", 1))
+        rewriter.replace(last if results else relu, made)
+        if results:
+            rewriter.nodes = [node for node in rewriter.nodes if node is not relu]
         done += 1
     return done
 
@@ -110,15 +118,20 @@ def _fuse_convolutions(rewriter: Rewriter) -> int:
 def _fuse_gelu(rewriter: Rewriter) -> int:
     done = 0
     for gelu in [node for node in rewriter.nodes if node.op_type == "Gelu"]:
-        taken_as_mean = any(node.op_type == "ReduceMean" for node in rewriter.takers[gelu.output[0]])
         exact = not any(item.name == "approximate" and item.s == b"tanh" for item in gelu.attribute)
         found = _projection(rewriter, gelu.input[0])
-        if found is None or taken_as_mean or not exact:
-            continue  # torch.compile joins GELU and mean
+        if found is None or not exact:
+            continue
         names = [f"{gelu.name}.weight", f"{gelu.name}.bias"]
         for name, value in zip(names, found[1:], strict=True):
             rewriter.graph.initializer.append(numpy_helper.from_array(value, name))
-        rewriter.replace(gelu, helper.make_node("LinearGelu", [found[0], *names], list(gelu.output), gelu.name))
+        last, levels = gelu, 1
+        reshape = rewriter.only_taker(gelu.output[0], "Reshape")
+        mean = rewriter.only_taker(reshape.output[0], "ReduceMean") if reshape is not None else None
+        if reshape is not None and mean is not None and rewriter.array(mean.input[1]).tolist() == [1]:
+            last, levels = mean, rewriter.array(reshape.input[1]).tolist()[1]  # of (B, L, N, C)
+        node = helper.make_node("LinearGelu", [found[0], *names], list(last.output), last.name, levels=levels)
+        rewriter.replace(last, node)
         done += 1
     return done
 
@@ -177,19 +190,21 @@ def _projection(rewriter: Rewriter, name: str) -> tuple[str, np.ndarray, np.ndar
 
 @torch.library.custom_op("cats_benchmarks::convolution", mutates_args=())
 def convolution(
-    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: list[int], padding: list[int]
-) -> Tensor:
-    """ReLU of a convolution (B, C, H, W), its bias and, if given, a residual (B, K, H', W')."""
-    result = F.conv2d(x, weight, bias, stride, padding)
-    result = torch.relu(result if residual is None else result + residual)
-    return result.contiguous(memory_format=torch.channels_last)
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: list[int], padding: list[int], keep: bool
+) -> tuple[Tensor, Tensor]:
+    """ReLU of a convolution (B, C, H, W), its bias and, if given, a residual (B, K, H', W'); and the sum before the
+    ReLU, or nothing unless ``keep``."""
+    total = F.conv2d(x, weight, bias, stride, padding)
+    total = (total if residual is None else total + residual).contiguous(memory_format=torch.channels_last)
+    return torch.relu(total), total if keep else x.new_empty(0)
 
 
 @convolution.register_fake
 def _(
-    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: list[int], padding: list[int]
-) -> Tensor:
-    return x.new_empty((len(x), *_size(x, weight, stride, padding), len(weight))).permute(0, 3, 1, 2)
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: list[int], padding: list[int], keep: bool
+) -> tuple[Tensor, Tensor]:
+    result = x.new_empty((len(x), *_size(x, weight, stride, padding), len(weight))).permute(0, 3, 1, 2)
+    return result, torch.empty_like(result) if keep else x.new_empty(0)
 
 
 def _size(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> list[int]:
@@ -199,20 +214,28 @@ def _size(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> l
 
 @convolution.register_kernel("cuda")
 def _(
-    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: list[int], padding: list[int]
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: list[int], padding: list[int], keep: bool
+) -> tuple[Tensor, Tensor]:
     x = x.contiguous(memory_format=torch.channels_last)
+    same = stride == [1, 1] and padding == [n // 2 for n in weight.shape[2:]]
+    tile = convolutions.tile_of(x, weight, keep) if same else None
+    if tile is not None:
+        result, total = convolutions.launch_convolution(x, weight, bias, residual, tile, keep)
+        return result, x.new_empty(0) if total is None else total
+    if keep:
+        total = F.conv2d(x, weight, bias, stride, padding)
+        total = total if residual is None else total + residual
+        return torch.relu(total), total
     if residual is None and weight.shape[2:] == (1, 1) and stride == [1, 1]:
         rows = x.permute(0, 2, 3, 1)
         matrix = weight.view(len(weight), -1).t()
         flat = torch._addmm_activation(bias, rows.reshape(-1, rows.shape[-1]), matrix, use_gelu=False)
-        return flat.view(*rows.shape[:3], -1).permute(0, 3, 1, 2)
-    if residual is None and stride == [1, 1] and (splits := fused_kernels.splits_of(x, weight)):
-        return fused_kernels.launch_convolution(x, weight, bias, splits)
+        return flat.view(*rows.shape[:3], -1).permute(0, 3, 1, 2), x.new_empty(0)
     if residual is None:  # of zeros: cuDNN's own form without one reads a result that nothing has written yet
         height, width = _size(x, weight, stride, padding)
         residual = zeros(len(x), len(weight), height, width, x.dtype)
-    return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, stride, padding, [1, 1], 1)
+    result = torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, stride, padding, [1, 1], 1)
+    return result, x.new_empty(0)
 
 
 @functools.cache
@@ -241,29 +264,28 @@ def _(qkv: Tensor, levels: int, heads: int) -> Tensor:
     return fused_kernels.launch_level_attention(qkv, levels, heads)
 
 
-def _run_convolution(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None, **a: Any) -> Tensor:
+def _run_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None, keep: int = 0, **a: Any
+) -> Tensor | tuple[Tensor, Tensor]:
     x, padding = take_padding(x, a.get("pads"))
-    return convolution(x, weight, bias, residual, a.get("strides", [1, 1]), padding)
+    result, total = convolution(x, weight, bias, residual, a.get("strides", [1, 1]), padding, bool(keep))
+    return (result, total) if keep else result
 
 
 @torch.library.custom_op("cats_benchmarks::linear_gelu", mutates_args=())
-def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """GELU of a product (M, K) x (K, N) and its bias."""
-    return F.gelu(torch.addmm(bias, x, weight))
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, levels: int) -> Tensor:
+    """GELU of a product (B * L, N, K) x (K, C) and its bias, and the mean over L ``levels``: (B, N, C)."""
+    return F.gelu(x @ weight + bias).view(-1, levels, x.shape[1], weight.shape[1]).mean(1)
 
 
 @linear_gelu.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return x.new_empty((len(x), weight.shape[1]))
+def _(x: Tensor, weight: Tensor, bias: Tensor, levels: int) -> Tensor:
+    return x.new_empty((len(x) // levels, x.shape[1], weight.shape[1]))
 
 
 @linear_gelu.register_kernel("cuda")
-def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return fused_kernels.launch_linear_gelu(x, weight, bias)
-
-
-def _run_linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return linear_gelu(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
+def _(x: Tensor, weight: Tensor, bias: Tensor, levels: int) -> Tensor:
+    return fused_kernels.launch_linear_gelu(x, weight, bias, levels)
 
 
 def _run_attention(x: Tensor, weight: Tensor, bias: Tensor, heads: int, levels: int) -> Tensor:
@@ -285,7 +307,7 @@ def run_correlation(*features: Tensor) -> Tensor:
 FUSED = {
     "Correlation": run_correlation,
     "FusedConv": _run_convolution,
-    "LinearGelu": _run_linear_gelu,
+    "LinearGelu": linear_gelu,
     "Attention": _run_attention,
 }
 """Operator -> its computation, beside those of :data:`cats.benchmarks.onnx_on_torch.OPERATORS`."""

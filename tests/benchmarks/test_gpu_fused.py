@@ -54,8 +54,9 @@ def bottleneck() -> onnx.ModelProto:
 def test_convolutions_take_bias_residual_and_relu_with_them() -> None:
     model, x = bottleneck(), torch.from_numpy(np.random.default_rng(1).normal(size=(2, 9, 8, 8)).astype(np.float32))
     expected = OnnxOnTorch(model, operators=FUSED)({"x": x})
-    assert fuse(model)["FusedConv"] == 3
-    assert [node.op_type for node in model.graph.node].count("Conv") == 2  # the projection; the early sum
+    assert fuse(model)["FusedConv"] == 4
+    assert [node.op_type for node in model.graph.node].count("Conv") == 1  # the projection
+    assert list(model.graph.node[-1].output) == ["late", "early"]  # a sum that is taken before its ReLU too
     for name, value in OnnxOnTorch(model, operators=FUSED)({"x": x}).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-3)  # sums in another order
 
@@ -80,18 +81,27 @@ for dtype, tolerance in ((torch.float16, 4e-3), (torch.float32, 1e-5)):
     expected = fused.level_attention(qkv.float(), 4, 2)
     found = fused_kernels.launch_level_attention(qkv, 4, 2).float()
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
-x = torch.randn(2, 64, 8, 8, generator=draw).half().contiguous(memory_format=torch.channels_last)
-weight = (torch.randn(128, 64, 3, 3, generator=draw) / 24).half().contiguous(memory_format=torch.channels_last)
-bias = torch.randn(128, generator=draw).half()
-expected = F.relu(F.conv2d(x.float(), weight.float(), bias.float(), padding=1))
-assert fused_kernels.splits_of(x, weight) == 9
-for splits in (3, 9, 3):  # the counters are as before
-    found = fused_kernels.launch_convolution(x, weight, bias, splits)
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(found.float(), expected, rtol=1e-3, atol=2e-3)
-x, weight, bias = (torch.randn(*shape, generator=draw).half() for shape in ((128, 64), (64, 256), (256,)))
-found = fused_kernels.launch_linear_gelu(x, weight / 8, bias).float()
-torch.testing.assert_close(found, F.gelu(x.float() @ (weight / 8).float() + bias.float()), rtol=1e-3, atol=2e-3)
+from cats.benchmarks.gpu.convolutions import Tile, launch_convolution
+for taps in (1, 3):
+    x = torch.randn(2, 64, 8, 8, generator=draw).half().contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(128, 64, taps, taps, generator=draw) / (8 * taps)
+    weight = weight.half().contiguous(memory_format=torch.channels_last)
+    bias, added = torch.randn(128, generator=draw).half(), torch.randn(2, 128, 8, 8, generator=draw).half()
+    plain = F.conv2d(x.float(), weight.float(), bias.float(), padding=taps // 2)
+    for splits, residual, keep in ((1, added, True), (2, None, False), (1, None, True), (2, added, True)):  # counters
+        tile = Tile(64, 32, 16 if taps == 3 else 32, splits, 4, 3)
+        found, total = launch_convolution(x, weight, bias, residual, tile, keep)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        expected = plain if residual is None else plain + residual.float()
+        torch.testing.assert_close(found.float(), F.relu(expected), rtol=1e-3, atol=3e-3)
+        assert (total is None) == (not keep)
+        if keep:
+            torch.testing.assert_close(total.float(), expected, rtol=1e-3, atol=3e-3)
+x, weight, bias = (torch.randn(*shape, generator=draw).half() for shape in ((8, 32, 64), (64, 256), (256,)))
+for levels, tile in ((1, None), (1, (64, 32, 32, 4, 3)), (4, (64, 32, 32, 4, 3)), (8, (64, 64, 64, 4, 3))):
+    expected = F.gelu(x.float() @ (weight / 4).float() + bias.float()).view(8 // levels, levels, 32, 256).mean(1)
+    found = fused_kernels.launch_linear_gelu(x, weight / 4, bias, levels, tile).float()
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-3)
 """
 
 

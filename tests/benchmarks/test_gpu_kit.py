@@ -33,7 +33,7 @@ def run_step(folder: Path, *words: str) -> list[dict]:
     return [json.loads(line) for line in results.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("step", ["machine", "tensorrt_backend"])
+@pytest.mark.parametrize("step", ["machine", "tensorrt_backend", "layers"])
 def test_a_step_without_a_gpu_says_so_and_ends_well(step: str, tmp_path: Path) -> None:
     lines = run_step(tmp_path, step)
     assert {line["step"] for line in lines} == {step}

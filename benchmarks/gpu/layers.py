@@ -1,0 +1,194 @@
+"""Layers of one pair by cuDNN and cuBLASLt and by the kernels of :mod:`.convolutions`, in tiles of many kinds.
+
+    python -m cats.benchmarks.gpu.layers [--warm]
+
+Each kind of layer is a CUDA graph of as many as ResNet-101 has, with weights of their own that have left the second
+cache, as in a model. ``--warm`` compiles the kernels by several processes at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cats.benchmarks.gpu import convolutions, fused, fused_kernels
+from cats.benchmarks.gpu.convolutions import Tile
+from cats.benchmarks.gpu.kit import DRY, device_ms, graphed, record, step
+
+KINDS = {  # name: sides of the two images together, channels, taps, filters, residual, how many there are
+    "layer 3, to fewer channels": (16, 1024, 1, 256, False, 22),
+    "layer 3, 3x3": (16, 256, 9, 256, False, 22),
+    "layer 3, to more channels": (16, 256, 1, 1024, True, 22),
+    "layer 2, to fewer channels": (32, 512, 1, 128, False, 3),
+    "layer 2, 3x3": (32, 128, 9, 128, False, 3),
+    "layer 2, to more channels": (32, 128, 1, 512, True, 4),
+    "layer 1, to fewer channels": (64, 256, 1, 64, False, 2),
+    "layer 1, 3x3": (64, 64, 9, 64, False, 3),
+    "layer 1, to more channels": (64, 64, 1, 256, True, 3),
+}
+TILES = {
+    "layer 3, to fewer channels": [
+        (64, 64, 64, 4, 4, 5), (64, 64, 128, 4, 4, 3), (64, 64, 64, 2, 4, 8), (32, 32, 64, 1, 4, 8),
+        (32, 32, 128, 1, 4, 6), (64, 32, 64, 2, 4, 8), (32, 64, 64, 2, 4, 8), (64, 32, 64, 1, 4, 8),
+        (64, 16, 64, 1, 4, 9), (64, 64, 64, 4, 8, 5),
+    ],
+    "layer 3, 3x3": [
+        (64, 64, 64, 4, 4, 4), (64, 64, 64, 4, 4, 6), (64, 64, 64, 4, 4, 9), (64, 64, 128, 3, 4, 5),
+        (64, 64, 64, 4, 8, 7), (64, 32, 64, 2, 4, 8), (32, 64, 64, 2, 4, 8), (32, 32, 64, 1, 4, 9),
+        (64, 32, 64, 4, 4, 9), (64, 64, 64, 3, 4, 7),
+    ],
+    "layer 3, to more channels": [
+        (64, 64, 64, 1, 4, 5), (64, 64, 128, 1, 4, 3), (64, 64, 64, 1, 8, 5), (32, 64, 64, 1, 4, 5),
+        (64, 128, 64, 1, 4, 5), (128, 64, 64, 1, 8, 5),
+    ],
+    "layer 2, to fewer channels": [
+        (64, 32, 64, 1, 4, 8), (64, 64, 64, 2, 4, 5), (64, 64, 128, 2, 4, 3), (32, 64, 64, 1, 4, 8),
+    ],
+    "layer 2, 3x3": [
+        (64, 64, 64, 2, 4, 8), (64, 32, 64, 1, 4, 8), (32, 64, 64, 1, 4, 8), (64, 64, 64, 2, 4, 5),
+    ],
+    "layer 2, to more channels": [
+        (64, 64, 64, 1, 4, 3), (64, 128, 64, 1, 4, 3), (128, 64, 64, 1, 4, 3), (128, 128, 64, 1, 8, 3),
+    ],
+    "layer 1, to fewer channels": [
+        (64, 64, 64, 1, 4, 5), (64, 32, 64, 1, 4, 5), (32, 64, 64, 1, 4, 5),
+    ],
+    "layer 1, 3x3": [
+        (64, 64, 64, 1, 4, 6), (64, 64, 64, 1, 4, 4), (32, 64, 64, 1, 4, 6),
+    ],
+    "layer 1, to more channels": [
+        (64, 64, 64, 1, 4, 2), (64, 128, 64, 1, 4, 2), (128, 64, 64, 1, 8, 2), (64, 256, 64, 1, 8, 2),
+    ],
+}  # fmt: skip
+GELU_TILES = [
+    (128, 128, 64, 8, 3), (64, 128, 64, 4, 3), (128, 64, 64, 4, 3), (128, 256, 64, 8, 3), (64, 256, 64, 8, 3),
+    (128, 128, 64, 4, 3), (128, 128, 64, 8, 4), (128, 128, 128, 8, 2), (256, 128, 64, 8, 3),
+]  # fmt: skip
+FLUSH = 128 << 20
+"""Bytes that are written before each run: more than the second cache holds."""
+
+
+def layers(kind: str, count: int | None = None) -> tuple[Tensor, Tensor | None, list[Tensor], Tensor]:
+    """Images, residual, weights of each layer, bias; float16, channels last."""
+    side, channels, taps, filters, residual, there = KINDS[kind]
+    draw, root = torch.Generator("cuda").manual_seed(0), 3 if taps == 9 else 1
+    new = lambda *shape: torch.randn(*shape, generator=draw, device="cuda").half()  # noqa: E731
+    last = torch.channels_last
+    x = new(2, channels, side, side).contiguous(memory_format=last)
+    weights = [
+        (new(filters, channels, root, root) / (root * channels**0.5)).contiguous(memory_format=last)
+        for _ in range(count or there)
+    ]
+    added = new(2, filters, side, side).contiguous(memory_format=last) if residual else None
+    return x, added, weights, new(filters)
+
+
+def by_libraries(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
+    """What the model does without kernels of ours."""
+    padding = [weight.shape[2] // 2] * 2
+    known, convolutions.PAIR = convolutions.PAIR, {}
+    try:
+        return fused.convolution(x, weight, bias, residual, [1, 1], padding, False)[0]
+    finally:
+        convolutions.PAIR = known
+
+
+def cold(runs: list[Callable[[], object]]) -> float:
+    """Microseconds of one of several calls in a CUDA graph that begins by emptying the second cache."""
+    scratch = torch.empty(FLUSH, dtype=torch.uint8, device="cuda")
+
+    def all_of_them() -> None:
+        scratch.zero_()
+        for run in runs:
+            run()
+
+    alone = device_ms(graphed(scratch.zero_)[0], rounds=20)["ms"]
+    return round((device_ms(graphed(all_of_them)[0], rounds=20)["ms"] - alone) * 1000 / len(runs), 2)
+
+
+def measure(kind: str) -> dict[str, object]:
+    """Microseconds a layer, by libraries and by each tile, or what is wrong with it."""
+    x, residual, weights, bias = layers(kind)
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 4
+    found: dict[str, object] = {"libraries": cold([lambda w=w: by_libraries(x, w, bias, residual) for w in weights])}
+    expected = by_libraries(x, weights[0], bias, residual).float()
+    for sizes in TILES[kind]:
+        tile = Tile(*sizes)
+        try:
+            run = lambda w, tile=tile: convolutions.launch_convolution(x, w, bias, residual, tile)[0]  # noqa: E731
+            error = (run(weights[0]).float() - expected).abs().max().item()
+            found[str(sizes)] = (
+                cold([lambda w=w, run=run: run(w) for w in weights]) if error < 0.02 else f"off by {error}"
+            )
+        except Exception as problem:
+            found[str(sizes)] = f"{type(problem).__name__}: {problem}"[:200]
+    return found
+
+
+def gelu_inputs(pairs: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens of the aggregator, weight and bias of its product with GELU."""
+    draw = torch.Generator("cuda").manual_seed(0)
+    shapes = ((8 * pairs, 256, 384), (384, 1536), (1536,))
+    return tuple(torch.randn(*shape, generator=draw, device="cuda").half() / 8 for shape in shapes)  # type: ignore[return-value]
+
+
+def measure_gelu(pairs: int, levels: int) -> dict[str, object]:
+    """Microseconds of the product with GELU of one block of the aggregator, and of the mean over levels."""
+    inputs = gelu_inputs(pairs)
+    x, weight, bias = inputs
+    expected = F.gelu(x @ weight + bias).view(-1, levels, x.shape[1], weight.shape[1]).float().mean(1)
+    found: dict[str, object] = {}
+    for tile in GELU_TILES:
+        try:
+            run = lambda tile=tile: fused_kernels.launch_linear_gelu(*inputs, levels, tile)  # noqa: E731
+            error = (run().float() - expected).abs().max().item()
+            found[str(tile)] = cold([run] * 4) if error < 0.01 else f"off by {error}"
+        except Exception as problem:
+            found[str(tile)] = f"{type(problem).__name__}: {problem}"[:200]
+    return found
+
+
+def compile_tile(job: tuple[str, tuple[int, ...]]) -> str:
+    """Compile one kernel into the cache that all processes share; what went wrong, or nothing."""
+    kind, sizes = job
+    try:
+        if kind == "gelu":
+            for levels in (1, 8):
+                fused_kernels.launch_linear_gelu(*gelu_inputs(1), levels, sizes)
+        else:
+            x, residual, weights, bias = layers(kind, 1)
+            convolutions.launch_convolution(x, weights[0], bias, residual, Tile(*sizes))
+        torch.cuda.synchronize()
+    except Exception as problem:
+        return f"{kind} {sizes}: {type(problem).__name__}: {problem}"[:200]
+    return ""
+
+
+def warm() -> dict[str, object]:
+    """Compile all tiles, eight at once."""
+    jobs = [(kind, sizes) for kind, tiles in TILES.items() for sizes in tiles] + [("gelu", t) for t in GELU_TILES]
+    with ProcessPoolExecutor(8, mp_context=get_context("spawn")) as pool:
+        return {"failed": [text for text in pool.map(compile_tile, jobs) if text], "kernels": len(jobs)}
+
+
+def main() -> None:
+    if "--warm" in sys.argv:
+        step("compiled", warm)
+        return
+    for kind in TILES:
+        step(f"{kind}, one pair: us", lambda kind=kind: measure(kind))
+    for pairs, levels in itertools.product((1, 32), (1, 8)):
+        name = f"product with GELU{'' if levels == 1 else ' and mean'}, {pairs} pair{'s' * (pairs > 1)}: us"
+        step(name, lambda pairs=pairs, levels=levels: measure_gelu(pairs, levels))
+    record("done", argv=sys.argv[1:], dry=DRY)
+
+
+if __name__ == "__main__":
+    main()
