@@ -19,16 +19,17 @@ from cats.labelling.passes import Finding
 
 FILE = Path(__file__).with_name("probability.json")
 
-POINT_MEASURES = ("error", "confidence", "spread", "agreement", "votes")
+POINT_MEASURES = ("error", "confidence", "spread", "agreement", "votes", "labelled")
 KIND_MEASURES = ("error", "confidence", "spread", "likeness")
 
 
 def point_measures(found: Finding) -> Floats:
-    """(K + A, 5) of each point, in the order of :data:`POINT_MEASURES`.
+    """(K + A, 6) of each point, in the order of :data:`POINT_MEASURES`.
 
     Logarithms of the forward-backward error (in extents) and the confidence, averaged by the votes' weights, and of
-    the votes' distance from the consensus; the share of the votes' weight that agrees; and how many votes there are in
-    effect: one alone cannot disagree.
+    the votes' distance from the consensus; the share of the votes' weight that agrees; how many votes there are in
+    effect: one alone cannot disagree; and the share of the weight that is of photos that a person labelled: the others
+    got their labels from these, and err with them.
     """
     votes = found.votes
     weights = votes.weights()
@@ -39,6 +40,7 @@ def point_measures(found: Finding) -> Floats:
     confidence = (votes.confidence * weights).sum(axis=0) / total
     effective = total**2 / np.maximum((weights**2).sum(axis=0), 1e-12)
     several = 1 - 1 / np.maximum(effective, 1.0)
+    labelled = (weights * (votes.trust >= 1)).sum(axis=0) / total
     return np.stack(
         [
             np.log(mean_error + 0.02),
@@ -46,6 +48,7 @@ def point_measures(found: Finding) -> Floats:
             several * np.log(spread(votes, found.places) + 0.02),
             several * agreement(votes, found.places),
             several,
+            labelled,
         ],
         axis=1,
     )

@@ -170,7 +170,7 @@ class Table:
 
 
 def measure_steps(
-    willow: Willow, counts: Sequence[int], table: Table, points: list[tuple[str, int, Floats, Any]]
+    willow: Willow, counts: Sequence[int], table: Table, points: list[tuple[str, str, Floats, Any]]
 ) -> None:
     """Each step on and off for every draw; the points' measures for the fit go to ``points``."""
     for count in counts:
@@ -189,7 +189,7 @@ def measure_steps(
             table.add("two looks, mode, weights", count, draw, photo, find_consensus(without))
             table.add("two looks, mode, weights, shape", count, draw, photo, found.places)
             points.append(
-                (photo.category, count, point_measures(found)[: len(photo.points)], correct(found.places, photo))
+                (photo.category, str(count), point_measures(found)[: len(photo.points)], correct(found.places, photo))
             )
         print(f"K = {count}: {time.perf_counter() - start:.0f} s", flush=True)
 
@@ -199,7 +199,7 @@ def measure_through(
     counts: Sequence[int],
     throughs: Sequence[int],
     table: Table,
-    points: list[tuple[str, int, Floats, Any]],
+    points: list[tuple[str, str, Floats, Any]],
 ) -> None:
     """K references drawn for a whole category, the other photos labelled, alone and through one another."""
     for count in counts:
@@ -214,7 +214,8 @@ def measure_through(
                     table.add(f"through {through}", count, draw, photo, better.places)
                     if through == count_neighbours(count, None):
                         measures = point_measures(better)[: len(photo.points)]
-                        points.append((photo.category, count, measures, correct(better.places, photo)))
+                        name = f"{count} through {through}"
+                        points.append((photo.category, name, measures, correct(better.places, photo)))
         print(f"through, K = {count}: {time.perf_counter() - start:.0f} s", flush=True)
 
 
@@ -246,12 +247,12 @@ def measure_speed(model: str, backend: str | None, options: dict[str, Any]) -> d
     }
 
 
-def fit_points(points: list[tuple[str, int, Floats, Any]]) -> tuple[Logistic, dict[str, Any]]:
+def fit_points(points: list[tuple[str, str, Floats, Any]]) -> tuple[Logistic, dict[str, Any]]:
     """Fit on all of PF-WILLOW; reliability on each category from a fit on the others."""
     measures = np.concatenate([entry[2] for entry in points])
     right = np.concatenate([entry[3] for entry in points])
     category = np.concatenate([[entry[0]] * len(entry[3]) for entry in points])
-    count = np.concatenate([[entry[1]] * len(entry[3]) for entry in points])
+    references = np.concatenate([[entry[1]] * len(entry[3]) for entry in points])
     held_out = np.zeros(len(right))
     for name in np.unique(category):
         held_out[category == name] = fit_logistic(measures[category != name], right[category != name])(
@@ -263,7 +264,8 @@ def fit_points(points: list[tuple[str, int, Floats, Any]]) -> tuple[Logistic, di
         "right": round(float(right.mean()), 4),
         **calibration_error(held_out, right),
         "by_references": {
-            int(k): calibration_error(held_out[count == k], right[count == k])["ece"] for k in np.unique(count)
+            str(k): calibration_error(held_out[references == k], right[references == k])["ece"]
+            for k in np.unique(references)
         },
         "by_category": {
             str(c): calibration_error(held_out[category == c], right[category == c])["ece"] for c in np.unique(category)
@@ -335,7 +337,7 @@ def main() -> None:
     if given.only == "speed":
         print(json.dumps(measure_speed(given.model, given.backend, options), indent=1))
         return
-    table, points = Table(), []  # type: tuple[Table, list[tuple[str, int, Floats, Any]]]
+    table, points = Table(), []  # type: tuple[Table, list[tuple[str, str, Floats, Any]]]
     with open_for_labelling(given.model, None, given.backend, **options) as opened:
         matcher = Remembering(opened)
         willow = Willow(matcher, given.draws)

@@ -20,7 +20,7 @@ from cats.evaluation.figures import save_figure
 _INK, _MUTED = "#1f2933", "#9aa5b1"
 _PANELS = {  # other draws of references in each, so lines of both are not to be compared
     "labelled photos drawn for each photo": {
-        "two looks, mode, weights": ("two looks", "#2563a8"),
+        "two looks, mode, weights, shape": ("two looks", "#2563a8"),
         "one look": ("one look", "#7b8794"),
     },
     "labelled photos drawn for a category": {
