@@ -5,7 +5,7 @@ Three rewrites of the ONNX graph, each a node that :data:`FUSED` runs:
 - ``FusedConv``: convolution, bias, residual and ReLU, and the sum before the ReLU where it is taken too. Those of one
   pair are :func:`.convolutions.convolution_kernel` where that is faster, a 1x1 convolution without residual is
   cuBLASLt's product with bias and ReLU, all others are cuDNN's.
-- ``LinearGelu``: a product with its bias, GELU and, if it is taken, the mean over levels.
+- ``LinearGelu``: a product with its bias and GELU.
 - ``Attention``: the projections to queries, keys and values as one product, then attention among the cells by PyTorch's
   own kernels, or among the levels of one cell.
 """
@@ -24,7 +24,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor
 
 from cats.benchmarks.gpu import convolutions, fused_kernels
-from cats.benchmarks.onnx_on_torch import take_padding
+from cats.benchmarks.onnx_on_torch import OPERATORS, take_padding
 from cats.export.graph.correlation import correlation
 
 
@@ -125,13 +125,7 @@ def _fuse_gelu(rewriter: Rewriter) -> int:
         names = [f"{gelu.name}.weight", f"{gelu.name}.bias"]
         for name, value in zip(names, found[1:], strict=True):
             rewriter.graph.initializer.append(numpy_helper.from_array(value, name))
-        last, levels = gelu, 1
-        reshape = rewriter.only_taker(gelu.output[0], "Reshape")
-        mean = rewriter.only_taker(reshape.output[0], "ReduceMean") if reshape is not None else None
-        if reshape is not None and mean is not None and rewriter.array(mean.input[1]).tolist() == [1]:
-            last, levels = mean, rewriter.array(reshape.input[1]).tolist()[1]  # of (B, L, N, C)
-        node = helper.make_node("LinearGelu", [found[0], *names], list(last.output), last.name, levels=levels)
-        rewriter.replace(last, node)
+        rewriter.replace(gelu, helper.make_node("LinearGelu", [found[0], *names], list(gelu.output), gelu.name))
         done += 1
     return done
 
@@ -191,20 +185,28 @@ def _projection(rewriter: Rewriter, name: str) -> tuple[str, np.ndarray, np.ndar
 @torch.library.custom_op("cats_benchmarks::convolution", mutates_args=())
 def convolution(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: list[int], padding: list[int], keep: bool
-) -> tuple[Tensor, Tensor]:
-    """ReLU of a convolution (B, C, H, W), its bias and, if given, a residual (B, K, H', W'); and the sum before the
-    ReLU, or nothing unless ``keep``."""
+) -> Tensor:
+    """ReLU of a convolution (B, C, H, W), its bias and, if given, a residual (B, K, H', W'), channels last.
+
+    With ``keep`` that and the sum before the ReLU, (2, B, K, H', W'): torch.compile spells out all that an operator of
+    several results was made of, which for a chain of them never ends.
+    """
     total = F.conv2d(x, weight, bias, stride, padding)
-    total = (total if residual is None else total + residual).contiguous(memory_format=torch.channels_last)
-    return torch.relu(total), total if keep else x.new_empty(0)
+    total = total if residual is None else total + residual
+    results = [x.contiguous(memory_format=torch.channels_last) for x in (torch.relu(total), total)]
+    return _stacked(*results) if keep else results[0]
+
+
+def _stacked(result: Tensor, total: Tensor) -> Tensor:
+    return torch.stack([x.permute(0, 2, 3, 1) for x in (result, total)]).permute(0, 1, 4, 2, 3)
 
 
 @convolution.register_fake
 def _(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: list[int], padding: list[int], keep: bool
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     result = x.new_empty((len(x), *_size(x, weight, stride, padding), len(weight))).permute(0, 3, 1, 2)
-    return result, torch.empty_like(result) if keep else x.new_empty(0)
+    return _stacked(result, result) if keep else result
 
 
 def _size(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> list[int]:
@@ -215,27 +217,25 @@ def _size(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> l
 @convolution.register_kernel("cuda")
 def _(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: list[int], padding: list[int], keep: bool
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
     same = stride == [1, 1] and padding == [n // 2 for n in weight.shape[2:]]
     tile = convolutions.tile_of(x, weight, keep) if same else None
     if tile is not None:
-        result, total = convolutions.launch_convolution(x, weight, bias, residual, tile, keep)
-        return result, x.new_empty(0) if total is None else total
+        return convolutions.launch_convolution(x, weight, bias, residual, tile, keep)
     if keep:
         total = F.conv2d(x, weight, bias, stride, padding)
         total = total if residual is None else total + residual
-        return torch.relu(total), total
+        return _stacked(torch.relu(total), total)
     if residual is None and weight.shape[2:] == (1, 1) and stride == [1, 1]:
         rows = x.permute(0, 2, 3, 1)
         matrix = weight.view(len(weight), -1).t()
         flat = torch._addmm_activation(bias, rows.reshape(-1, rows.shape[-1]), matrix, use_gelu=False)
-        return flat.view(*rows.shape[:3], -1).permute(0, 3, 1, 2), x.new_empty(0)
+        return flat.view(*rows.shape[:3], -1).permute(0, 3, 1, 2)
     if residual is None:  # of zeros: cuDNN's own form without one reads a result that nothing has written yet
         height, width = _size(x, weight, stride, padding)
         residual = zeros(len(x), len(weight), height, width, x.dtype)
-    result = torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, stride, padding, [1, 1], 1)
-    return result, x.new_empty(0)
+    return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, stride, padding, [1, 1], 1)
 
 
 @functools.cache
@@ -266,26 +266,38 @@ def _(qkv: Tensor, levels: int, heads: int) -> Tensor:
 
 def _run_convolution(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None, keep: int = 0, **a: Any
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | tuple[Tensor, ...]:
     x, padding = take_padding(x, a.get("pads"))
-    result, total = convolution(x, weight, bias, residual, a.get("strides", [1, 1]), padding, bool(keep))
-    return (result, total) if keep else result
+    result = convolution(x, weight, bias, residual, a.get("strides", [1, 1]), padding, bool(keep))
+    return result.unbind() if keep else result
 
 
 @torch.library.custom_op("cats_benchmarks::linear_gelu", mutates_args=())
-def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, levels: int) -> Tensor:
-    """GELU of a product (B * L, N, K) x (K, C) and its bias, and the mean over L ``levels``: (B, N, C)."""
-    return F.gelu(x @ weight + bias).view(-1, levels, x.shape[1], weight.shape[1]).mean(1)
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """GELU of a product (M, K) x (K, C) and its bias; on a GPU by tanh, at most 5e-4 off, as cuBLASLt joins it."""
+    return F.gelu(x @ weight + bias)
 
 
 @linear_gelu.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, levels: int) -> Tensor:
-    return x.new_empty((len(x) // levels, x.shape[1], weight.shape[1]))
+def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return x.new_empty((len(x), weight.shape[1]))
 
 
 @linear_gelu.register_kernel("cuda")
-def _(x: Tensor, weight: Tensor, bias: Tensor, levels: int) -> Tensor:
-    return fused_kernels.launch_linear_gelu(x, weight, bias, levels)
+def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch._addmm_activation(bias, x, weight, use_gelu=True)
+
+
+def _run_linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return linear_gelu(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
+
+
+def _run_mean(x: Tensor, axes: Tensor | None = None, keepdims: int = 1, **a: Any) -> Tensor:
+    """Over levels as a sum of slices: torch.compile's own reduction over so few reads the rest out of order."""
+    if axes is None or axes.tolist() != [1] or keepdims or x.shape[1] > 16:
+        return OPERATORS["ReduceMean"](x, axes, keepdims, **a)
+    total = functools.reduce(torch.add, [part.float() for part in x.unbind(1)])
+    return (total / x.shape[1]).to(x.dtype)
 
 
 def _run_attention(x: Tensor, weight: Tensor, bias: Tensor, heads: int, levels: int) -> Tensor:
@@ -307,7 +319,8 @@ def run_correlation(*features: Tensor) -> Tensor:
 FUSED = {
     "Correlation": run_correlation,
     "FusedConv": _run_convolution,
-    "LinearGelu": linear_gelu,
+    "LinearGelu": _run_linear_gelu,
+    "ReduceMean": _run_mean,
     "Attention": _run_attention,
 }
 """Operator -> its computation, beside those of :data:`cats.benchmarks.onnx_on_torch.OPERATORS`."""

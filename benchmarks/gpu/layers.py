@@ -8,7 +8,6 @@ cache, as in a model. ``--warm`` compiles the kernels by several processes at on
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cats.benchmarks.gpu import convolutions, fused, fused_kernels
+from cats.benchmarks.gpu import convolutions, fused
 from cats.benchmarks.gpu.convolutions import Tile
 from cats.benchmarks.gpu.kit import DRY, device_ms, graphed, record, step
 
@@ -67,10 +66,6 @@ TILES = {
         (64, 64, 64, 1, 4, 2), (64, 128, 64, 1, 4, 2), (128, 64, 64, 1, 8, 2), (64, 256, 64, 1, 8, 2),
     ],
 }  # fmt: skip
-GELU_TILES = [
-    (128, 128, 64, 8, 3), (64, 128, 64, 4, 3), (128, 64, 64, 4, 3), (128, 256, 64, 8, 3), (64, 256, 64, 8, 3),
-    (128, 128, 64, 4, 3), (128, 128, 64, 8, 4), (128, 128, 128, 8, 2), (256, 128, 64, 8, 3),
-]  # fmt: skip
 FLUSH = 128 << 20
 """Bytes that are written before each run: more than the second cache holds."""
 
@@ -95,7 +90,7 @@ def by_libraries(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | Non
     padding = [weight.shape[2] // 2] * 2
     known, convolutions.PAIR = convolutions.PAIR, {}
     try:
-        return fused.convolution(x, weight, bias, residual, [1, 1], padding, False)[0]
+        return fused.convolution(x, weight, bias, residual, [1, 1], padding, False)
     finally:
         convolutions.PAIR = known
 
@@ -122,7 +117,7 @@ def measure(kind: str) -> dict[str, object]:
     for sizes in TILES[kind]:
         tile = Tile(*sizes)
         try:
-            run = lambda w, tile=tile: convolutions.launch_convolution(x, w, bias, residual, tile)[0]  # noqa: E731
+            run = lambda w, tile=tile: convolutions.launch_convolution(x, w, bias, residual, tile)  # noqa: E731
             error = (run(weights[0]).float() - expected).abs().max().item()
             found[str(sizes)] = (
                 cold([lambda w=w, run=run: run(w) for w in weights]) if error < 0.02 else f"off by {error}"
@@ -132,39 +127,22 @@ def measure(kind: str) -> dict[str, object]:
     return found
 
 
-def gelu_inputs(pairs: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens of the aggregator, weight and bias of its product with GELU."""
+def measure_gelu(pairs: int) -> dict[str, object]:
+    """Microseconds of the product with GELU of one block of the aggregator, as cuBLASLt joins it, and without GELU."""
     draw = torch.Generator("cuda").manual_seed(0)
-    shapes = ((8 * pairs, 256, 384), (384, 1536), (1536,))
-    return tuple(torch.randn(*shape, generator=draw, device="cuda").half() / 8 for shape in shapes)  # type: ignore[return-value]
-
-
-def measure_gelu(pairs: int, levels: int) -> dict[str, object]:
-    """Microseconds of the product with GELU of one block of the aggregator, and of the mean over levels."""
-    inputs = gelu_inputs(pairs)
-    x, weight, bias = inputs
-    expected = F.gelu(x @ weight + bias).view(-1, levels, x.shape[1], weight.shape[1]).float().mean(1)
-    found: dict[str, object] = {}
-    for tile in GELU_TILES:
-        try:
-            run = lambda tile=tile: fused_kernels.launch_linear_gelu(*inputs, levels, tile)  # noqa: E731
-            error = (run().float() - expected).abs().max().item()
-            found[str(tile)] = cold([run] * 4) if error < 0.01 else f"off by {error}"
-        except Exception as problem:
-            found[str(tile)] = f"{type(problem).__name__}: {problem}"[:200]
-    return found
+    shapes = ((2048 * pairs, 384), (384, 1536), (1536,))
+    x, weight, bias = (torch.randn(*shape, generator=draw, device="cuda").half() / 8 for shape in shapes)
+    error = (fused.linear_gelu(x, weight, bias).float() - F.gelu(x.float() @ weight.float() + bias.float())).abs().max()
+    joined = cold([lambda: fused.linear_gelu(x, weight, bias)] * 4)
+    return {"joined": joined, "product alone": cold([lambda: torch.addmm(bias, x, weight)] * 4), "error": error.item()}
 
 
 def compile_tile(job: tuple[str, tuple[int, ...]]) -> str:
     """Compile one kernel into the cache that all processes share; what went wrong, or nothing."""
     kind, sizes = job
     try:
-        if kind == "gelu":
-            for levels in (1, 8):
-                fused_kernels.launch_linear_gelu(*gelu_inputs(1), levels, sizes)
-        else:
-            x, residual, weights, bias = layers(kind, 1)
-            convolutions.launch_convolution(x, weights[0], bias, residual, Tile(*sizes))
+        x, residual, weights, bias = layers(kind, 1)
+        convolutions.launch_convolution(x, weights[0], bias, residual, Tile(*sizes))
         torch.cuda.synchronize()
     except Exception as problem:
         return f"{kind} {sizes}: {type(problem).__name__}: {problem}"[:200]
@@ -173,7 +151,7 @@ def compile_tile(job: tuple[str, tuple[int, ...]]) -> str:
 
 def warm() -> dict[str, object]:
     """Compile all tiles, eight at once."""
-    jobs = [(kind, sizes) for kind, tiles in TILES.items() for sizes in tiles] + [("gelu", t) for t in GELU_TILES]
+    jobs = [(kind, sizes) for kind, tiles in TILES.items() for sizes in tiles]
     with ProcessPoolExecutor(8, mp_context=get_context("spawn")) as pool:
         return {"failed": [text for text in pool.map(compile_tile, jobs) if text], "kernels": len(jobs)}
 
@@ -184,9 +162,8 @@ def main() -> None:
         return
     for kind in TILES:
         step(f"{kind}, one pair: us", lambda kind=kind: measure(kind))
-    for pairs, levels in itertools.product((1, 32), (1, 8)):
-        name = f"product with GELU{'' if levels == 1 else ' and mean'}, {pairs} pair{'s' * (pairs > 1)}: us"
-        step(name, lambda pairs=pairs, levels=levels: measure_gelu(pairs, levels))
+    for pairs in (1, 32):
+        step(f"product with GELU, {pairs} pair{'s' * (pairs > 1)}: us", lambda pairs=pairs: measure_gelu(pairs))
     record("done", argv=sys.argv[1:], dry=DRY)
 
 

@@ -49,7 +49,7 @@ BLOCKS = {torch.float16: Blocks(64, 64, 64, 4, 4), torch.float32: Blocks(64, 64,
 """By the type of the features; the fastest of those tried on an H200, as are the next ones. Their reads fit in 48 KiB
 of shared memory, all that needs no opt-in."""
 
-LARGE = {False: Blocks(128, 128, 64, 8, 4, 128), True: Blocks(128, 128, 64, 8, 4, 128)}
+LARGE = {False: Blocks(128, 128, 32, 4, 4), True: Blocks(128, 128, 64, 8, 4, 128)}
 """For float16, contiguous and channels last, and so many matrices of scores that they fill a GPU all the same."""
 _MANY = 64
 _FILTERED = 64

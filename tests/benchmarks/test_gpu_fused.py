@@ -90,18 +90,13 @@ for taps in (1, 3):
     plain = F.conv2d(x.float(), weight.float(), bias.float(), padding=taps // 2)
     for splits, residual, keep in ((1, added, True), (2, None, False), (1, None, True), (2, added, True)):  # counters
         tile = Tile(64, 32, 16 if taps == 3 else 32, splits, 4, 3)
-        found, total = launch_convolution(x, weight, bias, residual, tile, keep)
+        found = launch_convolution(x, weight, bias, residual, tile, keep)
+        found, total = found.unbind() if keep else (found, None)
         assert found.is_contiguous(memory_format=torch.channels_last)
         expected = plain if residual is None else plain + residual.float()
         torch.testing.assert_close(found.float(), F.relu(expected), rtol=1e-3, atol=3e-3)
-        assert (total is None) == (not keep)
         if keep:
             torch.testing.assert_close(total.float(), expected, rtol=1e-3, atol=3e-3)
-x, weight, bias = (torch.randn(*shape, generator=draw).half() for shape in ((8, 32, 64), (64, 256), (256,)))
-for levels, tile in ((1, None), (1, (64, 32, 32, 4, 3)), (4, (64, 32, 32, 4, 3)), (8, (64, 64, 64, 4, 3))):
-    expected = F.gelu(x.float() @ (weight / 4).float() + bias.float()).view(8 // levels, levels, 32, 256).mean(1)
-    found = fused_kernels.launch_linear_gelu(x, weight / 4, bias, levels, tile).float()
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-3)
 """
 
 
