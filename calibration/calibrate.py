@@ -13,12 +13,13 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import numpy_helper
 
-from cats.calibration.balance import Factors, choose_factors
+from cats.calibration.balance import Factors, balance_channels, choose_factors
 from cats.calibration.forms import FLOW, FloatFile, FloatModel, join_files
-from cats.calibration.graph import is_half, name_nodes, quantizable_modules
+from cats.calibration.graph import describe_storage, is_half, name_nodes, quantizable_modules
+from cats.calibration.input_moments import measure_inputs
 from cats.calibration.quantize import quantize
 from cats.calibration.ranges import Ranges, collect_ranges
-from cats.calibration.sessions import ProbeSession, fixed_batch
+from cats.calibration.sessions import ProbeSession, fixed_batch, sums_are_exact
 from cats.core.console import progress
 from cats.core.errors import InputError, ModelFileError
 from cats.core.files import atomic_paths
@@ -45,6 +46,7 @@ _INTERFACE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 HELD_OUT = 16
 BALANCE_PAIRS = 8
+MOMENTS_PAIRS = 12
 
 
 @dataclass(frozen=True)
@@ -184,13 +186,13 @@ def kept_modules(path: str | Path, source: FloatModel) -> list[str]:
 def measure_ranges(
     source: FloatModel, pairs: PhotoPairs, *, balance: bool | Factors = True, threads: int | None = None
 ) -> Ranges:
-    """Ranges of the activations over all pairs, with a progress bar.
+    """Ranges of the activations over all pairs, and moments of the layers' inputs over some, with a progress bar.
 
     Args:
         source: of :func:`load_float_model`.
         pairs: to measure on.
-        balance: balance the norms of the aggregator (:mod:`cats.calibration.balance`), with factors found on a few of
-            the pairs or with given ones.
+        balance: balance channels (:mod:`cats.calibration.balance`), with factors found on a few of the pairs or with
+            given ones.
         threads: CPU threads; None takes all.
 
     Raises:
@@ -212,12 +214,19 @@ def measure_ranges(
             )
 
     if isinstance(balance, bool):
-        if not balance:
-            return collect(pairs, {}, "measuring ranges")
-        first = collect(pairs.spread(BALANCE_PAIRS), {}, "measuring channels")
-        largest = {name: item.channels.largest for name, item in first.tensors.items() if item.channels is not None}
-        balance = choose_factors(source.model, largest)
-    return collect(pairs, balance, "measuring ranges")
+        factors: Factors = {}
+        if balance:
+            first = collect(pairs.spread(BALANCE_PAIRS), {}, "measuring channels")
+            largest = {name: item.channels.largest for name, item in first.tensors.items() if item.channels is not None}
+            factors = choose_factors(source.model, largest)
+        balance = factors
+    ranges = collect(pairs, balance, "measuring ranges")
+    few = pairs.spread(MOMENTS_PAIRS)
+    with progress() as bar:
+        batches = few.feeds(source.metadata.preprocessing, fixed_batch(source.model))
+        watched = bar.track(batches, len(few), description="measuring moments, pairs")
+        moments = measure_inputs(balance_channels(source.model, balance), watched, threads)
+    return replace(ranges, moments=moments)
 
 
 def check_ranges(source: FloatModel, ranges: Ranges) -> None:
@@ -295,6 +304,8 @@ def calibrate(
     with atomic_paths(*files.values()) as temporaries:
         for kind, temporary in zip(files, temporaries, strict=True):
             metadata = _describe(source.by_kind[kind], part, precision, drift, quantized, kept)
+            if precision != "fp16":
+                metadata = metadata.with_(weights=describe_storage(models[kind]))
             described[kind] = write_model(models[kind], metadata, temporary)
     return CalibrationReport(files, described, drift, quantized, kept)
 
@@ -365,6 +376,7 @@ def measure_drift(
                     bar.advance(task)
             flow, confidence = (np.concatenate(part)[: len(pairs)] for part in zip(*found, strict=True))
             outputs.append((flow, confidence))
-    against = "quantized against float32, both in ONNX Runtime on the CPU"
+    how = "quantized, its sums exact as on CPUs with VNNI," if sums_are_exact() else "quantized"
+    against = f"{how} against float32, both in ONNX Runtime on the CPU"
     parity = measure_parity(*outputs, tolerance=tolerance, source=f"{len(pairs)} pairs, {pairs.name}", against=against)
     return replace(parity, points_px=points_px, pck=None if data is None else pck_drift(matchers, data))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+import typer
+
 from cats.assets import find_model
 from cats.calibration import options
 from cats.core.console import Command, Force, execute, new_app, note, print_json
@@ -59,6 +61,7 @@ class Calibrate(Command):
 
 @app.command(cls=Calibrate, epilog=EXAMPLES)
 def main_command(
+    ctx: typer.Context,
     model: options.Model,
     images: options.Images = None,
     pairs: options.Pairs = None,
@@ -111,6 +114,7 @@ def main_command(
     target: options.Target = None,
     method: options.Method = "mse",
     weight_bits: options.WeightBits = 8,
+    exact: options.ExactSums = False,
     balance: options.Balance = True,
     balance_as: Annotated[
         Path | None,
@@ -160,6 +164,7 @@ def main_command(
     )
     from cats.calibration.ranges import Ranges
     from cats.calibration.search import parse_bound, print_answer, search
+    from cats.calibration.sessions import exact_sums
     from cats.calibration.timing import compare_speed, print_speed
     from cats.calibration.variants import Variants, check_precision
     from cats.data import open_dataset
@@ -167,6 +172,7 @@ def main_command(
     from cats.evaluation.parity import TOLERANCE, print_figures
 
     quiet_pillow()
+    ctx.with_resource(exact_sums(exact))
     model, keep_as = find_model(model), None if keep_as is None else find_model(keep_as)
     if precision == "mixed":
         raise InputError("--precision mixed is what --precision int8 does now: leave it out")
@@ -195,7 +201,7 @@ def main_command(
     keep = [*(keep or ()), *(kept_modules(keep_as, source) if keep_as is not None else ())]
     dataset = open_dataset(check) if check is not None else None  # what cannot work is found before the work
     note(f"made for {'CPUs' if where == 'cpu' else 'TensorRT'}: {reason}")
-    if precision == "int8" and (saturates := options.saturation_note(where, weight_bits)):
+    if precision == "int8" and not exact and (saturates := options.saturation_note(where, weight_bits)):
         note(saturates)
     found: Ranges | None = None
     if photos is None:

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 
 from cats.core.errors import InputError, ModelFileError
 
-METHODS = ("minmax", "percentile", "entropy", "mse")
+METHODS = ("minmax", "mse")
 
 BINS = 1024
 """Bins on either side of zero, at most."""
 
-_PERCENTILE = 99.99
 _SHRINKS = np.linspace(1.0, 0.2, 81)
 
 _LARGEST_BIN = 2**40  # index; a histogram that reaches farther is damaged
@@ -144,9 +143,7 @@ class TensorRange:
         """The interval to be represented: ``low <= 0 <= high``.
 
         Args:
-            method: ``minmax`` everything; ``percentile`` all but the rarest values; ``entropy`` least Kullback-Leibler
-                divergence of the quantized distribution (as in TensorRT's former calibrator); ``mse`` least squared
-                error.
+            method: ``minmax`` everything; ``mse`` least squared error.
             levels: steps of the quantized values over the interval (of the larger side, twice, where it will be
                 symmetric: the caller passes the levels of the whole).
 
@@ -156,17 +153,9 @@ class TensorRange:
         low, high = min(self.minimum, 0.0), max(self.maximum, 0.0)
         if method == "minmax" or low == high:
             return low, high
-        if method == "percentile":
-            tail = (100 - _PERCENTILE) / 200
-            share = np.cumsum(self.counts) / self.counts.sum()
-            edges = (self.first + np.arange(len(self.counts) + 1)) * self.width
-            bottom = edges[int(np.searchsorted(share, tail))]
-            top = edges[min(int(np.searchsorted(share, 1 - tail)) + 1, len(edges) - 1)]
-            return max(low, min(float(bottom), 0.0)), min(high, max(float(top), 0.0))
         if method not in METHODS:
             raise InputError(f"method {method!r}: choose {', '.join(METHODS)}")
-        cost = self._squared_error if method == "mse" else self._divergence
-        costs = [cost(low * shrink, high * shrink, levels) for shrink in _SHRINKS]
+        costs = [self._squared_error(low * shrink, high * shrink, levels) for shrink in _SHRINKS]
         best = _SHRINKS[int(np.argmin(costs))]
         return low * best, high * best
 
@@ -187,24 +176,6 @@ class TensorRange:
         scale = (high - low) / levels
         error = np.clip(np.round(values / scale) * scale, low, high) - values
         return float((self.counts * error * error).sum())
-
-    def _divergence(self, low: float, high: float, levels: int) -> float:
-        values = self.centres
-        inside = (values >= low) & (values <= high)
-        if not inside.any():
-            return math.inf
-        reference = self.counts[inside].astype(np.float64)
-        reference[0] += self.counts[values < low].sum()  # what is outside lands on the borders
-        reference[-1] += self.counts[values > high].sum()
-        kept = self.counts[inside] > 0
-        level = np.round(values[inside] * (levels / (high - low))).astype(np.int64)
-        level -= level.min()
-        total = np.bincount(level, weights=self.counts[inside].astype(np.float64))
-        shared = np.bincount(level, weights=kept.astype(np.float64))
-        spread = np.where(kept, (total / np.maximum(shared, 1))[level], 0)
-        p, q = reference / reference.sum(), spread / max(spread.sum(), 1)
-        used = p > 0
-        return float((p[used] * np.log(p[used] / np.maximum(q[used], 1e-12))).sum())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -16,6 +18,7 @@ from cats.export.modules import is_inside, module_of
 QUANTIZABLE = ("Conv", "Gemm", "MatMul")
 """Operators whose weight and input are quantized; the weight is their second input."""
 
+_WEIGHT = re.compile(r"\.weight(\.half|\.int8|\.fp8)?$")
 _MANY_TOKENS = 64  # with fewer, as among the levels of a position, quantizing costs more than it saves
 
 
@@ -190,3 +193,24 @@ def is_half(model: onnx.ModelProto) -> bool:
     types = {item.data_type for item in graph.initializer if item.name not in cast}
     types |= {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
     return bool(types & {TensorProto.FLOAT16, TensorProto.BFLOAT16})
+
+
+def group_count(node: onnx.NodeProto) -> int:
+    """Groups of a convolution; 1 for a linear layer."""
+    return next((item.i for item in node.attribute if item.name == "group"), 1)
+
+
+def describe_storage(model: onnx.ModelProto) -> str | None:
+    """How the weights of a file's layers are stored, what most bytes are in first, such as ``int8, fp16-storage``; None
+    where all are float32."""
+    names = {TensorProto.FLOAT16: "fp16-storage", TensorProto.FLOAT: "fp32", TensorProto.INT8: "int8"}
+    names |= {TensorProto.FLOAT8E4M3FN: "fp8"}
+    sizes: dict[str, int] = defaultdict(int)
+    for item in model.graph.initializer:
+        count = math.prod(item.dims)
+        if item.data_type in names and len(item.dims) > 1 and _WEIGHT.search(item.name):
+            sizes[names[item.data_type]] += count * {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2}.get(
+                item.data_type, 1
+            )
+    found = sorted(sizes, key=lambda name: (-sizes[name], name))
+    return None if found in ([], ["fp32"]) else ", ".join(found)

@@ -61,7 +61,7 @@ Method = Annotated[
     str,
     option(
         "--method",
-        help="Interval of each int8 activation: minmax, percentile, entropy, mse.",
+        help="Interval of each int8 activation: minmax (everything), or mse (least squared error).",
         metavar="NAME",
         panel=HOW,
         default=True,
@@ -87,11 +87,19 @@ WeightBits = Annotated[
         default=True,
     ),
 ]
+ExactSums = Annotated[
+    bool,
+    option(
+        "--exact-sums",
+        help="Judge by sums as CPUs with VNNI compute them, on a CPU without: for a file that others will run.",
+        panel=HOW,
+    ),
+]
 Balance = Annotated[
     bool,
     option(
         "--balance/--no-balance",
-        help="Even out the channels that the aggregator's linear layers read, at the cost of their weights.",
+        help="Even out the channels of norms and residual sums, at the cost of the weights that read them.",
         panel=HOW,
         default=True,
     ),
@@ -164,5 +172,5 @@ def saturation_note(target: str, weight_bits: int) -> str | None:
         return None
     return (
         "this CPU has no VNNI: its sums of 8-bit products saturate, which moves matches more than on CPUs that have "
-        "it; what is found holds for this one, and --weight-bits 7 avoids most of it"
+        "it; what is found holds for this one; --weight-bits 7 avoids most of it, --exact-sums judges for the others"
     )

@@ -17,7 +17,8 @@ residual stream of the aggregator.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import math
+from collections.abc import Callable, Collection
 from typing import Any
 
 import ml_dtypes
@@ -26,13 +27,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from cats.calibration.balance import balance_norms
-from cats.calibration.distribution import METHODS, Channels
-from cats.calibration.graph import Graph, is_half, quantizable_modules
+from cats.calibration.balance import balance_channels
+from cats.calibration.distribution import METHODS
+from cats.calibration.graph import Graph, group_count, is_half, quantizable_modules
 from cats.calibration.options import TARGETS
 from cats.calibration.qdq import Plan, Point, Weight, rewrite
 from cats.calibration.ranges import Ranges
-from cats.calibration.weight_rounding import mean_error, round_to_integers
+from cats.calibration.weight_rounding import Moments, mean_error, moments_of_channels, round_to_integers
 from cats.core.errors import InputError, ModelFileError
 from cats.export.fp16.assign import is_quantized
 from cats.export.modules import is_inside, module_of
@@ -60,7 +61,7 @@ def quantize(
 
     Args:
         model: float32 export; is not changed. Its metadata is copied as it is.
-        ranges: of this model; its norms are balanced as they were when it was measured.
+        ranges: of this model; it is balanced as it was when they were measured.
         precision: ``int8`` or ``fp8`` (float8e4m3fn).
         method: how the interval of each activation is chosen, one of :data:`cats.calibration.ranges.METHODS`.
         keep: modules (:func:`cats.calibration.graph.quantizable_modules`) that stay float, or prefixes of their paths.
@@ -79,7 +80,7 @@ def quantize(
     _check_options(model, precision, method, keep, target)
     if weight_bits not in (7, 8) or (weight_bits == 7 and precision != "int8"):
         raise InputError(f"weights of {weight_bits} bits in {precision}: int8 has 8, or 7 for CPUs without VNNI")
-    result = balance_norms(model, ranges.balance)
+    result = balance_channels(model, ranges.balance)
     graph = Graph(result)
     chosen = [node for node in graph.quantizable() if not is_inside(module_of(node), keep)]
     if not chosen:
@@ -91,12 +92,11 @@ def quantize(
         plan.attention(keep)
     else:
         plan.inputs_only()
-    inputs = {name: item.channels for name, item in ranges.tensors.items() if item.channels is not None}
     rewrite(
         result,
         graph,
         plan,
-        _weights(graph, chosen, precision, plan, weight_bits, inputs, {} if rounded is None else rounded),
+        _weights(graph, chosen, precision, plan, weight_bits, ranges, {} if rounded is None else rounded),
     )
     onnx.checker.check_model(result)
     return result
@@ -146,7 +146,7 @@ def _weights(
     precision: str,
     plan: Plan,
     bits: int,
-    inputs: Mapping[str, Channels],
+    ranges: Ranges,
     rounded: RoundedWeights,
 ) -> dict[tuple[str, int], Weight]:
     """By node name and input index, the quantized weight (shared by the nodes of a module), and the bias of a
@@ -159,24 +159,33 @@ def _weights(
         values = np.asarray(graph.constant(name), np.float32)
         steps = 2 ** (bits - 1) - 1 if precision == "int8" else _FP8_MAX
         scale = _weight_scale(values, axis, steps)
-        channels = inputs.get(node.input[0])
         if name not in by_name:
             if name not in rounded:
-                rounded[name] = _round(values, scale, axis, steps, precision, channels)
+                rounded[name] = _round(values, scale, axis, steps, precision, _moments(ranges, node, values.shape))
             by_name[name] = _dequantized(module, name, rounded[name][0], scale, axis)
         found[node.name, 1] = by_name[name]
         if node.op_type != "Conv" or len(node.input) < 3 or not node.input[2]:
             continue
         bias = np.asarray(graph.constant(node.input[2]), np.float32)
-        if channels is not None:
-            bias = bias - rounded[name][1]
+        shift = rounded[name][1]
+        bias = bias - shift
         point = plan.points[node.input[0]]
         if point.dtype == TensorProto.UINT8:
             found[node.name, 2] = _quantized_bias(module, bias, np.float32(point.scale) * scale)
-        elif channels is not None:
+        elif shift.any():
             corrected = f"{module}.bias.corrected"
             found[node.name, 2] = Weight(corrected, [numpy_helper.from_array(bias, corrected)], [])
     return found
+
+
+def _moments(ranges: Ranges, node: onnx.NodeProto, shape: tuple[int, ...]) -> Moments | None:
+    """Of a layer's inputs, as far as they were measured."""
+    if node.input[1] in ranges.moments:
+        return ranges.moments[node.input[1]]
+    measured = ranges.tensors.get(node.input[0])
+    if measured is None or measured.channels is None:
+        return None
+    return moments_of_channels(measured.channels, group_count(node), math.prod(shape[2:]))
 
 
 def _channel_axis(node: onnx.NodeProto) -> int:
@@ -199,7 +208,7 @@ def _round(
     axis: int,
     steps: float,
     precision: str,
-    inputs: Channels | None,
+    inputs: Moments | None,
 ) -> tuple[NDArray[Any], NDArray[np.float32]]:
     """Weights in their 8-bit type, and what that adds to each output channel on average."""
     first = np.moveaxis(values, axis, 0)
@@ -209,7 +218,7 @@ def _round(
     elif inputs is None:
         stored = np.clip(np.rint(ratio), -steps, steps).astype(np.int8)
     else:
-        stored = np.clip(round_to_integers(ratio, inputs, int(steps)), -steps, steps).astype(np.int8)
+        stored = round_to_integers(ratio, inputs, int(steps)).astype(np.int8)
     shift = np.zeros_like(scale) if inputs is None else mean_error(stored.astype(np.float32) - ratio, inputs) * scale
     return np.ascontiguousarray(np.moveaxis(stored.reshape(first.shape), 0, axis)), shift
 

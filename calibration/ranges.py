@@ -17,10 +17,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from cats.calibration.balance import Factors, balance_norms
+from cats.calibration.balance import Factors, balance_channels
 from cats.calibration.distribution import TensorRange, finite_array
 from cats.calibration.graph import Graph
 from cats.calibration.sessions import ProbeSession
+from cats.calibration.weight_rounding import Moments
 from cats.core.errors import InputError, ModelFileError
 from cats.core.files import write_text
 from cats.core.json_text import read_json
@@ -42,7 +43,9 @@ class Ranges:
         tensors: by name of the value in the float model's graph.
         pairs: number of image pairs measured.
         sources: what the pairs were.
-        balance: factors that the model's norms were balanced with before (:mod:`cats.calibration.balance`).
+        balance: factors that the model was balanced with before (:mod:`cats.calibration.balance`).
+        moments: of the inputs of layers by the name of their weight (:mod:`cats.calibration.input_moments`), where they
+            were measured too. Files do not hold them, as they are as large as the weights.
     """
 
     weights_sha256: str
@@ -50,9 +53,10 @@ class Ranges:
     pairs: int
     sources: tuple[str, ...] = field(default_factory=tuple)
     balance: Factors = field(default_factory=dict)
+    moments: Mapping[str, Moments] = field(default_factory=dict)
 
     def merge(self, other: Ranges) -> Ranges:
-        """Ranges over the pairs of both.
+        """Ranges over the pairs of both, without moments.
 
         Raises:
             InputError: they are of different models.
@@ -173,7 +177,7 @@ def collect_ranges(
         ModelFileError: an activation is not finite.
     """
     if balance:
-        model = balance_norms(model, balance)
+        model = balance_channels(model, balance)
     wanted = observed_tensors(model)
     session = ProbeSession(model, outputs=list(wanted), threads=threads)
     tensors: dict[str, TensorRange] = {}

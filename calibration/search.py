@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -99,10 +99,11 @@ class SearchResult:
 def search(variants: Variants, bound: Bound, *, by: str = "block") -> SearchResult:
     """Find the modules to keep in float; none where the bound holds without.
 
-    The modules are ranked by the square of what each does alone, as noise adds up, over the work that it is; halving
-    finds how many of the first must be kept; then each of these, the most work first, is given up where the bound still
-    holds. Another set that is no subset of the ranking's beginning is not looked for. The choice depends on drift, PCK
-    and counted operations alone, never on times, so that equal inputs give equal answers.
+    The modules are ranked by the square of what each does alone, as noise adds up, over its shares of the model's
+    work and weights; halving finds how many of the first must be kept; then each of these, the dearest first, is
+    given up where the bound still holds. Another set that is no subset of the ranking's beginning is not looked
+    for. The choice depends on drift, PCK and counted operations alone, never on times, so that equal inputs give
+    equal answers.
 
     Args:
         variants: on pairs to judge by.
@@ -119,7 +120,9 @@ def search(variants: Variants, bound: Bound, *, by: str = "block") -> SearchResu
     everything = variants.measure(())
     kept: list[str] = []
     alone: dict[str, float] = {}
-    cost = {name: sum(variants.costs[module] for module in members) for name, members in chosen.items()}
+    work = _shares(variants.costs, chosen)
+    size = _shares(variants.sizes, chosen)
+    cost = {name: work[name] + size[name] for name in chosen}
 
     def measure(names: Collection[str]) -> Effect:
         return variants.measure({module for name in names for module in chosen[name]})
@@ -136,14 +139,13 @@ def search(variants: Variants, bound: Bound, *, by: str = "block") -> SearchResu
                 f"matches still move by {last.p99_px:.2f} px (p99); loosen the bound, or run the float file"
             )
         kept = _give_up(kept, cost, lambda names: bound.holds(measure(names)))
-    total = sum(cost.values())
     why = [
         Kept(
             name,
             tuple(chosen[name]),
             round(alone[name], 4),
             round(measure([other for other in kept if other != name]).p99_px, 4),
-            round(cost[name] / total, 4),
+            round(work[name], 4),
         )
         for name in kept
     ]
@@ -161,6 +163,12 @@ def search(variants: Variants, bound: Bound, *, by: str = "block") -> SearchResu
     )
 
 
+def _shares(amounts: Mapping[str, float], chosen: Mapping[str, Collection[str]]) -> dict[str, float]:
+    """Of the whole, by the names under which modules are varied."""
+    total = sum(amounts[module] for members in chosen.values() for module in members) or 1
+    return {name: sum(amounts[module] for module in members) / total for name, members in chosen.items()}
+
+
 def _find_shortest(order: list[str], holds: Callable[[list[str]], bool]) -> list[str]:
     """Shortest beginning of ``order`` that holds, if longer ones do too; all of it where none shorter was found."""
     with progress() as bar:
@@ -174,7 +182,7 @@ def _find_shortest(order: list[str], holds: Callable[[list[str]], bool]) -> list
 
 
 def _give_up(kept: list[str], cost: dict[str, float], holds: Callable[[list[str]], bool]) -> list[str]:
-    """``kept`` without those, the most work first, without which the bound holds; all of the rest are needed."""
+    """``kept`` without those, the dearest first, without which the bound holds; all of the rest are needed."""
     with progress() as bar:
         task = bar.add_task("giving modules up", total=None)
         waiting = sorted(kept, key=lambda name: (-cost[name], name))

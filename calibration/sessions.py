@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 
 import onnx
 
@@ -13,6 +15,27 @@ from cats.core.protocols import OneByOne, PairFlow
 from cats.data.photo_pairs import pair_feeds
 from cats.export.fp16.emulate import computes_in_half, emulate_fp16
 from cats.runtime.backends.ort_session import OrtSession
+
+_EXACT: ContextVar[bool] = ContextVar("exact sums", default=False)
+
+
+@contextlib.contextmanager
+def exact_sums(wanted: bool = True) -> Iterator[None]:
+    """Sums of 8-bit products as CPUs with VNNI compute them, in every :class:`ProbeSession` that is opened meanwhile.
+
+    Q and DQ are executed as they stand and products in float32, which is exact enough and slow. Without, x86 CPUs that
+    have AVX2 but no VNNI add two products in 16 bits, where they saturate.
+    """
+    token = _EXACT.set(wanted)
+    try:
+        yield
+    finally:
+        _EXACT.reset(token)
+
+
+def sums_are_exact() -> bool:
+    """Whether :func:`exact_sums` holds."""
+    return _EXACT.get()
 
 
 class ProbeSession(OrtSession):
@@ -39,6 +62,7 @@ class ProbeSession(OrtSession):
             model.SerializeToString(),
             threads=threads,
             disabled_optimizers=_disabled(model),
+            settings={"session.disable_quant_qdq": "1"} if sums_are_exact() else None,
             extra="calibrate",
             purpose="run the model while it is calibrated",
         )

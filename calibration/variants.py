@@ -17,7 +17,7 @@ from cats.calibration.calibrate import FloatModel, check_ranges, measure_ranges
 from cats.calibration.graph import QUANTIZABLE, Graph, quantizable_modules
 from cats.calibration.quantize import RoundedWeights, quantize
 from cats.calibration.ranges import Ranges
-from cats.calibration.sessions import ProbeSession, SessionMatcher, fixed_batch
+from cats.calibration.sessions import ProbeSession, SessionMatcher, fixed_batch, sums_are_exact
 from cats.core.errors import InputError
 from cats.core.files import write_text
 from cats.core.json_text import read_json
@@ -149,6 +149,16 @@ class Variants:
         """Work of each candidate."""
         return count_work(self.source.model, self.feeds()[0], self.nodes, self.threads)
 
+    @functools.cached_property
+    def sizes(self) -> dict[str, int]:
+        """Weights of each candidate."""
+        graph, found = Graph(self.source.model), dict.fromkeys(self.candidates, 0)
+        for node in graph.quantizable():
+            weight = graph.constant(node.input[1])
+            if module_of(node) in found and weight is not None:
+                found[module_of(node)] = weight.size
+        return found
+
     def open_session(self, keep: Collection[str]) -> ProbeSession:
         """Build the variant and load it, ready to run."""
         return ProbeSession(self.build(keep), threads=self.threads)
@@ -191,11 +201,13 @@ class Variants:
         tensors = {name: item.to_dict() for name, item in self.ranges.tensors.items()} if self.ranges else {}
         named = {
             "precision": self.precision,
+            "exact_sums": sums_are_exact(),
             "options": self.options,
             "data": self.dataset.description if self.dataset is not None else None,
             "root": str(self.dataset.root) if self.dataset is not None else None,
             "ranges": tensors,
             "balance": {k: v.tolist() for k, v in self.ranges.balance.items()} if self.ranges else {},
+            "moments": sorted(self.ranges.moments) if self.ranges else [],
         }
         digest.update(json.dumps(named, sort_keys=True, default=str).encode())
         for content in self.pairs.contents():

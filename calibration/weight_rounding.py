@@ -1,96 +1,129 @@
 """Weights to integers so that the error of a layer's output is small, not that of each weight.
 
 To the nearest integer, the errors of a filter's weights add up wherever its inputs are alike: neighbouring pixels are
-nearly equal, channels have a mean. Filters whose weights cancel, as in a backbone's first layers, suffer most. Here a
-weight may go to the other neighbouring integer where that makes the expected squared error of the output smaller, by
-what the calibration set says of the inputs: mean and mean square of each channel. What is left of the mean error goes
-into the bias (as in Nagel et al., ICCV 2019, section 4.2).
+nearly equal, channels go together. Filters whose weights cancel, as in a backbone's first layers, suffer most. Here the
+expected squared error of the output is made small, by what the calibration set says of the inputs: weights are rounded
+one after the other, each error is made up for by those that follow (GPTQ, Frantar et al., 2023), and then each may go
+to a neighbouring integer where that takes something off the rest. What is left of the mean error goes into the bias (as
+in Nagel et al., ICCV 2019, section 4.2), which is why all moments are about the mean.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cats.calibration.distribution import Channels
 
-_SPATIAL = np.float32(0.9)
-"""Share of a channel's variance that the positions under a filter have in common."""
+_SPATIAL = 0.9
+"""Share of a channel's variance that the positions under a filter have in common, where that was not measured."""
 
-_FLIPS = 4  # of one filter, at most
+_DAMPING = 0.01  # of the mean variance, which no direction falls below: samples are few, and sums of float32
+_TOGETHER = 128  # columns whose errors are passed on in one product
+_FLIPS = 400  # of one row, at most
 
 Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 
 
-def round_to_integers(ratio: Floats, inputs: Channels, steps: int) -> Floats:
+@dataclass(frozen=True)
+class Moments:
+    """Moments of what a layer's weights are multiplied with, in blocks between which nothing is known: the groups of a
+    convolution, or each of their channels.
+
+    Attributes:
+        groups: of the layer.
+        mean: (B, D), B a multiple of ``groups``, D the weights of one output in a block.
+        covariance: (B, D, D).
+    """
+
+    groups: int
+    mean: Floats
+    covariance: Floats
+
+
+def moments_of_channels(channels: Channels, groups: int, taps: int) -> Moments:
+    """Moments as far as mean and mean square of each channel tell: a block for each channel."""
+    variance = np.maximum(channels.square - np.square(channels.mean), 0).astype(np.float32)
+    shape = np.full((taps, taps), _SPATIAL, np.float32)
+    np.fill_diagonal(shape, 1)
+    return Moments(groups, np.repeat(channels.mean[:, None], taps, axis=1), variance[:, None, None] * shape)
+
+
+def round_to_integers(ratio: Floats, moments: Moments, steps: int) -> Floats:
     """Round one layer's weights to integers.
 
     Args:
         ratio: weights in steps of their output channel: (O, C, taps), C the input channels of its group.
-        inputs: of the values that the layer reads; all groups' channels in order.
+        moments: of what they are multiplied with.
         steps: largest magnitude of an integer.
 
     Returns:
-        Whole numbers of the same shape, each one of the two integers around the weight.
+        Whole numbers of the same shape; of inputs that never vary the nearest ones.
     """
-    mean, variance = _of_groups(ratio, inputs)
-    outputs, channels, taps = ratio.shape
-    shared = _SPATIAL if taps > 1 else np.float32(0)
-    # The expected squared error of an output: of each channel `of_sum` times the squared sum of the errors of its
-    # weights, and `of_each` times the sum of their squares; and the square of what the means of all channels add up to.
-    of_sum, of_each = shared * variance, (1 - shared) * variance
-    if channels == 1:
-        of_sum = of_sum + np.square(mean)
-    whole = np.rint(ratio)
-    error = whole - ratio
-    fixed = np.abs(ratio) > steps - 0.5
-
-    def other() -> tuple[Floats, Floats]:
-        """The step to the other neighbour, 0 where there is none, and what it adds to a channel's part."""
-        step = np.where(error > 0, np.float32(-1), np.float32(1))
-        step[fixed | (np.abs(error + step) >= 1)] = 0
-        return step, of_sum * (2 * error.sum(axis=2, keepdims=True) * step + 1) + of_each * (2 * error * step + 1)
-
-    for _ in range(_FLIPS if taps > 1 else 0):
-        step, cost = other()
-        best = np.where(step == 0, np.inf, cost).argmin(axis=2)[:, :, None]
-        gained = np.take_along_axis(cost, best, 2) < 0
-        if not gained.any():
-            break
-        np.put_along_axis(error, best, np.take_along_axis(error + np.where(gained, step, 0), best, 2), 2)
-    if channels > 1:
-        step, cost = (value.reshape(outputs, -1) for value in other())
-        effect = (mean * step.reshape(error.shape)).reshape(outputs, -1)
-        total = (mean * error.sum(axis=2, keepdims=True)).sum(axis=(1, 2))[:, None]
-        # The cheapest for what they take off the total, one after the other, as long as it pays.
-        useful = effect * total < 0
-        cost = np.where(useful, np.maximum(cost, 0), 0)
-        order = np.where(useful, cost / np.maximum(np.abs(effect), 1e-30), np.inf).argsort(axis=1, kind="stable")
-        effect = np.where(useful, effect, 0)
-        left = np.square(total + np.take_along_axis(effect, order, 1).cumsum(axis=1))
-        left += np.take_along_axis(cost, order, 1).cumsum(axis=1)
-        count = np.where(left.min(axis=1) < np.square(total[:, 0]), left.argmin(axis=1) + 1, 0)
-        chosen = np.zeros(useful.shape, bool)
-        np.put_along_axis(chosen, order, np.arange(order.shape[1]) < count[:, None], 1)
-        error += np.where(chosen & useful, step, 0).reshape(error.shape)
-    result: Floats = np.rint(ratio + error)
-    return result
+    rows = _to_blocks(ratio, moments).astype(np.float64)
+    whole = np.clip(np.rint(rows), -steps, steps)
+    covariance = moments.covariance.astype(np.float64)
+    power = np.einsum("bii->b", covariance) / covariance.shape[1]
+    known = power > 0
+    if known.any():
+        damped = covariance[known] + (_DAMPING * power[known])[:, None, None] * np.eye(covariance.shape[1])
+        whole[known] = _flip(rows[known], _pass_errors_on(rows[known], damped, steps), damped, steps)
+    split = len(whole) // moments.groups
+    whole = whole.reshape(moments.groups, split, -1, whole.shape[2]).swapaxes(1, 2)
+    return np.ascontiguousarray(whole.reshape(ratio.shape), np.float32)
 
 
-def mean_error(error: Floats, inputs: Channels) -> Floats:
+def mean_error(error: Floats, moments: Moments) -> Floats:
     """What errors (O, C, taps) of weights add to each output channel on average: (O,)."""
-    mean, _ = _of_groups(error, inputs)
-    shift: Floats = (mean * error).sum(axis=(1, 2))
+    rows = _to_blocks(error, moments).astype(np.float64)
+    added = np.einsum("brd,bd->br", rows, moments.mean.astype(np.float64))
+    shift: Floats = added.reshape(moments.groups, -1, rows.shape[1]).sum(axis=1).reshape(-1).astype(np.float32)
     return shift
 
 
-def _of_groups(weights: Floats, inputs: Channels) -> tuple[Floats, Floats]:
-    """Mean and variance of the input behind each weight, (O or 1, C, 1) each."""
-    mean = inputs.mean.astype(np.float32)
-    variance = np.maximum(inputs.square - np.square(inputs.mean), 0).astype(np.float32)
-    outputs, width = weights.shape[:2]
-    groups = len(mean) // width
-    return tuple(  # type: ignore[return-value]
-        np.repeat(value.reshape(groups, width), outputs // groups if groups > 1 else 1, axis=0)[:, :, None]
-        for value in (mean, variance)
-    )
+def _to_blocks(weights: Floats, moments: Moments) -> Floats:
+    """(O, C, taps) as (B, outputs of a group, D)."""
+    blocks, groups = len(moments.mean), moments.groups
+    parted = weights.reshape(groups, len(weights) // groups, blocks // groups, -1).swapaxes(1, 2)
+    return parted.reshape(blocks, len(weights) // groups, -1)
+
+
+def _pass_errors_on(rows: Doubles, covariance: Doubles, steps: int) -> Doubles:
+    """GPTQ: the inputs of most variance first; (B, R, D) and (B, D, D) to whole numbers (B, R, D)."""
+    order = np.argsort(-np.einsum("bii->bi", covariance), axis=1, kind="stable")
+    turned = np.take_along_axis(np.take_along_axis(covariance, order[:, :, None], 1), order[:, None, :], 2)
+    upper = np.linalg.cholesky(np.linalg.inv(turned)).swapaxes(1, 2)
+    left = np.take_along_axis(rows, np.broadcast_to(order[:, None], rows.shape), 2)
+    whole, width = np.empty_like(left), left.shape[2]
+    for start in range(0, width, _TOGETHER):
+        end = min(start + _TOGETHER, width)
+        errors = np.empty((*left.shape[:2], end - start))
+        for k in range(start, end):
+            whole[:, :, k] = np.clip(np.rint(left[:, :, k]), -steps, steps)
+            error = (left[:, :, k] - whole[:, :, k]) / upper[:, None, k, k]
+            errors[:, :, k - start] = error
+            left[:, :, k:end] -= error[:, :, None] * upper[:, None, k, k:end]
+        left[:, :, end:] -= errors @ upper[:, start:end, end:]
+    back = np.argsort(order, axis=1)
+    return np.take_along_axis(whole, np.broadcast_to(back[:, None], rows.shape), 2)
+
+
+def _flip(rows: Doubles, whole: Doubles, covariance: Doubles, steps: int) -> Doubles:
+    """Of each row, the best step of one weight to a neighbouring integer, as long as the expected error shrinks."""
+    error = whole - rows
+    slope, own = error @ covariance, np.einsum("bii->bi", covariance)[:, None]
+    block, row = np.indices(error.shape[:2])
+    for _ in range(_FLIPS):
+        step = -np.sign(slope)
+        change = own + 2 * slope * step
+        change[(np.abs(whole + step) > steps) | (step == 0)] = np.inf
+        best = change.argmin(axis=2)
+        taken = np.where(change[block, row, best] < -1e-9 * own.max(axis=2), step[block, row, best], 0)
+        if not taken.any():
+            break
+        whole[block, row, best] += taken
+        slope += taken[:, :, None] * covariance[block, best]
+    return whole

@@ -37,10 +37,10 @@ def exact_sums() -> Iterator[None]:
     """Sessions of ONNX Runtime that are opened meanwhile execute Q and DQ as they stand, and products in float32."""
     original = onnxruntime.InferenceSession
 
-    def opened(model: Any, options: Any = None, *more: Any, **settings: Any) -> Any:
-        options = options or onnxruntime.SessionOptions()
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-        return original(model, options, *more, **settings)
+    def opened(model: Any, sess_options: Any = None, *more: Any, **settings: Any) -> Any:
+        sess_options = sess_options or onnxruntime.SessionOptions()
+        sess_options.add_session_config_entry("session.disable_quant_qdq", "1")
+        return original(model, sess_options, *more, **settings)
 
     with mock.patch.object(onnxruntime, "InferenceSession", opened):
         yield

@@ -13,7 +13,9 @@ TensorRT-RTX builds an engine of it.
 Usage: python benchmarks/studies/quantizers.py make FOLDER [--model MODEL.onnx | resnet101] [--nncf PYTHON]
        python benchmarks/studies/quantizers.py time FOLDER     alone on the machine
        python benchmarks/studies/quantizers.py report FOLDER   benchmarks/results/quantizers-NAME.json and .md
-``make`` goes on where it was ended: a contestant with a file of figures is left as it is.
+``make`` goes on where it was ended: a contestant with a file of figures is left as it is, one with a model
+only judged. It computes sums of 8-bit
+products as CPUs with VNNI do (:func:`.int8_forms.exact_sums`), on every CPU and for every contestant alike.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from cats.assets import asset
 from cats.benchmarks.exports import Exports
 from cats.benchmarks.models import tamed_resnet101
 from cats.benchmarks.record import RESULTS, SHARED, describe_run, write_record
+from cats.benchmarks.studies.int8_forms import exact_sums
 from cats.calibration.calibrate import FloatModel, load_float_model, measure_drift, measure_ranges
 from cats.calibration.graph import QUANTIZABLE, Graph, name_nodes
 from cats.calibration.quantize import quantize
@@ -58,6 +61,7 @@ from cats.export.modules import is_inside, module_of
 app = new_app()
 
 Folder = Annotated[Path, typer.Argument(help="Where the models are.")]
+Only = Annotated[str, typer.Option(help="Numbers of the contestants, with commas.", show_default="all")]
 TOLERANCE = 2.0
 
 SPARED = ("feature_extraction", "proj", "decoder")
@@ -66,6 +70,14 @@ SPARED = ("feature_extraction", "proj", "decoder")
 _NNCF = """
 import json, sys, numpy as np, onnx, onnxruntime, nncf
 source, feeds, output, settings = sys.argv[1:]
+opened = onnxruntime.InferenceSession
+
+def exact(model, sess_options=None, *more, **named):
+    sess_options = sess_options or onnxruntime.SessionOptions()
+    sess_options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return opened(model, sess_options, *more, **named)
+
+onnxruntime.InferenceSession = exact
 settings, data = json.loads(settings), np.load(feeds)
 rows = [{name: data[name][k : k + 1] for name in data.files} for k in range(len(data[data.files[0]]))]
 model = onnx.load(source)
@@ -106,8 +118,10 @@ def make(
     nncf: Annotated[Path | None, typer.Option(help="Python of an environment with nncf and onnxruntime.")] = None,
     pck: Annotated[int, typer.Option(help="Pairs of PF-WILLOW for PCK; 0 where weights are not trained.")] = 360,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
+    only: Only = "",
 ) -> None:
     """Write every contestant's file and what it loses."""
+    chosen = {int(number) for number in only.split(",") if number}
     folder.mkdir(parents=True, exist_ok=True)
     float_file = folder / "float.onnx"
     if model == "resnet101":
@@ -167,9 +181,12 @@ def make(
         write_text(figures, json.dumps({"name": "float32", "bytes": float_file.stat().st_size, **known}) + "\n")
     for number, (name, run) in enumerate(contestants.items()):
         figures = folder / f"{number:02d}.json"
+        if chosen and number not in chosen:
+            continue
         if not figures.exists():
             start = time.monotonic()
-            found = judge(run, figures.with_suffix(".onnx"))
+            with exact_sums():
+                found = judge(run, figures.with_suffix(".onnx"))
             found = {"name": name, "seconds": round(time.monotonic() - start, 1), **found}
             write_text(figures, json.dumps(found, indent=1) + "\n")
         note(figures.read_text())
@@ -186,9 +203,10 @@ def _judge(
 ) -> dict[str, Any]:
     """Figures of one contestant, or why there are none."""
     try:
-        model = run()
-        write_model(model, source.metadata.with_(precision="int8"), path)
-        drift = measure_drift(source, model, pairs, tolerance=TOLERANCE, threads=threads)
+        if not path.exists():
+            write_model(run(), source.metadata.with_(precision="int8"), path)
+        model = onnx.load(path)
+        drift = measure_drift(source, source.take_apart(model), pairs, tolerance=TOLERANCE, threads=threads)
     except Exception as error:  # what a library of others raises is a result too
         return {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
     figures: dict[str, Any] = {"bytes": path.stat().st_size, "median_px": drift.median_px, "p99_px": drift.p99_px}
@@ -325,7 +343,7 @@ def time_files(
     folder: Folder,
     rounds: Annotated[int, typer.Option(help="Measured rounds.", min=1)] = 15,
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 2,
-    only: Annotated[str, typer.Option(help="Numbers of the contestants, with commas.", show_default="all")] = "",
+    only: Only = "",
 ) -> None:
     """Time every file beside the float model; run it alone."""
     chosen = {int(number) for number in only.split(",") if number}

@@ -56,6 +56,7 @@ class OrtSession:
         threads: see :func:`session_options`.
         disabled_optimizers: names of rewrites of ONNX Runtime that are left out.
         keep_memory: see :func:`session_options`.
+        settings: further ones of ONNX Runtime by its names for them, such as ``session.disable_quant_qdq``.
         extra, purpose: for the message where ONNX Runtime is not installed.
 
     Attributes:
@@ -73,15 +74,19 @@ class OrtSession:
         threads: int | None = None,
         disabled_optimizers: Sequence[str] = (),
         keep_memory: bool = True,
+        settings: Mapping[str, str] | None = None,
         extra: str = "cpu",
         purpose: str = "run ONNX files",
     ) -> None:
         ort = import_onnxruntime(extra, purpose)
+        options = session_options(ort, threads, keep_memory=keep_memory)
+        for setting, value in (settings or {}).items():
+            options.add_session_config_entry(setting, value)
         content = model if isinstance(model, bytes) else os.fspath(model)
         try:
             self._session = ort.InferenceSession(
                 content,
-                session_options(ort, threads, keep_memory=keep_memory),
+                options,
                 providers=[CPU],
                 disabled_optimizers=list(disabled_optimizers),
             )

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from cats.calibration.balance import balance_norms
+from cats.calibration.balance import balance_channels
 from cats.calibration.distribution import METHODS
 from cats.calibration.graph import Graph, quantizable_modules
 from cats.calibration.quantize import quantize
@@ -91,7 +91,7 @@ def test_names_carry_the_module(quantized):
 
 def test_weights_are_symmetric_per_channel_and_shared(source, ranges, quantized):
     graph = Graph(quantized["int8", "cpu"])
-    before = Graph(balance_norms(source.model, ranges.balance))
+    before = Graph(balance_channels(source.model, ranges.balance))
     for module, nodes in quantizable_modules(source.model).items():
         weight = before.constant(f"{module}.weight")
         stored = numpy_helper.to_array(graph.initializers[f"{module}.weight.int8"]).astype(np.float32)
@@ -219,7 +219,7 @@ def test_weights_stored_as_half_give_the_same_integers(source, ranges, copy):
     stored, _ = store_as_half(source.model)
     assert quantizable_modules(stored) == quantizable_modules(source.model)
     model = quantize(stored, ranges)
-    graph, before = Graph(model), Graph(balance_norms(stored, ranges.balance))
+    graph, before = Graph(model), Graph(balance_channels(stored, ranges.balance))
     for module in quantizable_modules(source.model):
         half = before.constant(f"{module}.weight")
         scale = numpy_helper.to_array(graph.initializers[f"{module}.weight.scale"])
