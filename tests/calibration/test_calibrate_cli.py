@@ -12,6 +12,7 @@ from commands import runner
 from cats.calibration.cli import main
 from cats.calibration.graph import quantizable_modules
 from cats.calibration.ranges import Ranges
+from cats.calibration.sessions import sums_are_exact
 from cats.core.metadata import read_onnx_metadata
 from cats.evaluation.parity import TOLERANCE
 from cats.runtime import Matcher
@@ -50,6 +51,20 @@ def test_quantizing_again_from_ranges_gives_the_same_bytes(calibrate, float_file
     for name in ("a.onnx", "b.onnx"):
         calibrate(float_file, "--from-ranges", "r.json", "--as-is", "--no-time", "-o", name)
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_exact_sums_are_a_matter_of_judging(calibrate, float_file, ranges, tmp_path):
+    ranges.save("r.json")
+    told = []
+    for name, more in (("a.onnx", ()), ("b.onnx", ("--exact-sums",))):
+        calibrate(float_file, "--from-ranges", "r.json", "--as-is", "--no-time", "-o", name, *more)
+        told.append(read_onnx_metadata(tmp_path / name))
+    assert "exact as on CPUs with VNNI" in told[1].parity["against"]
+    assert "exact" not in told[0].parity["against"]
+    assert not sums_are_exact()  # afterwards
+    first, second = (onnx.load(tmp_path / name).graph for name in ("a.onnx", "b.onnx"))
+    assert first == second
+    assert told[0].weights == "int8"
 
 
 def test_merged_ranges(calibrate, float_file, ranges, tmp_path):
