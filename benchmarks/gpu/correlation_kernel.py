@@ -14,6 +14,7 @@ import torch
 from cats.benchmarks.gpu.kit import DRY, device_ms, graphed, kernel_times, record, step
 from cats.export.graph.correlation import _definition
 from cats.export.kernels import triton as correlation_kernel
+from cats.export.kernels.compiled import compile_kernels
 
 SPAIR = (64, *[1024] * 7)  # channels of the published levels
 TINY = (40, 112, 192)
@@ -124,7 +125,7 @@ def case(channels, dtype, batch):
 
 def ahead_of_time(channels, half, batch, capability):
     """The PTX that ``--for tensorrt`` puts into a file, loaded by the driver and launched with pointers alone."""
-    scores, filtered = correlation_kernel.compile_kernels(channels, CELLS, half=half, capability=capability)
+    scores, filtered = compile_kernels(channels, CELLS, half=half, capability=capability)
     if not torch.cuda.is_available():
         return {"compiled": [len(scores.ptx), len(filtered.ptx)], "launched": "no GPU"}
     a, b, expected = case(channels, torch.float16 if half else torch.float32, batch)

@@ -188,8 +188,7 @@ def convolution(
 ) -> Tensor:
     """ReLU of a convolution (B, C, H, W), its bias and, if given, a residual (B, K, H', W'), channels last.
 
-    With ``keep`` that and the sum before the ReLU, (2, B, K, H', W'): torch.compile spells out all that an operator of
-    several results was made of, which for a chain of them never ends.
+    With ``keep`` that and the sum before the ReLU, (2, B, K, H', W').
     """
     total = F.conv2d(x, weight, bias, stride, padding)
     total = total if residual is None else total + residual
@@ -324,3 +323,11 @@ FUSED = {
     "Attention": _run_attention,
 }
 """Operator -> its computation, beside those of :data:`cats.benchmarks.onnx_on_torch.OPERATORS`."""
+
+
+def name_operators_alone() -> None:
+    """Keep torch.compile (2.11) from writing down what the inputs of an operator that it does not know were made of,
+    those of theirs, and so on, for its log: with residuals twice as long for each block of ResNet."""
+    from torch._inductor.exc import OperatorIssue
+
+    OperatorIssue.operator_str = staticmethod(lambda target, args, kwargs: f"  target: {target}")

@@ -19,7 +19,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from cats.benchmarks.gpu.convolutions import Prefetch
-from cats.benchmarks.gpu.fused import FUSED, fuse
+from cats.benchmarks.gpu.fused import FUSED, fuse, name_operators_alone
 from cats.benchmarks.gpu.kit import (
     DEVICE,
     DRY,
@@ -153,6 +153,7 @@ def compiled(bench: Bench, precision: str, batch: int, tuned: bool, fused: bool)
     precise(search=False)
     with torch.no_grad():
         traced = make_fx(run)(*images)
+    name_operators_alone()
     return traced if DRY else torch.compile(traced, dynamic=False, options=TUNED if tuned else {}), ahead
 
 

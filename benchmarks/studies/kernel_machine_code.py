@@ -21,7 +21,7 @@ import typer
 from cats.benchmarks.record import RESULTS, describe_run, write_record
 from cats.core.console import execute, new_app, stdout, table
 from cats.core.errors import BackendError
-from cats.export.kernels.triton import CompiledKernel, compile_kernels
+from cats.export.kernels.compiled import CompiledKernel, compile_kernels
 
 app = new_app()
 CAPABILITIES = (80, 86, 89, 90, 120)

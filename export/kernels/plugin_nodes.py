@@ -82,7 +82,7 @@ def has_correlation(model: onnx.ModelProto) -> bool:
 def _kernels(channels: Sequence[int], cells: int, half: bool) -> str:
     """The metadata entry: each plugin with the shapes of its outputs behind the batch, and its kernel."""
     try:
-        from cats.export.kernels.triton import CAPABILITY, HOPPER, compile_kernels
+        from cats.export.kernels.compiled import CAPABILITY, HOPPER, compile_kernels
     except ModuleNotFoundError as error:
         raise BackendError(f"cannot compile the kernels for TensorRT: {error}; pip install triton") from error
     kernels = compile_kernels(channels, cells, half=half)

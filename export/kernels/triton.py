@@ -1,4 +1,4 @@
-"""``cats::Correlation`` on NVIDIA GPUs: Triton kernels, for PyTorch and, compiled ahead of time, for TensorRT.
+"""``cats::Correlation`` on NVIDIA GPUs: Triton kernels, for PyTorch and, :mod:`.compiled` ahead of time, for TensorRT.
 
 The mutual filter needs the maximum of every row and column of the correlations, so that no block can finish alone.
 :func:`scores_kernel` multiplies one tile of one level, scales it by the norms, which it sums up while it reads the
@@ -14,17 +14,14 @@ in the environment they run on the CPU, slowly.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from cats.core.errors import BackendError
 
 
 @dataclass(frozen=True)
@@ -52,18 +49,11 @@ of shared memory, all that needs no opt-in."""
 LARGE = {False: Blocks(128, 128, 32, 4, 4), True: Blocks(128, 128, 64, 8, 4, 128)}
 """For float16, contiguous and channels last, and so many matrices of scores that they fill a GPU all the same."""
 _MANY = 64
-_FILTERED = 64
+FILTERED = 64
 """Rows and columns that one block of the second kernel filters."""
 
 _OWN = tl.constexpr(4)  # channels of one step that a thread reads: it adds up their squares by itself
 _NORM_EPSILON, _TINY = tl.constexpr(1e-6), tl.constexpr(1e-30)
-
-CAPABILITY = 80
-"""Compute capability that :func:`compile_kernels` aims at; drivers translate its PTX for every later one."""
-
-HOPPER = 90
-"""Has matrix instructions of its own, which no other capability runs: in float16 the code for it takes 0.43 of the time
-of the code for 8.0 on one pair and 0.28 on 32, in float32 the same."""
 
 
 @triton.jit
@@ -303,11 +293,11 @@ def launch(a: Sequence[Tensor], b: Sequence[Tensor], blocks: Blocks | None = Non
     many = half and batch * levels >= _MANY
     if blocks is None:
         blocks = LARGE[last] if many else BLOCKS[a[0].dtype]
-    down, across, tiles = (triton.cdiv(cells, size) for size in (blocks.rows, blocks.columns, _FILTERED))
+    down, across, tiles = (triton.cdiv(cells, size) for size in (blocks.rows, blocks.columns, FILTERED))
     scores = a[0].new_empty((batch, levels, cells, cells), dtype=torch.float32)
     row_maxima = scores.new_empty((batch, levels, across, cells))
     column_maxima = scores.new_empty((batch, levels, down, cells))
-    constants = _scores_constants(channels, cells, blocks, last)
+    constants = scores_constants(channels, cells, blocks, last)
     with (
         torch.cuda.device(scores.device) if scores.is_cuda else contextlib.nullcontext()
     ):  # Triton takes the current GPU
@@ -318,7 +308,7 @@ def launch(a: Sequence[Tensor], b: Sequence[Tensor], blocks: Blocks | None = Non
             correlation_kernel[grid](tuple(a), tuple(b), *between, tickets, **constants, **blocks.options)
             return scores
         scores_kernel[(down * across, levels, batch)](tuple(a), tuple(b), *between, **constants, **blocks.options)
-        sizes = (levels, cells, blocks.rows, blocks.columns, _FILTERED)
+        sizes = (levels, cells, blocks.rows, blocks.columns, FILTERED)
         filter_kernel[(tiles * tiles, levels, batch)](*between, scores, *sizes, num_warps=4)
     return scores
 
@@ -327,101 +317,9 @@ def _laid(x: Tensor, last: bool) -> Tensor:
     return x.transpose(1, 2).contiguous().transpose(1, 2) if last else x.contiguous()
 
 
-def _scores_constants(channels: Sequence[int], cells: int, blocks: Blocks, last: bool = False) -> dict[str, Any]:
+def scores_constants(channels: Sequence[int], cells: int, blocks: Blocks, last: bool = False) -> dict[str, Any]:
+    """What :func:`scores_kernel` and :func:`correlation_kernel` are compiled for."""
     whole = cells % blocks.rows == cells % blocks.columns == 0 and all(count % blocks.step == 0 for count in channels)
     sizes = {"CHANNELS": tuple(channels), "CELLS": cells}
     sizes |= {"ROWS": blocks.rows, "COLUMNS": blocks.columns, "STEP": blocks.step}
     return {**sizes, "WHOLE": whole, "LAST": last}
-
-
-@dataclass(frozen=True)
-class CompiledKernel:
-    """A kernel that was compiled for known levels, ready to be launched by TensorRT.
-
-    Attributes:
-        name: of the entry point in ``ptx``.
-        ptx: its parameters are pointers alone: inputs, then outputs, in the order of the kernel's arguments.
-        grid: blocks along x and y; there is one along z for each pair of a batch.
-        threads: of a block.
-        shared_bytes: of dynamic shared memory.
-    """
-
-    name: str
-    ptx: str
-    grid: tuple[int, int]
-    threads: int
-    shared_bytes: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return {**asdict(self), "grid": list(self.grid)}
-
-
-def compile_kernels(
-    channels: Sequence[int], cells: int, *, half: bool, capability: int = CAPABILITY
-) -> tuple[CompiledKernel, CompiledKernel]:
-    """Compile :func:`scores_kernel` and :func:`filter_kernel`, without a GPU.
-
-    Args:
-        channels: C_l of each level.
-        cells: N.
-        half: features in float16, else float32.
-        capability: 80 for compute capability 8.0, and so on.
-    """
-    kind, blocks = ("*fp16", BLOCKS[torch.float16]) if half else ("*fp32", BLOCKS[torch.float32])
-    features = (kind,) * len(channels)
-    buffers = dict.fromkeys(("scores", "row_maxima", "column_maxima"), "*fp32")
-    scores = _compile(
-        scores_kernel,
-        {"a": features, "b": features, **buffers},
-        _scores_constants(channels, cells, blocks),
-        blocks,
-        capability,
-    )
-    filtered = _compile(
-        filter_kernel,
-        {**buffers, "volume": "*fp32"},
-        {"LEVELS": len(channels), "CELLS": cells, "ROWS": blocks.rows, "COLUMNS": blocks.columns, "TILE": _FILTERED},
-        blocks,
-        capability,
-    )
-    tiles, parts = (triton.cdiv(cells, size) for size in (blocks.rows, _FILTERED))  # a row has as many as a column
-    grids = (tiles**2, len(channels)), (parts**2, len(channels))
-    return _ready(scores, 2 * len(channels) + 3, grids[0]), _ready(filtered, 4, grids[1])
-
-
-def _compile(kernel: Any, signature: dict[str, Any], constants: dict[str, Any], blocks: Blocks, capability: int) -> Any:
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    paths: list[tuple[int, ...]] = []  # of the pointers among the arguments
-    for index, kind in enumerate(signature.values()):
-        paths += [(index, part) for part in range(len(kind))] if isinstance(kind, tuple) else [(index,)]
-    aligned = {path: [["tt.divisibility", 16]] for path in paths}  # as every allocator of GPU memory gives
-    signature = {**signature, **dict.fromkeys(constants, "constexpr")}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=blocks.options)
-
-
-def _ready(compiled: Any, pointers: int, grid: tuple[int, int]) -> CompiledKernel:
-    metadata = compiled.metadata
-    text = compiled.asm["ptx"]
-    ptx = _without_scratch(text if isinstance(text, str) else text.decode(), pointers)
-    return CompiledKernel(metadata.name, ptx, grid, 32 * metadata.num_warps, metadata.shared)
-
-
-def _without_scratch(ptx: str, pointers: int) -> str:
-    """PTX whose entry takes ``pointers`` parameters; Triton adds pointers to scratch memory that its own launcher fills
-    and no other does.
-
-    Raises:
-        BackendError: the kernel uses such memory, or has other parameters than expected.
-    """
-    start = ptx.index("(", ptx.index(".entry"))
-    end = ptx.index(")", start)
-    parameters = [text.strip() for text in ptx[start + 1 : end].split(",")]
-    names = [re.split(r"\s+", text)[-1] for text in parameters]
-    used = [name for name in names[pointers:] if re.search(rf"\b{re.escape(name)}\b", ptx[end:])]
-    if used or len(names) < pointers or not all(".u64" in text or ".b64" in text for text in parameters[:pointers]):
-        raise BackendError(f"triton {triton.__version__} compiled a kernel with parameters {', '.join(names)}")
-    return f"{ptx[: start + 1]}\n\t" + ",\n\t".join(parameters[:pointers]) + f"\n{ptx[end:]}"

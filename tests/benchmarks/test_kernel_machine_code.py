@@ -8,7 +8,7 @@ pytest.importorskip("triton")
 
 from cats.benchmarks.studies.kernel_machine_code import assemble
 from cats.core.errors import BackendError
-from cats.export.kernels.triton import compile_kernels
+from cats.export.kernels.compiled import compile_kernels
 
 
 @pytest.mark.parametrize(("capability", "instruction"), [(80, "HMMA"), (90, "HGMMA")])

@@ -29,6 +29,7 @@ from cats.runtime.tensorrt.sidecar import read_sidecar
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
+from cats.export.kernels import compiled  # noqa: E402
 from cats.export.kernels import triton as correlation_kernel  # noqa: E402
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -75,7 +76,7 @@ def test_the_kernels_compute_the_definition_in_the_interpreter(tmp_path):
 
 @pytest.mark.parametrize("capability", [80, 86, 89, 90, 120])
 def test_they_compile_without_a_gpu(capability, tmp_path):
-    for kernel in correlation_kernel.compile_kernels((256, 1024), 256, half=True, capability=capability):
+    for kernel in compiled.compile_kernels((256, 1024), 256, half=True, capability=capability):
         assert kernel.grid == (16, 2)
         assert kernel.shared_bytes <= 48 << 10  # more needs a call that TensorRT does not make
         (tmp_path / "kernel.ptx").write_text(kernel.ptx)
@@ -90,7 +91,7 @@ def test_they_compile_without_a_gpu(capability, tmp_path):
 
 
 def test_float16_runs_on_tensor_cores_and_takes_pointers_alone():
-    scores, filtered = correlation_kernel.compile_kernels((256, 512, 1024), 256, half=True)
+    scores, filtered = compiled.compile_kernels((256, 512, 1024), 256, half=True)
     assert "mma.sync" in scores.ptx
     assert "cp.async" in scores.ptx
     assert scores.ptx.count(".param .u64") == 2 * 3 + 3  # features of both images, then scores and maxima
@@ -103,12 +104,11 @@ def test_float16_runs_on_tensor_cores_and_takes_pointers_alone():
 def test_a_product_is_complete_before_its_features_are_overwritten(blocks, last, one):
     """With an unfinished product the loop needs one more buffer than Triton gives it: a race, seen on an H200."""
     half = ("*fp16", "*fp16")
-    constants = correlation_kernel._scores_constants((256, 1024), 256, blocks, last)
+    constants = correlation_kernel.scores_constants((256, 1024), 256, blocks, last)
     results = dict.fromkeys(("volume" if one else "scores", "row_maxima", "column_maxima"), "*fp32")
     signature = {"a": half, "b": half, **results, **({"tickets": "*i32"} if one else {})}
     kernel = correlation_kernel.correlation_kernel if one else correlation_kernel.scores_kernel
-    compiled = correlation_kernel._compile(kernel, signature, constants, blocks, correlation_kernel.HOPPER)
-    ptx = compiled.asm["ptx"]
+    ptx = compiled.compile_kernel(kernel, signature, constants, blocks, compiled.HOPPER).asm["ptx"]
     assert "wgmma.mma_async" in ptx
     assert set(re.findall(r"wgmma\.wait_group\.sync\.aligned\s+(\d+)", ptx)) == {"0"}
     if one:  # the other blocks' maxima are read after they have said that they wrote them
@@ -118,8 +118,8 @@ def test_a_product_is_complete_before_its_features_are_overwritten(blocks, last,
 def test_a_kernel_that_needs_scratch_memory_is_refused():
     ptx = ".visible .entry k(\n.param .u64 a,\n.param .u64 b\n)\n{ ld.param.b64 %rd1, [b]; }"
     with pytest.raises(BackendError, match="parameters a, b"):
-        correlation_kernel._without_scratch(ptx, 1)
-    assert ".param .u64 b" not in correlation_kernel._without_scratch(ptx.replace("[b]", "[a]"), 1)
+        compiled._without_scratch(ptx, 1)
+    assert ".param .u64 b" not in compiled._without_scratch(ptx.replace("[b]", "[a]"), 1)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
