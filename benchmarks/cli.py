@@ -50,7 +50,9 @@ def main_command(
     ] = None,
     file: Annotated[
         list[Path] | None,
-        typer.Option(help="Also run this .onnx or .plan (INT8 files in OpenVINO too); repeatable.", metavar="FILE"),
+        typer.Option(
+            "--file", help="Also run this .onnx or .plan (INT8 files in OpenVINO too); repeatable.", metavar="FILE"
+        ),
     ] = None,
     int8: Annotated[
         Path | None,

@@ -1,8 +1,8 @@
 """Convolutions of one pair, for which cuDNN's tiles leave a large GPU idle: bias, residual and ReLU with them.
 
 A layer of ResNet on one pair is a product of 512 x 256 with sums over 1024: 32 tiles of 64 x 64 where there are 132
-multiprocessors. :func:`convolution_kernel` divides the sums too. All reads of a block are in flight at once, because
-weights come from far: those of ResNet-101 do not fit into the GPU's cache, which :func:`prefetch_kernel` fills ahead.
+multiprocessors. :func:`convolution_kernel` takes smaller tiles, or divides the sums too. All reads of a block are in
+flight at once, because weights come from far: those of ResNet-101 do not fit into the GPU's cache.
 """
 
 from __future__ import annotations
@@ -163,48 +163,3 @@ def launch_convolution(
 def zero_counters(count: int, device: str) -> Tensor:
     """Each launch leaves them as it found them; launches of one stream share them."""
     return torch.zeros(count, dtype=torch.int32, device=device)
-
-
-@triton.jit
-def prefetch_kernel(  # type: ignore[no-untyped-def]
-    weights,
-    sink,
-    numbers,
-    BLOCK: tl.constexpr,  # noqa: N803
-):
-    """Read ``numbers`` int32 from the first to the last, so that they lie in the cache; ``sink`` int32 (programs)."""
-    total = tl.zeros((BLOCK,), tl.int32)
-    for start in range(tl.program_id(0) * BLOCK, numbers, tl.num_programs(0) * BLOCK):
-        place = start + tl.arange(0, BLOCK)
-        total ^= tl.load(weights + place, mask=place < numbers, other=0)
-    tl.store(sink + tl.program_id(0), tl.xor_sum(total, 0))
-
-
-class Prefetch:
-    """Brings weights into the GPU's cache in the order of their use, beside the layers before them.
-
-    Args:
-        weights: (K, C, h, w) each, in the order of their use; float16.
-    """
-
-    def __init__(self, weights: list[Tensor]) -> None:
-        shapes = [(w.shape[0], *w.shape[2:], w.shape[1]) for w in weights]
-        self.flat = torch.cat([w.permute(0, 2, 3, 1).reshape(-1) for w in weights])
-        parts = self.flat.split([w.numel() for w in weights])
-        self.weights = [part.view(s).permute(0, 3, 1, 2) for part, s in zip(parts, shapes, strict=True)]
-        """The same weights, now side by side: those to compute with."""
-        self._sink = torch.zeros(64, dtype=torch.int32, device=self.flat.device)
-        self._stream = torch.cuda.Stream() if self.flat.is_cuda else None
-
-    def start(self, programs: int) -> None:
-        """Begin, in a stream beside the current one; the number of blocks that read (at most 64) sets the pace."""
-        assert self._stream is not None, "the weights are not on a GPU"
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            numbers = self.flat.view(torch.int32)
-            prefetch_kernel[(programs,)](numbers, self._sink, len(numbers), 8192, num_warps=8, num_stages=1)
-
-    def finish(self) -> None:
-        """Let the current stream wait for it, as the capture of a CUDA graph asks."""
-        assert self._stream is not None, "nothing began"
-        torch.cuda.current_stream().wait_stream(self._stream)

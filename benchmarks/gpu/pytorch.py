@@ -18,7 +18,6 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from cats.benchmarks.gpu.convolutions import Prefetch
 from cats.benchmarks.gpu.fused import FUSED, fuse, name_operators_alone
 from cats.benchmarks.gpu.kit import (
     DEVICE,
@@ -115,8 +114,7 @@ class Bench:
 
 
 def file_on_gpu(path, channels_last: bool, fused: bool = False):
-    """An exported file as a function of both images; the correlation by the kernels, constants on the GPU. Its
-    ``ahead`` holds the weights of convolutions in the order of their use, side by side where ``fused``."""
+    """An exported file as a function of both images; the correlation by the kernels, constants on the GPU."""
     whole = onnx.load(path)
     if fused:
         record(f"{path.name}: fused nodes", **fuse(whole))
@@ -125,21 +123,15 @@ def file_on_gpu(path, channels_last: bool, fused: bool = False):
         for key, value in runner.weights.items():
             if value.ndim == 4 and value.shape[2] > 0:
                 runner.weights[key] = value.contiguous(memory_format=torch.channels_last)
-    names = [node.input[1] for node in whole.graph.node if node.op_type in ("FusedConv", "Conv")]
-    ahead = Prefetch([runner.weights[name] for name in names]) if fused else None
-    if ahead is not None:
-        runner.weights.update(zip(names, ahead.weights, strict=True))
 
     def run(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         if channels_last:
             a, b = (x.contiguous(memory_format=torch.channels_last) for x in (a, b))
         return runner({"image_a": a, "image_b": b})["flow"]
 
-    return run, ahead
+    return run
 
 
-PREFETCHED = (4, 8, 16)
-"""Blocks that read weights ahead, of which the fastest is looked for."""
 TUNED = {"max_autotune_gemm": True, "conv_1x1_as_mm": True, "max_autotune_gemm_backends": "ATEN,TRITON"}
 """Of torch.compile: 1x1 convolutions as matrix products, each by the fastest kernel with what follows inside."""
 
@@ -148,13 +140,13 @@ def compiled(bench: Bench, precision: str, batch: int, tuned: bool, fused: bool)
     """The exported file as one function for ``batch`` pairs, by torch.compile; convolutions in channels last."""
     torch._dynamo.reset()
     path = wait_for(f"{bench.name}.{precision}.onnx", 1 if DRY else 200)
-    run, ahead = file_on_gpu(path, channels_last=True, fused=fused)
+    run = file_on_gpu(path, channels_last=True, fused=fused)
     images = bench.images(DEVICE, batch)
     precise(search=False)
     with torch.no_grad():
         traced = make_fx(run)(*images)
     name_operators_alone()
-    return traced if DRY else torch.compile(traced, dynamic=False, options=TUNED if tuned else {}), ahead
+    return traced if DRY else torch.compile(traced, dynamic=False, options=TUNED if tuned else {})
 
 
 def label_of(tuned: bool, fused: bool) -> str:
@@ -169,22 +161,11 @@ def measure_compiled(bench: Bench, tuned: bool, fused: bool) -> None:
     for batch in BATCHES:
         label = label_of(tuned, fused)
         try:
-            run, ahead = compiled(bench, "fp16", batch, tuned, fused)
+            run = compiled(bench, "fp16", batch, tuned, fused)
         except Exception as error:
             record(f"{bench.name} {label}, batch {batch}", failed=f"{type(error).__name__}: {error}"[:1500])
             continue
         bench.measure(label, run, batches=(batch,), checked=batch)
-        for programs in PREFETCHED if ahead is not None and batch == 1 and not DRY else ():
-
-            def read_ahead(a, b, run=run, ahead=ahead, programs=programs):
-                ahead.start(programs)
-                flow = run(a, b)
-                ahead.finish()
-                return flow
-
-            bench.measure(
-                f"{label}, weights read ahead by {programs} blocks", read_ahead, batches=(batch,), checked=batch
-            )
         step(f"{bench.name} {label}: kernels of batch {batch}", lambda r=run, b=batch: kernels(bench, r, b))
 
 
@@ -199,7 +180,7 @@ def kernels(bench: Bench, run, batch: int) -> dict:
 def warm(bench: Bench, tuned: bool, fused: bool) -> None:
     """Fill the caches of torch.compile and Triton."""
     for batch in BATCHES:
-        run, _ = compiled(bench, "fp16", batch, tuned, fused)
+        run = compiled(bench, "fp16", batch, tuned, fused)
         with torch.inference_mode():
             run(*bench.images(DEVICE, batch))
         record(f"{bench.name} {label_of(tuned, fused)}, batch {batch}", warmed=True)
@@ -238,7 +219,7 @@ def main() -> None:
             record(f"{name} file {precision}", failed=str(error))
             continue
         for last in (False, True) if precision == "fp16" else (True,):
-            run, _ = file_on_gpu(path, last)
+            run = file_on_gpu(path, last)
             bench.measure(f"file {precision}{' channels last' if last else ''}", run)
             if precision == "fp16" and last:
                 for batch in BATCHES:

@@ -53,7 +53,7 @@ print(":".join(p for r in u.find_spec("nvidia").submodule_search_locations for p
 
 declare -A limits=(
   [machine]=40 [correlation_kernel]=130 [tensorrt_backend]=60 [libcats_cuda]=45 [onnxruntime_cuda]=140 [pck]=60
-  [pytorch]=150 [layers]=110 [marked_tests]=80 [bench]=80 [tensorrt_rtx]=150 [export_models]=400
+  [pytorch]=150 [layers]=110 [marked_tests]=80 [bench]=200 [tensorrt_rtx]=150 [export_models]=400
 )
 
 prepare() { # installs, and starts what goes on beside the steps, also of a later call: exports and torch.compile's caches

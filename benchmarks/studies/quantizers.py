@@ -350,7 +350,8 @@ def time_files(
     for file in sorted(folder.glob("[0-9][0-9].onnx")):
         if chosen and int(file.stem) not in chosen:
             continue
-        figures = json.loads(file.with_suffix(".json").read_text())
+        made = file.with_suffix(".json")
+        figures = json.loads(made.read_text()) if made.is_file() else {"failed": "broken off"}
         if "failed" in figures:
             continue
         speeds = compare_speed(folder / "float.onnx", file, threads=threads, rounds=rounds)

@@ -94,7 +94,8 @@ def main_command(
         ),
     ] = None,
     name: Annotated[
-        str | None, _option(help="Name of the model in /v2.", panel=NETWORK, metavar="NAME", default="the file's stem")
+        str | None,
+        _option("--name", help="Name of the model in /v2.", panel=NETWORK, metavar="NAME", default="the file's stem"),
     ] = None,
     pairs: Annotated[
         Path | None,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from typer.models import OptionInfo
 
 from cats.cli import COMMANDS, load
 
@@ -182,6 +184,17 @@ def test_help_says_repeatable_and_default_in_one_way(options: dict[str, dict[str
         for command, parameter in commands.items():
             assert not re.search(r"may be (given|repeated)|several times|\bdefault:", parameter.help), (command, name)
             assert parameter.multiple == ("repeatable" in parameter.help), (command, name)
+
+
+def test_no_name_is_left_to_typer_where_it_is_the_placeholder_too() -> None:
+    """typer 0.27 took ``file`` with the placeholder ``FILE`` for the option ``--FILE``."""
+    for command in COMMANDS:
+        loaded = load(command)
+        for name, parameter in inspect.signature(inspect.unwrap(loaded.callback), eval_str=True).parameters.items():
+            for option in getattr(parameter.annotation, "__metadata__", ()):
+                # In Annotated, typer takes the first name that is given for the default until it reads the signature.
+                if isinstance(option, OptionInfo) and option.default is ... and not option.param_decls:
+                    assert option.metavar != name.upper(), (command, name)
 
 
 def test_every_command_that_writes_a_file_has_the_short_name(options: dict[str, dict[str, Any]]) -> None:

@@ -17,7 +17,9 @@ import onnxruntime
 import pytest
 from tiny_onnx import save_model, tiny_metadata, tiny_model
 
+from cats.assets import asset
 from cats.core.errors import BackendError, InputError, ModelFileError
+from cats.core.images import preprocess, read_image
 from cats.core.process import child_environment
 from cats.runtime.backends import open_backend, ort_providers
 from cats.runtime.backends import ort as ort_module
@@ -272,12 +274,20 @@ def test_inputs_of_an_odd_type_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt", "tensorrt-rtx"])
-def test_gpu_providers_equal_the_cpu(model_file: Path, provider: str) -> None:
+def test_gpu_providers_equal_the_cpu(provider: str) -> None:
+    """With the shipped model: the hand-made one has places that are equal, of which each provider takes another."""
     if nvidia().problem:
         pytest.skip(str(nvidia().problem))
     if PROVIDERS[provider] not in ort_providers.available_providers(onnxruntime) and provider != "tensorrt-rtx":
         pytest.skip(f"this onnxruntime build has no {provider}")
-    expected = OnnxRuntimeBackend(model_file, provider="cpu").run(feeds(3))
+    model_file = Path(asset("cats-tiny.onnx"))
+    on_cpu = OnnxRuntimeBackend(model_file, provider="cpu")
+    photos = [
+        preprocess(read_image(asset(name)), on_cpu.metadata.preprocessing)
+        for name in ("astronaut.jpg", "grace_hopper.jpg")
+    ]
+    pairs = {"image_a": np.stack(photos), "image_b": np.stack(photos[::-1])}
+    expected = on_cpu.run(pairs)
     try:
         backend = OnnxRuntimeBackend(model_file, provider=provider)
     except BackendError as error:
@@ -285,8 +295,7 @@ def test_gpu_providers_equal_the_cpu(model_file: Path, provider: str) -> None:
             pytest.skip(str(error))
         raise
     for _ in range(2):
-        result = backend.run(feeds(3))
-        np.testing.assert_allclose(result["flow"], expected["flow"], atol=0.01)
+        np.testing.assert_allclose(backend.run(pairs)["flow"], expected["flow"], atol=0.01)
 
 
 LOADING = """
