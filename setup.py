@@ -39,7 +39,7 @@ def why_pure() -> str | None:
     if os.environ.get("CATS_NO_NATIVE", "0") not in ("", "0"):
         return "CATS_NO_NATIVE is set"
     if not sys.platform.startswith("linux"):
-        return f"it is for Linux, and this is {sys.platform}"
+        return f"wheels have it for Linux, and this is {sys.platform}: cmake builds it from runtime/c"
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "try.c")
         source.write_text("#include <dlfcn.h>\n#include <stdio.h>\nint cats_try(void) { return RTLD_NOW; }\n")

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from cats.core.errors import BackendError
 
+ORT_FILES = ("libonnxruntime.so*", "libonnxruntime.*dylib", "onnxruntime.dll")  # Linux, macOS, Windows
+
 ROOT = Path(__file__).resolve().parent
 """Folder of the header (``include``), sources (``src``), build files (``cmake``) and examples."""
 
@@ -61,8 +63,8 @@ def find_onnxruntime() -> str:
     if found is None or found.origin is None:
         raise BackendError("onnxruntime is not installed: pip install 'cats-toolkit[cpu]'")
     folder = Path(found.origin).parent / "capi"
-    if not any(folder.glob("libonnxruntime.so*")):
-        raise BackendError(f"{folder} has no libonnxruntime.so: upgrade onnxruntime to 1.20 or newer")
+    if not any(any(folder.glob(pattern)) for pattern in ORT_FILES):
+        raise BackendError(f"{folder} has no library of ONNX Runtime: upgrade onnxruntime to 1.20 or newer")
     return str(folder)
 
 

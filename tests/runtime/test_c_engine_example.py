@@ -53,16 +53,16 @@ def test_engine_example_compiles_with_the_real_cuda_header() -> None:
 
 def build_engine_example(folder: Path, includes: list[str], *more: str) -> Path:
     """The program run-engine, by the commands of its own comment."""
-    names = ("common", "image", "json", "metadata", "geometry")
+    names = ("common", "image", "json", "metadata", "geometry", "platform_posix")
     sources = [*(ROOT / "src" / f"{name}.c" for name in names), ROOT / "examples" / "read_image.c"]
     objects = []
     for source in sources:
         objects.append(folder / f"{source.stem}.o")
         compile_c([CC, "-std=c11", "-O2", "-ffp-contract=off", *libcats.INCLUDE, "-c", source, "-o", objects[-1]])
     main = ROOT / "examples" / "run_engine.cpp"
-    command = ["g++", "-std=c++17", *libcats.INCLUDE, *includes, main, *objects, *more, "-o", folder / "run-engine"]
-    compile_c(command)
-    return folder / "run-engine"
+    run = folder / "run-engine"
+    compile_c(["g++", "-std=c++17", *libcats.INCLUDE, *includes, main, *objects, *more, *libcats.LIBS, "-o", run])
+    return run
 
 
 def test_engine_example_with_a_stand_in_for_tensorrt(tmp_path: Path, scene: Path) -> None:

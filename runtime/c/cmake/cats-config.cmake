@@ -1,10 +1,19 @@
 # find_package(cats): the target cats::cats. Works from the Python package and from an installation, wherever they are.
 set(_cats_headers)
 set(_cats_library)
-# Python package: ROOT/cmake, ROOT/include, ROOT/libcats.so. Installation: LIB/cmake/cats, LIB/libcats.so.
-foreach(_cats_try "${CMAKE_CURRENT_LIST_DIR}/.." "${CMAKE_CURRENT_LIST_DIR}/../..")
-  if(NOT _cats_library AND EXISTS "${_cats_try}/libcats.so")
-    get_filename_component(_cats_library "${_cats_try}/libcats.so" ABSOLUTE)
+set(_cats_import)
+# Python package: ROOT/cmake, ROOT/include, ROOT/libcats.so. Installation: LIB/cmake/cats, LIB/libcats.so or libcats.dylib;
+# on Windows bin/cats.dll and LIB/cats.lib, of MinGW bin/libcats.dll and LIB/libcats.dll.a.
+foreach(_cats_try libcats.so libcats.dylib ../bin/cats.dll ../bin/libcats.dll)
+  foreach(_cats_folder "${CMAKE_CURRENT_LIST_DIR}/.." "${CMAKE_CURRENT_LIST_DIR}/../..")
+    if(NOT _cats_library AND EXISTS "${_cats_folder}/${_cats_try}")
+      get_filename_component(_cats_library "${_cats_folder}/${_cats_try}" ABSOLUTE)
+    endif()
+  endforeach()
+endforeach()
+foreach(_cats_try cats.lib libcats.dll.a)
+  if(NOT _cats_import AND EXISTS "${CMAKE_CURRENT_LIST_DIR}/../../${_cats_try}")
+    get_filename_component(_cats_import "${CMAKE_CURRENT_LIST_DIR}/../../${_cats_try}" ABSOLUTE)
   endif()
 endforeach()
 foreach(_cats_try include ../../../include ../../../../include ../include)
@@ -15,13 +24,22 @@ endforeach()
 if(NOT _cats_library OR NOT _cats_headers)
   set(cats_FOUND FALSE)
   set(cats_NOT_FOUND_MESSAGE
-      "libcats.so is not beside ${CMAKE_CURRENT_LIST_DIR}: this installation of cats-toolkit was made without a C \
-compiler. Use add_subdirectory on the folder that `cats c-sdk` writes.")
+      "libcats is not beside ${CMAKE_CURRENT_LIST_DIR}: this installation of cats-toolkit was made without a C \
+compiler, or not on Linux. Use add_subdirectory on the folder that `cats c-sdk` writes.")
 elseif(NOT TARGET cats::cats)
   add_library(cats::cats SHARED IMPORTED)
-  set_target_properties(cats::cats PROPERTIES IMPORTED_LOCATION "${_cats_library}" IMPORTED_SONAME libcats.so
+  set_target_properties(cats::cats PROPERTIES IMPORTED_LOCATION "${_cats_library}"
                                               INTERFACE_INCLUDE_DIRECTORIES "${_cats_headers}")
+  if(_cats_import)
+    set_target_properties(cats::cats PROPERTIES IMPORTED_IMPLIB "${_cats_import}")
+  elseif(_cats_library MATCHES "\\.dylib$")
+    set_target_properties(cats::cats PROPERTIES IMPORTED_SONAME "@rpath/libcats.dylib")
+  else()
+    set_target_properties(cats::cats PROPERTIES IMPORTED_SONAME libcats.so)
+  endif()
 endif()
 unset(_cats_try)
+unset(_cats_folder)
 unset(_cats_headers)
 unset(_cats_library)
+unset(_cats_import)

@@ -1,8 +1,8 @@
 // A CATs engine of cats-build in TensorRT, without ONNX Runtime: engine.plan and its sidecar engine.plan.json.
 //
 // Loads the plan, checks that the sidecar is its own, preprocesses as Python does, runs, and moves points a -> b. Uses
-// the preprocessing, metadata and geometry of libcats as sources (src/common.c, image.c, json.c, metadata.c,
-// geometry.c), NvInfer.h and the CUDA runtime. A plan is code: load only files that you trust.
+// the preprocessing, metadata and geometry of libcats as sources (src/common.c, image.c, json.c, metadata.c, geometry.c,
+// platform_posix.c), NvInfer.h and the CUDA runtime. A plan is code: load only files that you trust.
 //
 // For TensorRT 10 and newer. Not thread-safe: one Engine per thread.
 #ifndef CATS_ENGINE_HPP

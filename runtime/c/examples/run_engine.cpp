@@ -3,9 +3,10 @@
  *     run-engine engine.plan a.ppm b.ppm
  *
  * Build, in this folder:
- *     gcc -std=c11 -O2 -ffp-contract=off -c ../src/{common,image,json,metadata,geometry}.c read_image.c -I../include
+ *     gcc -std=c11 -O2 -ffp-contract=off -c ../src/{common,image,json,metadata,geometry,platform_posix}.c read_image.c
+ *         -I../include
  *     g++ -std=c++17 -O2 run_engine.cpp *.o -I../include -I../src -I$CUDA/include -I$TENSORRT/include -o run-engine
- *         -L$CUDA/lib64 -L$TENSORRT/lib -lnvinfer -lcudart
+ *         -L$CUDA/lib64 -L$TENSORRT/lib -lnvinfer -lcudart -ldl -pthread
  */
 #include "cats_engine.hpp"
 

@@ -52,6 +52,8 @@
  * cats_match, cats_match_batch, cats_encode, cats_match_features, cats_match_device and the functions that read results.
  * What ONNX Runtime allocates is its own affair; cats_options.run_pairs bounds it.
  *
+ * Texts. Paths and all other texts are UTF-8, on Windows too.
+ *
  * ABI. Handles are opaque, structures begin with their size, constants are macros: a program built against this header
  * runs with every later libcats of the same CATS_ABI_VERSION.
  */
@@ -65,7 +67,14 @@
 extern "C" {
 #endif
 
+/* CATS_BUILD: while libcats itself is compiled. CATS_STATIC: its sources are part of the program that includes this. */
+#if defined(_WIN32) && !defined(CATS_STATIC)
 #if defined(CATS_BUILD)
+#define CATS_API __declspec(dllexport)
+#else
+#define CATS_API __declspec(dllimport)
+#endif
+#elif defined(CATS_BUILD) && defined(__GNUC__)
 #define CATS_API __attribute__((visibility("default")))
 #else
 #define CATS_API

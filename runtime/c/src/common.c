@@ -2,13 +2,12 @@
 #include "common.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #define ALIGNMENT 64
 #define LARGEST_STRUCT 4096
 
-static _Thread_local char last_error[4096];
+static CATS_THREAD_LOCAL char last_error[4096];
 
 const char *cats_version(void) { return CATS_VERSION_STRING; }
 
@@ -47,7 +46,7 @@ void *cats_allocate(size_t count, size_t size) {
   if (size && count > (SIZE_MAX - ALIGNMENT) / size) return NULL;
   size_t bytes = (count * size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
   if (bytes == 0) bytes = ALIGNMENT;
-  void *memory = aligned_alloc(ALIGNMENT, bytes);
+  void *memory = cats_aligned_memory(ALIGNMENT, bytes);
   if (memory) memset(memory, 0, bytes);
   return memory;
 }
@@ -56,7 +55,7 @@ cats_status cats_reserve(void **buffer, size_t *capacity, size_t count, size_t s
   if (*buffer && count <= *capacity) return CATS_OK;
   void *memory = cats_allocate(count, size);
   if (!memory) return cats_out_of_memory(size && count > SIZE_MAX / size ? SIZE_MAX : count * size);
-  free(*buffer);
+  cats_free(*buffer);
   *buffer = memory;
   *capacity = count;
   return CATS_OK;

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "cats.h"
+#include "platform.h"
 
 #define CATS_MIN_SIDE 16
 #define CATS_MAX_SIDE (1 << 24) /* beyond, 22-bit filter weights overflow their sums */
@@ -15,12 +16,13 @@
 #define CATS_RUN_PAIRS 8
 
 /* Sets this thread's error text and returns the status. */
-cats_status cats_fail(cats_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
+cats_status cats_fail(cats_status status, const char *format, ...) CATS_PRINTF(2, 3);
 
 /* As cats_fail with CATS_ERROR_MEMORY. */
 cats_status cats_out_of_memory(size_t bytes);
 
-/* Zeroed memory for count elements, aligned for vector instructions; NULL where that is too much. */
+/* Zeroed memory for count elements, aligned for vector instructions, to be given to cats_free; NULL where that is too
+ * much. */
 void *cats_allocate(size_t count, size_t size);
 
 /* Makes *buffer hold at least count elements; its content is lost when it grows. */

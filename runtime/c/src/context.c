@@ -3,7 +3,6 @@
 
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 size_t cats_image_elements(const cats_matcher *matcher) {
@@ -42,11 +41,11 @@ static void free_values(cats_context *context) {
 static void free_run(cats_context *context) {
   free_values(context);
   for (size_t i = 0; context->inputs && i < context->matcher->matcher.input_count; i++) {
-    free(context->inputs[i]);
+    cats_free(context->inputs[i]);
     context->inputs[i] = NULL;
   }
-  free(context->flow);
-  free(context->confidence);
+  cats_free(context->flow);
+  cats_free(context->confidence);
   context->flow = context->confidence = NULL;
   context->run_capacity = 0;
 }
@@ -75,18 +74,18 @@ void cats_context_destroy(cats_context *context) {
   if (!context) return;
   cats_matcher *matcher = context->matcher;
   free_run(context);
-  free(context->inputs);
-  free(context->values);
+  cats_free(context->inputs);
+  cats_free(context->values);
   if (context->image_value) matcher->ort->ReleaseValue(context->image_value);
   if (context->binding) matcher->ort->ReleaseIoBinding(context->binding);
-  free(context->image);
-  free(context->flows);
-  free(context->confidences);
-  free(context->sizes);
+  cats_free(context->image);
+  cats_free(context->flows);
+  cats_free(context->confidences);
+  cats_free(context->sizes);
   cats_features_destroy(context->own_a);
   cats_features_destroy(context->own_b);
   cats_resizer_free(&context->resizer);
-  free(context);
+  cats_free(context);
   cats_matcher_drop(matcher);
 }
 

@@ -1,13 +1,11 @@
 /* Matching tensors that are already on the device, through ONNX Runtime's IoBinding. */
-#define _GNU_SOURCE
-#include <dlfcn.h>
 #include <string.h>
 
 #include "matcher.h"
 
 /* Puts an entry of the driver's library, which the provider has loaded, into a pointer to a function; NULL without. */
 static void find_entry(void *driver, const char *name, void *function) {
-  void *found = dlsym(driver, name);
+  void *found = cats_library_symbol(driver, name);
   memcpy(function, &found, sizeof found);
 }
 
@@ -35,9 +33,9 @@ static int synchronize(void *driver, void *stream, int device) {
 }
 
 static cats_status wait_for(void *stream, int device) {
-  void *driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+  void *driver = cats_library_open(CATS_CUDA_DRIVER, NULL, 0);
   int failure = driver ? synchronize(driver, stream, device) : -1;
-  if (driver) dlclose(driver);
+  if (driver) cats_library_close(driver);
   if (failure)
     return cats_fail(CATS_ERROR_RUNTIME, "waiting for the CUDA stream failed (cuStreamSynchronize: %d)", failure);
   return CATS_OK;

@@ -1,5 +1,4 @@
 /* Handles of encoded images. */
-#include <stdlib.h>
 #include <string.h>
 
 #include "matcher.h"
@@ -44,10 +43,10 @@ void cats_features_destroy(cats_features *features) {
   cats_matcher *matcher = features->matcher;
   for (size_t i = 0; i < matcher->level_count; i++) {
     if (features->values && features->values[i]) matcher->ort->ReleaseValue(features->values[i]);
-    if (features->levels) free(features->levels[i]);
+    if (features->levels) cats_free(features->levels[i]);
   }
-  free(features->values);
-  free(features->levels);
-  free(features);
+  cats_free(features->values);
+  cats_free(features->levels);
+  cats_free(features);
   cats_matcher_drop(matcher);
 }

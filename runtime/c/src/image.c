@@ -3,7 +3,6 @@
 #include "image.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #define BITS 22
@@ -177,16 +176,16 @@ cats_status cats_image_to_tensor(cats_resizer *resizer, const cats_levels *level
 }
 
 static void filter_free(cats_filter *filter) {
-  free(filter->first);
-  free(filter->count);
-  free(filter->weights);
-  free(filter->exact);
+  cats_free(filter->first);
+  cats_free(filter->count);
+  cats_free(filter->weights);
+  cats_free(filter->exact);
 }
 
 void cats_resizer_free(cats_resizer *resizer) {
   filter_free(&resizer->across);
   filter_free(&resizer->down);
-  free(resizer->row);
-  free(resizer->narrow);
-  free(resizer->sums);
+  cats_free(resizer->row);
+  cats_free(resizer->narrow);
+  cats_free(resizer->sums);
 }

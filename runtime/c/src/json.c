@@ -1,12 +1,11 @@
 /* See json.h. Grammar: RFC 8259. */
-#define _GNU_SOURCE
 #include "json.h"
 
-#include <locale.h>
 #include <math.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
+
+#include "platform.h"
 
 #define DEPTH 64
 #define LONGEST_NUMBER 64
@@ -23,11 +22,7 @@ static int convert(const char *begin, const char *end, double *result) {
   char text[LONGEST_NUMBER + 1];
   memcpy(text, begin, (size_t)(end - begin));
   text[end - begin] = 0;
-  locale_t plain = newlocale(LC_ALL_MASK, "C", (locale_t)0); /* strtod would read "0,5" in some locales */
-  if (!plain) return 0;
-  *result = strtod_l(text, NULL, plain);
-  freelocale(plain);
-  return isfinite(*result) != 0;
+  return cats_number(text, result) && isfinite(*result);
 }
 
 static void skip_space(reader *in) {

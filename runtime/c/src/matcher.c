@@ -2,13 +2,10 @@
 #include "matcher.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-#include "cpus.h"
 #include "interface.h"
 
-#define PATH_SIZE 4096
 #define MAX_THREADS 1024 /* many more, and ONNX Runtime ends the process where the system starts no more threads */
 
 /* The other file of a split model: X.encoder.onnx and X.matcher.onnx. */
@@ -91,7 +88,7 @@ static cats_status make_environment(cats_matcher *matcher, const cats_options *o
 /* Loads the other file of a split model. */
 static cats_status open_partner(cats_matcher *matcher, const OrtSessionOptions *session, const cats_options *options,
                                 const cats_source *source, cats_session *other, const char *expected) {
-  char path[PATH_SIZE];
+  char path[CATS_PATH_SIZE];
   cats_source partner = {options->partner_path, options->partner_data, options->partner_size, "the partner in memory"};
   const cats_session *first = other == &matcher->encoder ? &matcher->matcher : &matcher->encoder;
   if (partner.path) {
@@ -223,9 +220,9 @@ void cats_matcher_drop(cats_matcher *matcher) {
   if (matcher->device) ort->ReleaseMemoryInfo(matcher->device);
   if (matcher->host) ort->ReleaseMemoryInfo(matcher->host);
   if (matcher->env) ort->ReleaseEnv(matcher->env);
-  free(matcher->input_a);
-  free(matcher->input_b);
-  free(matcher);
+  cats_free(matcher->input_a);
+  cats_free(matcher->input_b);
+  cats_free(matcher);
 }
 
 void cats_close(cats_matcher *matcher) {

@@ -1,7 +1,6 @@
 /* See onnx_file.h. Walks the protobuf fields of ModelProto; the numbers are those of onnx.proto3. */
 #include "onnx_file.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #define LARGEST_ENTRY ((uint64_t)16 << 20)
@@ -9,14 +8,20 @@
 enum { NUMBER = 0, EIGHT = 1, BYTES = 2, FOUR = 5 }; /* wire types */
 
 typedef struct {
-  FILE *file;
-  uint64_t at;
+  FILE *file;                /* NULL: in memory */
+  const unsigned char *data; /* of `size` bytes */
+  uint64_t size, at;
   cats_digest digest;
   int digesting;
 } reader;
 
 static int take(reader *in, void *to, size_t size) {
-  if (fread(to, 1, size, in->file) != size) return 0;
+  if (in->file) {
+    if (fread(to, 1, size, in->file) != size) return 0;
+  } else {
+    if (size > in->size - in->at) return 0;
+    memcpy(to, in->data + in->at, size);
+  }
   in->at += size;
   if (in->digesting) cats_digest_add(&in->digest, to, size);
   return 1;
@@ -145,7 +150,7 @@ static int model(reader *in, uint64_t size, cats_onnx *found, size_t *count) {
       char *data = cats_allocate((size_t)value + 1, 1);
       if (!data) return -1;
       int good = take(in, data, (size_t)value) ? entry(data, (size_t)value, found, count) : 0;
-      free(data);
+      cats_free(data);
       if (good != 1) return good;
     } else if (!skip(in, value)) {
       return 0;
@@ -154,15 +159,15 @@ static int model(reader *in, uint64_t size, cats_onnx *found, size_t *count) {
   return 1;
 }
 
-cats_status cats_onnx_read(FILE *file, uint64_t size, const char *name, cats_onnx *found) {
-  reader in = {file, 0, {{0}, 0, {0}, 0}, 0};
+cats_status cats_onnx_read(FILE *file, const void *data, uint64_t size, const char *name, cats_onnx *found) {
+  reader in = {file, data, size, 0, {{0}, 0, {0}, 0}, 0};
   size_t count = 0;
   memset(found, 0, sizeof *found);
   cats_digest_begin(&in.digest);
   int good = model(&in, size, found, &count);
   cats_digest_end(&in.digest, found->content);
   if (good == 1 && count <= 1) return CATS_OK;
-  free(found->text);
+  cats_free(found->text);
   found->text = NULL;
   if (good < 0) return cats_out_of_memory(size);
   if (good == 0)

@@ -14,8 +14,9 @@ typedef struct {
   int external;                   /* whether weights lie in other files */
 } cats_onnx;
 
-/* Reads a file of `size` bytes from its start. name: of the model, for messages.
+/* Reads an ONNX file of `size` bytes from its start, in memory (data) where file is NULL. name: of the model, for
+ * messages.
  * Errors: CATS_ERROR_MODEL for what is no ONNX file, or has several entries `cats`; CATS_ERROR_MEMORY. */
-cats_status cats_onnx_read(FILE *file, uint64_t size, const char *name, cats_onnx *found);
+cats_status cats_onnx_read(FILE *file, const void *data, uint64_t size, const char *name, cats_onnx *found);
 
 #endif

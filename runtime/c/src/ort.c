@@ -1,17 +1,8 @@
 /* See ort.h. */
-#define _GNU_SOURCE
 #include "ort.h"
 
-#include <dirent.h>
-#include <dlfcn.h>
-#include <pthread.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-
-#define PATH_SIZE 4096
-#define PREFIX "libonnxruntime.so"
 
 typedef void (*entry)(void);
 typedef struct {
@@ -19,8 +10,7 @@ typedef struct {
   const char *(*GetVersionString)(void);
 } api_base;
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static cats_ort *loaded;
+static cats_ort *loaded; /* under the lock */
 
 /* What was tried, for the message. */
 typedef struct {
@@ -48,42 +38,39 @@ static void fill(cats_ort *ort, const entry *table) {
 
 /* Loads one file; NULL with a reason. */
 static cats_ort *load_file(const char *path, trail *tried) {
-  void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  char reason[256], file[CATS_PATH_SIZE];
+  void *handle = cats_library_open(path, reason, sizeof reason);
   if (!handle) {
-    const char *reason = dlerror();
-    size_t known = strlen(path); /* the reason often begins with the path */
-    if (reason && strncmp(reason, path, known) == 0 && strncmp(reason + known, ": ", 2) == 0) reason += known + 2;
-    note(tried, path, reason ? reason : "cannot be loaded");
+    note(tried, path, reason);
     return NULL;
   }
   cats_ort *ort = find_loaded(handle);
   if (ort) {
-    dlclose(handle); /* counted once already */
+    cats_library_close(handle); /* counted once already */
     return ort;
   }
   union {
     void *object;
     const api_base *(*function)(void);
-  } symbol = {dlsym(handle, "OrtGetApiBase")};
+  } symbol = {cats_library_symbol(handle, "OrtGetApiBase")};
   const api_base *base = symbol.object ? symbol.function() : NULL;
   int major = 0, minor = 0;
   const char *version = base ? base->GetVersionString() : NULL;
   if (!version || sscanf(version, "%d.%d", &major, &minor) != 2 || (major == 1 && minor < CATS_ORT_API)) {
     note(tried, path, version ? "is older than ONNX Runtime 1.11" : "is not ONNX Runtime");
-    dlclose(handle);
+    cats_library_close(handle);
     return NULL;
   }
   const entry *table = base->GetApi(CATS_ORT_API);
   ort = table ? cats_allocate(1, sizeof *ort) : NULL;
-  Dl_info where;
-  const char *file = dladdr(symbol.object, &where) && where.dli_fname ? where.dli_fname : path;
-  if (ort && !(ort->library = cats_copy_text(file))) {
-    free(ort);
+  int known = cats_library_file(handle, symbol.object, file, sizeof file);
+  if (ort && !(ort->library = cats_copy_text(known ? file : path))) {
+    cats_free(ort);
     ort = NULL;
   }
   if (!ort) {
     note(tried, path, table ? "out of memory" : "does not offer the API that libcats uses");
-    dlclose(handle);
+    cats_library_close(handle);
     return NULL;
   }
   fill(ort, table);
@@ -94,24 +81,26 @@ static cats_ort *load_file(const char *path, trail *tried) {
   return ort;
 }
 
-/* Loads libonnxruntime.so* of a folder, the shortest and then first name, or notes why there is none. */
+#define LONGEST_NAME 256
+
+/* Keeps the shortest and then first of the names that ONNX Runtime's file may have; context: LONGEST_NAME characters. */
+static void consider(void *context, const char *name) {
+  char *best = context;
+  size_t length = strlen(name), begin = strlen(CATS_ORT_BEGIN), end = strlen(CATS_ORT_END), known = strlen(best);
+  if (length >= LONGEST_NAME || length < begin + end || strncmp(name, CATS_ORT_BEGIN, begin) != 0) return;
+  if (strcmp(name + length - end, CATS_ORT_END) != 0) return;
+  if (!known || length < known || (length == known && strcmp(name, best) < 0)) memcpy(best, name, length + 1);
+}
+
+/* Loads ONNX Runtime's file of a folder, or notes why there is none. */
 static cats_ort *load_folder(const char *folder, trail *tried) {
-  char best[256] = "", path[PATH_SIZE];
-  DIR *listing = opendir(folder);
-  if (!listing) {
+  char best[LONGEST_NAME] = "", path[CATS_PATH_SIZE];
+  if (!cats_folder_list(folder, consider, best)) {
     note(tried, folder, "no such folder");
     return NULL;
   }
-  for (struct dirent *item; (item = readdir(listing));) {
-    size_t length = strlen(item->d_name);
-    if (strncmp(item->d_name, PREFIX, strlen(PREFIX)) != 0 || length >= sizeof best) continue;
-    size_t known = strlen(best);
-    if (!known || length < known || (length == known && strcmp(item->d_name, best) < 0))
-      memcpy(best, item->d_name, length + 1);
-  }
-  closedir(listing);
   if (!*best) {
-    note(tried, folder, "no " PREFIX "*");
+    note(tried, folder, "no " CATS_ORT_FILES);
     return NULL;
   }
   if ((size_t)snprintf(path, sizeof path, "%s/%s", folder, best) >= sizeof path) {
@@ -122,24 +111,7 @@ static cats_ort *load_folder(const char *folder, trail *tried) {
 }
 
 static cats_ort *load_given(const char *place, trail *tried) {
-  struct stat status;
-  return stat(place, &status) == 0 && S_ISDIR(status.st_mode) ? load_folder(place, tried) : load_file(place, tried);
-}
-
-/* Where libcats lies, found while it is loaded: a relative name means something else once the program has changed its
- * folder. Empty for a program found in PATH that holds libcats itself: no folder is safe to look in then. */
-static char self[PATH_SIZE];
-
-__attribute__((constructor)) static void find_self(void) {
-  Dl_info found;
-  if (!dladdr((const void *)&lock, &found) || !found.dli_fname || !strchr(found.dli_fname, '/')) return;
-  if (*found.dli_fname == '/') { /* as it was named: beside a link lies what belongs to the link */
-    if (strlen(found.dli_fname) < sizeof self) strcpy(self, found.dli_fname);
-    return;
-  }
-  char *real = realpath(found.dli_fname, NULL);
-  if (real && strlen(real) < sizeof self) strcpy(self, real);
-  free(real);
+  return cats_path_kind(place, NULL) == CATS_PATH_FOLDER ? load_folder(place, tried) : load_file(place, tried);
 }
 
 static void folder_of(const char *file, char *folder, size_t size) {
@@ -148,7 +120,7 @@ static void folder_of(const char *file, char *folder, size_t size) {
 
 static cats_ort *load_beside(const char *folder, trail *tried) {
   static const char *const places[] = {"", "/lib", "/../../../onnxruntime/capi", "/../onnxruntime/capi"};
-  char path[PATH_SIZE + 64];
+  char path[CATS_PATH_SIZE + 64];
   for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
     snprintf(path, sizeof path, "%s%s", folder, places[i]);
     cats_ort *ort = load_folder(path, tried);
@@ -159,30 +131,31 @@ static cats_ort *load_beside(const char *folder, trail *tried) {
 
 /* Beside libcats, and in the Python package onnxruntime of the same site-packages (libcats is in cats/runtime/c). */
 static cats_ort *load_nearby(trail *tried) {
-  char folder[PATH_SIZE], target[PATH_SIZE] = "";
-  if (!*self) return NULL;
+  char folder[CATS_PATH_SIZE], target[CATS_PATH_SIZE], real[CATS_PATH_SIZE];
+  const char *self = cats_self();
+  if (!self) return NULL;
   folder_of(self, folder, sizeof folder);
   cats_ort *ort = load_beside(folder, tried);
-  char *real = ort ? NULL : realpath(self, NULL); /* where libcats.so was found through a link */
-  if (real && strlen(real) < PATH_SIZE) folder_of(real, target, sizeof target);
-  free(real);
-  return *target && strcmp(target, folder) != 0 ? load_beside(target, tried) : ort;
+  if (ort || !cats_real_path(self, real, sizeof real)) return ort; /* libcats may have been found through a link */
+  folder_of(real, target, sizeof target);
+  return strcmp(target, folder) != 0 ? load_beside(target, tried) : NULL;
 }
 
 static cats_ort *search(const char *library, trail *tried) {
   if (library) return load_given(library, tried);
-  const char *named = secure_getenv("CATS_ORT_LIBRARY");
+  static const char *const names[] = CATS_ORT_NAMES;
+  const char *named = cats_environment("CATS_ORT_LIBRARY");
   if (named && *named) return load_given(named, tried);
   cats_ort *ort = load_nearby(tried);
-  if (!ort) ort = load_file("libonnxruntime.so.1", tried);
-  return ort ? ort : load_file("libonnxruntime.so", tried);
+  for (size_t i = 0; !ort && i < sizeof names / sizeof *names; i++) ort = load_file(names[i], tried);
+  return ort;
 }
 
 cats_status cats_ort_load(const char *library, const cats_ort **ort) {
   trail tried = {"", 0};
-  pthread_mutex_lock(&lock);
+  cats_lock();
   *ort = search(library, &tried);
-  pthread_mutex_unlock(&lock);
+  cats_unlock();
   if (*ort) return CATS_OK;
   return cats_fail(CATS_ERROR_RUNTIME,
                    "ONNX Runtime was not found (%s). Install it (pip install onnxruntime, or a release archive of it) and "

@@ -10,6 +10,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "platform.h"
+
 #define CATS_ORT_API 11
 
 typedef struct OrtStatus OrtStatus;
@@ -48,7 +50,7 @@ typedef int ONNXTensorElementDataType;
 #define CATS_ORT_ENTRIES(X)                                                                                            \
   X(2, const char *, GetErrorMessage, (const OrtStatus *))                                                             \
   X(3, OrtStatus *, CreateEnv, (OrtLoggingLevel, const char *, OrtEnv **))                                             \
-  X(7, OrtStatus *, CreateSession, (const OrtEnv *, const char *, const OrtSessionOptions *, OrtSession **))           \
+  X(7, OrtStatus *, CreateSession, (const OrtEnv *, const cats_native_char *, const OrtSessionOptions *, OrtSession **)) \
   X(8, OrtStatus *, CreateSessionFromArray,                                                                            \
     (const OrtEnv *, const void *, size_t, const OrtSessionOptions *, OrtSession **))                                  \
   X(9, OrtStatus *, Run,                                                                                               \

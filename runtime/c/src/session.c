@@ -1,12 +1,9 @@
 /* See session.h. */
-#define _GNU_SOURCE
 #include "session.h"
 
 #include <errno.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "onnx_file.h"
 
@@ -19,14 +16,15 @@ static cats_status check(const cats_session *session, OrtStatus *failure) {
 /* Reads what the file says about itself; ONNX Runtime would take one of several documents, and bind none. */
 static cats_status read_metadata(cats_session *session, const cats_source *source) {
   cats_onnx found;
-  struct stat known;
   uint64_t size = source->size;
-  if (source->path && stat(source->path, &known) == 0) size = (uint64_t)known.st_size;
-  /* POSIX reads memory as a file too; it is only read from. */
-  FILE *file = source->path ? fopen(source->path, "rb") : fmemopen((void *)(uintptr_t)source->data, source->size, "rb");
-  if (!file) return cats_fail(CATS_ERROR_FILE, "cannot read %s: %s", session->name, strerror(errno));
-  cats_status status = cats_onnx_read(file, size, session->name, &found);
-  fclose(file);
+  FILE *file = NULL;
+  if (source->path) {
+    cats_path_kind(source->path, &size);
+    file = cats_file_open(source->path);
+    if (!file) return cats_fail(CATS_ERROR_FILE, "cannot read %s: %s", session->name, strerror(errno));
+  }
+  cats_status status = cats_onnx_read(file, source->data, size, session->name, &found);
+  if (file) fclose(file);
   if (status != CATS_OK) return status;
   if (found.external && !source->path)
     status = cats_fail(CATS_ERROR_MODEL,
@@ -37,7 +35,7 @@ static cats_status read_metadata(cats_session *session, const cats_source *sourc
                        session->name);
   else
     status = cats_metadata_parse(found.text, found.size, session->name, &session->metadata);
-  free(found.text);
+  cats_free(found.text);
   if (status == CATS_OK) cats_metadata_bind(&session->metadata, found.content);
   return status;
 }
@@ -96,13 +94,26 @@ static cats_status read_ports(cats_session *session, OrtAllocator *allocator, in
 
 /* ONNX Runtime's own words about files that are not there, or are folders, say little. */
 static cats_status check_file(const char *path) {
-  struct stat status;
-  if (stat(path, &status) != 0) return cats_fail(CATS_ERROR_FILE, "cannot read %s: %s", path, strerror(errno));
-  if (!S_ISREG(status.st_mode)) return cats_fail(CATS_ERROR_FILE, "cannot read %s: it is not a file", path);
-  FILE *file = fopen(path, "rb");
+  int kind = cats_path_kind(path, NULL);
+  if (!kind) return cats_fail(CATS_ERROR_FILE, "cannot read %s: %s", path, strerror(errno));
+  if (kind != CATS_PATH_FILE) return cats_fail(CATS_ERROR_FILE, "cannot read %s: it is not a file", path);
+  FILE *file = cats_file_open(path);
   if (!file) return cats_fail(CATS_ERROR_FILE, "cannot read %s: %s", path, strerror(errno));
   fclose(file);
   return CATS_OK;
+}
+
+/* Gives a model to ONNX Runtime. */
+static cats_status create(cats_session *session, const OrtEnv *env, const OrtSessionOptions *options,
+                          const cats_source *source) {
+  const cats_ort *ort = session->ort;
+  cats_native_char path[CATS_PATH_SIZE];
+  if (!source->path)
+    return check(session,
+                 ort->CreateSessionFromArray(env, source->data, source->size, options, &session->handle));
+  if (!cats_native_path(source->path, path))
+    return cats_fail(CATS_ERROR_FILE, "cannot read %s: the path is too long, or not UTF-8", session->name);
+  return check(session, ort->CreateSession(env, path, options, &session->handle));
 }
 
 cats_status cats_session_open(cats_session *session, const cats_ort *ort, const OrtEnv *env,
@@ -120,9 +131,7 @@ cats_status cats_session_open(cats_session *session, const cats_ort *ort, const 
   if (status != CATS_OK) return status;
   status = read_metadata(session, source);
   if (status != CATS_OK) return status;
-  status = check(session, source->path
-                              ? ort->CreateSession(env, source->path, options, &session->handle)
-                              : ort->CreateSessionFromArray(env, source->data, source->size, options, &session->handle));
+  status = create(session, env, options, source);
   if (status == CATS_OK) status = check(session, ort->GetAllocatorWithDefaultOptions(&allocator));
   if (status == CATS_OK) status = read_ports(session, allocator, 0);
   if (status == CATS_OK) status = read_ports(session, allocator, 1);
@@ -130,8 +139,8 @@ cats_status cats_session_open(cats_session *session, const cats_ort *ort, const 
 }
 
 static void free_ports(cats_port *ports, size_t count) {
-  for (size_t i = 0; i < count; i++) free(ports[i].name);
-  free(ports);
+  for (size_t i = 0; i < count; i++) cats_free(ports[i].name);
+  cats_free(ports);
 }
 
 void cats_session_close(cats_session *session) {
