@@ -114,7 +114,7 @@ class PeakSession(OrtSession):
 
     def __init__(self, model: onnx.ModelProto, tensors: Sequence[str] = ()) -> None:
         content = model.SerializeToString()
-        super().__init__(content, keep_memory=False, extra="export", purpose="verify the exported model")
+        super().__init__(content, keep_memory=False, in_order=True, extra="export", purpose="verify the exported model")
         self.tensors, self.peaks = list(tensors), np.zeros(len(tensors), np.float32)
 
     def __call__(self, feeds: Mapping[str, Any]) -> dict[str, Floats]:

@@ -327,12 +327,8 @@ def quantize_by_nncf(
         source, arrays, output = (Path(folder) / name for name in ("float.onnx", "feeds.npz", "quantized.onnx"))
         onnx.save(model, source)
         np.savez(arrays, **feeds)
-        done = subprocess.run(
-            [python, "-c", _NNCF, source, arrays, output, json.dumps(settings)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        command = [python, "-c", _NNCF, source, arrays, output, json.dumps(settings)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError((done.stderr.strip().splitlines() or ["no output"])[-1])
         return onnx.load(output)

@@ -54,9 +54,9 @@ def emulate_fp16(model: onnx.ModelProto, peaks: bool = False) -> tuple[onnx.Mode
         if item.data_type == _HALF:
             item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item).astype(np.float32), item.name))
     found: list[str] = []
-    nodes = [changed for node in graph.node for changed in _round(node, halves, found)]
+    nodes = [changed for node in graph.node for changed in _round(node, halves, found, peaks)]
     if peaks:
-        nodes += _measure(found)
+        nodes.append(helper.make_node("Concat", [f"{name}.peaks" for name in found], [PEAKS], axis=0))
         graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), _ONE))
         graph.output.append(helper.make_tensor_value_info(PEAKS, _FLOAT, [len(found)]))
     replace_all(graph.node, nodes)
@@ -64,8 +64,9 @@ def emulate_fp16(model: onnx.ModelProto, peaks: bool = False) -> tuple[onnx.Mode
     return result, [_label(name) for name in found] if peaks else []
 
 
-def _round(node: onnx.NodeProto, halves: set[str], found: list[str]) -> Iterator[onnx.NodeProto]:
-    """A node and, if it computes float16 values, their rounding; ``found`` gets the values' names."""
+def _round(node: onnx.NodeProto, halves: set[str], found: list[str], peaks: bool) -> Iterator[onnx.NodeProto]:
+    """A node and, if it computes float16 values, their rounding and, with ``peaks``, their largest values; ``found``
+    gets the values' names."""
     if node.op_type == "Cast" and node.attribute[0].i == _HALF:
         node.op_type = "Identity"
         del node.attribute[:]
@@ -78,14 +79,10 @@ def _round(node: onnx.NodeProto, halves: set[str], found: list[str]) -> Iterator
         found.append(name)
         yield helper.make_node("Cast", [source], [f"{name}.rounded"], f"{source}.rounded", to=_HALF)
         yield helper.make_node("Cast", [f"{name}.rounded"], [name], f"{source}.back", to=_FLOAT)
-
-
-def _measure(names: list[str]) -> Iterator[onnx.NodeProto]:
-    for name in names:
-        yield helper.make_node("Abs", [f"{name}.exact"], [f"{name}.size"])
-        yield helper.make_node("ReduceMax", [f"{name}.size"], [f"{name}.peak"], keepdims=0)
-        yield helper.make_node("Reshape", [f"{name}.peak", _ONE], [f"{name}.peaks"])
-    yield helper.make_node("Concat", [f"{name}.peaks" for name in names], [PEAKS], axis=0)
+        if peaks:
+            yield helper.make_node("Abs", [source], [f"{name}.size"])
+            yield helper.make_node("ReduceMax", [f"{name}.size"], [f"{name}.peak"], keepdims=0)
+            yield helper.make_node("Reshape", [f"{name}.peak", _ONE], [f"{name}.peaks"])
 
 
 def _label(name: str) -> str:

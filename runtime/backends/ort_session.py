@@ -56,6 +56,8 @@ class OrtSession:
         threads: see :func:`session_options`.
         disabled_optimizers: names of rewrites of ONNX Runtime that are left out.
         keep_memory: see :func:`session_options`.
+        in_order: run nodes in the file's order, as far as their inputs are there. ONNX Runtime's own order begins with
+            all that the first output needs, and holds until the end what only others need.
         settings: further ones of ONNX Runtime by its names for them, such as ``session.disable_quant_qdq``.
         extra, purpose: for the message where ONNX Runtime is not installed.
 
@@ -74,12 +76,15 @@ class OrtSession:
         threads: int | None = None,
         disabled_optimizers: Sequence[str] = (),
         keep_memory: bool = True,
+        in_order: bool = False,
         settings: Mapping[str, str] | None = None,
         extra: str = "cpu",
         purpose: str = "run ONNX files",
     ) -> None:
         ort = import_onnxruntime(extra, purpose)
         options = session_options(ort, threads, keep_memory=keep_memory)
+        if in_order:
+            options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         for setting, value in (settings or {}).items():
             options.add_session_config_entry(setting, value)
         content = model if isinstance(model, bytes) else os.fspath(model)

@@ -1,5 +1,10 @@
 """The rounding that verification makes explicit is float16's: PyTorch, which has float16 arithmetic, agrees."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -58,6 +63,38 @@ def test_peaks_are_of_the_values_before_rounding(forms, feeds):
     products = [value for name, value in peaks.items() if name.startswith("correlation/") and "matmul" in name]
     assert len(products) == 3
     assert 0.1 < max(products) <= 1.001  # of features of unit length
+
+
+CHAIN = """
+import re, numpy as np
+from pathlib import Path
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from cats.export.exported import PeakSession
+from cats.export.fp16.emulate import emulate_fp16
+names = [f"v{i}" for i in range(26)]
+nodes = [helper.make_node("Cast", ["x"], ["v0"], "chain/x", to=TensorProto.FLOAT16)]
+nodes += [helper.make_node("Add", [a, "one"], [b], f"chain/{b}") for a, b in zip(names, names[1:])]
+nodes += [helper.make_node("Cast", [names[-1]], ["y"], "chain/y", to=TensorProto.FLOAT)]
+values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1 << 11, 1 << 11]) for n in ("x", "y")]
+one = numpy_helper.from_array(np.ones(1, np.float16), "one")
+graph = helper.make_graph(nodes, "chain", values[:1], values[1:], [one])
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+session = PeakSession(*emulate_fp16(model, peaks=True))
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+Path("/proc/self/clear_refs").write_text("5")  # forget the peak until now
+before = peak()
+session({"x": np.zeros((1 << 11, 1 << 11), np.float32)})
+assert session.peaks.tolist() == list(range(26)), session.peaks
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="no peak of a process to read here")
+def test_values_are_measured_while_they_are_there_anyway():
+    """25 values of 16 MB in float32: few at once, not all until the end."""
+    grown = int(subprocess.run([sys.executable, "-c", CHAIN], check=True, capture_output=True, text=True).stdout)
+    assert grown < 200 << 10, f"{grown >> 10} MB"
 
 
 def test_operators_that_are_not_known_are_named(forms):
