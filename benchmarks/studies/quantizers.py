@@ -13,9 +13,8 @@ TensorRT-RTX builds an engine of it.
 Usage: python benchmarks/studies/quantizers.py make FOLDER [--model MODEL.onnx | resnet101] [--nncf PYTHON]
        python benchmarks/studies/quantizers.py time FOLDER     alone on the machine
        python benchmarks/studies/quantizers.py report FOLDER   benchmarks/results/quantizers-NAME.json and .md
-``make`` goes on where it was ended: a contestant with a file of figures is left as it is, one with a model
-only judged. It computes sums of 8-bit
-products as CPUs with VNNI do (:func:`.int8_forms.exact_sums`), on every CPU and for every contestant alike.
+``make`` goes on where it was ended: a contestant with a file of figures is left as it is, one with a model only judged.
+It sums products of 8 bits as CPUs with VNNI do (:func:`.int8_forms.exact_sums`), for all contestants, on every CPU.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,7 +66,6 @@ def test_peaks_are_of_the_values_before_rounding(forms, feeds):
 
 CHAIN = """
 import re, numpy as np
-from pathlib import Path
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 from cats.export.exported import PeakSession
