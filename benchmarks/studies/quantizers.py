@@ -326,7 +326,7 @@ def quantize_by_nncf(
         source, arrays, output = (Path(folder) / name for name in ("float.onnx", "feeds.npz", "quantized.onnx"))
         onnx.save(model, source)
         np.savez(arrays, **feeds)
-        command = [python, "-c", _NNCF, source, arrays, output, json.dumps(settings)]
+        command = [str(python), "-c", _NNCF, *map(str, (source, arrays, output)), json.dumps(settings)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError((done.stderr.strip().splitlines() or ["no output"])[-1])

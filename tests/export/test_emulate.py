@@ -65,7 +65,7 @@ def test_peaks_are_of_the_values_before_rounding(forms, feeds):
 
 
 CHAIN = """
-import re, numpy as np
+import pathlib, re, numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 from cats.export.exported import PeakSession
@@ -79,8 +79,8 @@ one = numpy_helper.from_array(np.ones(1, np.float16), "one")
 graph = helper.make_graph(nodes, "chain", values[:1], values[1:], [one])
 model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 session = PeakSession(*emulate_fp16(model, peaks=True))
-peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
-Path("/proc/self/clear_refs").write_text("5")  # forget the peak until now
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
+pathlib.Path("/proc/self/clear_refs").write_text("5")  # forget the peak until now
 before = peak()
 session({"x": np.zeros((1 << 11, 1 << 11), np.float32)})
 assert session.peaks.tolist() == list(range(26)), session.peaks
