@@ -56,14 +56,19 @@ def choose_factors(model: onnx.ModelProto, channels: Mapping[str, NDArray[np.flo
         activation = np.maximum.reduce(largest)
         weight = np.maximum.reduce([np.abs(_weight(graph, name)).max(axis=1) for name in weights])
         ratio = np.maximum(activation, 1e-5) ** _STRENGTH / np.maximum(weight, 1e-5) ** (1 - _STRENGTH)
-        factors[norm] = (ratio / np.exp(np.log(ratio).mean())).astype(np.float32)
+        factors[norm] = _around_one(ratio)
     for name, values in find_streams(graph).items():
         largest = [channels[value] for value in values if value in channels]
         if largest:
             activation = np.maximum.reduce(largest)
             ratio = np.maximum(activation, max(float(activation.max()), 1e-5) * _SMALLEST)
-            factors[name] = (ratio / np.exp(np.log(ratio).mean())).astype(np.float32)
+            factors[name] = _around_one(ratio)
     return factors
+
+
+def _around_one(ratio: NDArray[Any]) -> NDArray[np.float32]:
+    """Factors in these ratios to each other, whose geometric mean is one."""
+    return (ratio / np.exp(np.log(ratio).mean())).astype(np.float32)
 
 
 def balance_channels(model: onnx.ModelProto, factors: Factors) -> onnx.ModelProto:

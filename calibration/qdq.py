@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto, helper
 
-from cats.calibration.graph import Graph, take_name
+from cats.calibration.graph import Graph, group_count, take_name
 from cats.export.modules import is_inside, module_of
 
 _ACTIVATIONS = ("Relu", "Clip")
@@ -188,10 +188,9 @@ def _by_channel(name: str, point: Point, graph: Graph) -> tuple[list[onnx.NodePr
     them (its pass WeightBiasQuantization), unless that DQ has a scale for each channel.
     """
     node = next(reader for reader in graph.consumers[name] if reader.op_type == "Conv")
-    group = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
     weight = graph.constant(node.input[1])
     assert weight is not None
-    count = weight.shape[1] * group
+    count = weight.shape[1] * group_count(node)
     scales = helper.make_tensor(f"{name}.scales", TensorProto.FLOAT, [count], [point.scale] * count)
     zeros = helper.make_tensor(f"{name}.zero_points", point.dtype, [count], [point.zero_point] * count)
     producer = graph.producer.get(name)

@@ -190,6 +190,12 @@ def convolution(
 
     With ``keep`` that and the sum before the ReLU, (2, B, K, H', W').
     """
+    return _convolve(x, weight, bias, residual, stride, padding, keep)
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: list[int], padding: list[int], keep: bool
+) -> Tensor:
     total = F.conv2d(x, weight, bias, stride, padding)
     total = total if residual is None else total + residual
     results = [x.contiguous(memory_format=torch.channels_last) for x in (torch.relu(total), total)]
@@ -220,12 +226,17 @@ def _(
     x = x.contiguous(memory_format=torch.channels_last)
     same = stride == [1, 1] and padding == [n // 2 for n in weight.shape[2:]]
     tile = convolutions.tile_of(x, weight, keep) if same else None
-    if tile is not None:
-        return convolutions.launch_convolution(x, weight, bias, residual, tile, keep)
+    if tile is None:
+        return convolve_by_libraries(x, weight, bias, residual, stride, padding, keep)
+    return convolutions.launch_convolution(x, weight, bias, residual, tile, keep)
+
+
+def convolve_by_libraries(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: list[int], padding: list[int], keep: bool
+) -> Tensor:
+    """:func:`convolution` on a GPU without kernels of ours; ``x`` channels last."""
     if keep:
-        total = F.conv2d(x, weight, bias, stride, padding)
-        total = total if residual is None else total + residual
-        return _stacked(torch.relu(total), total)
+        return _convolve(x, weight, bias, residual, stride, padding, keep)
     if residual is None and weight.shape[2:] == (1, 1) and stride == [1, 1]:
         rows = x.permute(0, 2, 3, 1)
         matrix = weight.view(len(weight), -1).t()

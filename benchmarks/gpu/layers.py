@@ -85,16 +85,6 @@ def layers(kind: str, count: int | None = None) -> tuple[Tensor, Tensor | None, 
     return x, added, weights, new(filters)
 
 
-def by_libraries(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
-    """What the model does without kernels of ours."""
-    padding = [weight.shape[2] // 2] * 2
-    known, convolutions.PAIR = convolutions.PAIR, {}
-    try:
-        return fused.convolution(x, weight, bias, residual, [1, 1], padding, False)
-    finally:
-        convolutions.PAIR = known
-
-
 def cold(runs: list[Callable[[], object]]) -> float:
     """Microseconds of one of several calls in a CUDA graph that begins by emptying the second cache."""
     scratch = torch.empty(FLUSH, dtype=torch.uint8, device="cuda")
@@ -112,8 +102,10 @@ def measure(kind: str) -> dict[str, object]:
     """Microseconds a layer, by libraries and by each tile, or what is wrong with it."""
     x, residual, weights, bias = layers(kind)
     torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 4
-    found: dict[str, object] = {"libraries": cold([lambda w=w: by_libraries(x, w, bias, residual) for w in weights])}
-    expected = by_libraries(x, weights[0], bias, residual).float()
+    rest = bias, residual, [1, 1], [weights[0].shape[2] // 2] * 2, False
+    by_libraries = fused.convolve_by_libraries
+    found: dict[str, object] = {"libraries": cold([lambda w=w: by_libraries(x, w, *rest) for w in weights])}
+    expected = by_libraries(x, weights[0], *rest).float()
     for sizes in TILES[kind]:
         tile = Tile(*sizes)
         try:

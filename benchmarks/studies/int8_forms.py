@@ -34,7 +34,8 @@ app = new_app()
 
 @contextlib.contextmanager
 def exact_sums() -> Iterator[None]:
-    """Sessions of ONNX Runtime that are opened meanwhile execute Q and DQ as they stand, and products in float32."""
+    """:func:`cats.calibration.sessions.exact_sums` for every session that is opened meanwhile, those of the runtime's
+    matchers, which know no such setting, too."""
     original = onnxruntime.InferenceSession
 
     def opened(model: Any, sess_options: Any = None, *more: Any, **settings: Any) -> Any:

@@ -14,7 +14,7 @@ Usage: python benchmarks/studies/quantizers.py make FOLDER [--model MODEL.onnx |
        python benchmarks/studies/quantizers.py time FOLDER     alone on the machine
        python benchmarks/studies/quantizers.py report FOLDER   benchmarks/results/quantizers-NAME.json and .md
 ``make`` goes on where it was ended: a contestant with a file of figures is left as it is, one with a model only judged.
-It sums products of 8 bits as CPUs with VNNI do (:func:`.int8_forms.exact_sums`), for all contestants, on every CPU.
+It sums products of 8 bits as CPUs with VNNI do (:func:`cats.calibration.sessions.exact_sums`), for all contestants.
 """
 
 from __future__ import annotations
@@ -38,12 +38,11 @@ from cats.assets import asset
 from cats.benchmarks.exports import Exports
 from cats.benchmarks.models import tamed_resnet101
 from cats.benchmarks.record import RESULTS, SHARED, describe_run, write_record
-from cats.benchmarks.studies.int8_forms import exact_sums
 from cats.calibration.calibrate import FloatModel, load_float_model, measure_drift, measure_ranges
 from cats.calibration.graph import QUANTIZABLE, Graph, name_nodes
 from cats.calibration.quantize import quantize
 from cats.calibration.search import Bound, search
-from cats.calibration.sessions import ProbeSession, SessionMatcher, fixed_batch
+from cats.calibration.sessions import ProbeSession, SessionMatcher, exact_sums, fixed_batch
 from cats.calibration.timing import compare_speed
 from cats.calibration.variants import Variants
 from cats.core.console import execute, new_app, note

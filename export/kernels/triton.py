@@ -162,6 +162,13 @@ def _filter_tile(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _places(matrix, rows, columns, CELLS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    """Where the correlations at some rows and columns of one matrix lie in (B, L, N, N), and which of them exist."""
+    inside = (rows < CELLS)[:, None] & (columns < CELLS)[None, :]
+    return (matrix * CELLS + rows[:, None]) * CELLS + columns[None, :], inside
+
+
+@triton.jit
 def scores_kernel(  # type: ignore[no-untyped-def]
     a,
     b,
@@ -200,8 +207,8 @@ def scores_kernel(  # type: ignore[no-untyped-def]
         WHOLE,
         LAST,
     )
-    place = scores + ((item * len(CHANNELS) + level) * CELLS + rows[:, None]) * CELLS + columns[None, :]
-    tl.store(place, product, mask=(rows < CELLS)[:, None] & (columns < CELLS)[None, :])
+    place, inside = _places(item * len(CHANNELS) + level, rows, columns, CELLS)
+    tl.store(scores + place, product, mask=inside)
 
 
 @triton.jit
@@ -223,8 +230,7 @@ def filter_kernel(  # type: ignore[no-untyped-def]
     matrix = item.to(tl.int64) * LEVELS + tl.program_id(1)
     rows = (tl.program_id(0) // tiles) * TILE + tl.arange(0, TILE)
     columns = (tl.program_id(0) % tiles) * TILE + tl.arange(0, TILE)
-    inside = (rows < CELLS)[:, None] & (columns < CELLS)[None, :]
-    place = (matrix * CELLS + rows[:, None]) * CELLS + columns[None, :]
+    place, inside = _places(matrix, rows, columns, CELLS)
     corr = tl.load(scores + place, mask=inside, other=0.0)
     across: tl.constexpr = (CELLS + COLUMNS - 1) // COLUMNS
     down: tl.constexpr = (CELLS + ROWS - 1) // ROWS
@@ -268,8 +274,8 @@ def correlation_kernel(  # type: ignore[no-untyped-def]
         pass
     tl.debug_barrier()
     corr = _filter_tile(product, row_maxima, column_maxima, matrix, rows, columns, CELLS, across, down)
-    place = volume + (matrix.to(tl.int64) * CELLS + rows[:, None]) * CELLS + columns[None, :]
-    tl.store(place, corr, mask=(rows < CELLS)[:, None] & (columns < CELLS)[None, :])
+    place, inside = _places(matrix.to(tl.int64), rows, columns, CELLS)
+    tl.store(volume + place, corr, mask=inside)
 
 
 def launch(a: Sequence[Tensor], b: Sequence[Tensor], blocks: Blocks | None = None) -> Tensor:
