@@ -190,11 +190,10 @@ def _open_safetensors(file: Path) -> TensorFile:
 
 
 @contextlib.contextmanager
-def _archive(source: BinaryIO | Path) -> Iterator[zipfile.ZipFile]:
-    """A zip archive; what goes wrong within becomes a :class:`PickleError`."""
+def _as_pickle_errors() -> Iterator[None]:
+    """What goes wrong within an archive becomes a :class:`PickleError`."""
     try:
-        with zipfile.ZipFile(source) as archive:
-            yield archive
+        yield
     except (PickleError, OSError):
         raise
     except Exception as error:  # of damaged archives zipfile raises many types
@@ -204,7 +203,7 @@ def _archive(source: BinaryIO | Path) -> Iterator[zipfile.ZipFile]:
 def _open_zip(file: Path, handle: BinaryIO) -> TensorFile:
     """PyTorch's format since 1.6: an archive of ``X/data.pkl`` and one ``X/data/KEY`` for each storage."""
     _check_directory(handle)
-    with _archive(handle) as archive:
+    with _as_pickle_errors(), zipfile.ZipFile(handle) as archive:
         names = set(archive.namelist())
         found = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(found) != 1:
@@ -216,9 +215,13 @@ def _open_zip(file: Path, handle: BinaryIO) -> TensorFile:
             raise PickleError("it was written on a big-endian machine; save it again on another one")
         content, _ = read_pickle(_member(archive, found[0], _MAX_PICKLE))
 
+    again: list[zipfile.ZipFile] = []  # open from the first tensor on: its directory has an entry for each of hundreds
+
     def read(stored: StoredTensor) -> Tensor:
-        with _archive(file) as again:
-            return _view(stored, _member(again, f"{root}data/{stored.storage.key}", _storage_bytes(stored)))
+        with _as_pickle_errors():
+            if not again:
+                again.append(zipfile.ZipFile(file))
+            return _view(stored, _member(again[0], f"{root}data/{stored.storage.key}", _storage_bytes(stored)))
 
     return TensorFile(file, content, read)
 

@@ -103,6 +103,19 @@ def explain_dead_loaders() -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def without_loader_signals() -> Iterator[None]:
+    """While it is entered, PyTorch says nothing about loader processes that end. Its handler of SIGCHLD raises wherever
+    the main process is: also where it saves what a dead loader left, whose connection hangs up before the signal."""
+    here = threading.current_thread() is threading.main_thread() and sys.platform != "win32"  # which has no SIGCHLD
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if here else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGCHLD, before)
+
+
 def _last_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1].rstrip(". ").rpartition("Error: ")[2][:120]

@@ -37,7 +37,14 @@ from cats.training.optimization import (
     learning_rate_factor,
     parameter_groups,
 )
-from cats.training.processes import Interrupts, explain_dead_loaders, join_process_group, load_batches, local_rank
+from cats.training.processes import (
+    Interrupts,
+    explain_dead_loaders,
+    join_process_group,
+    load_batches,
+    local_rank,
+    without_loader_signals,
+)
 from cats.training.run_folder import RunFolder
 from cats.training.starts import start_as_consensus
 
@@ -152,7 +159,8 @@ class Trainer:
                 self._train()
         except (KeyboardInterrupt, InputError, BackendError) as error:  # a full disk is an InputError
             if isinstance(error, BackendError) and self.state.step and not self._updating and self.world == 1:
-                self._save_stopped()
+                with without_loader_signals():
+                    self._save_stopped()
             if self.state.step:
                 self._say(f"stopped after step {self.state.step}; {self._kept()}")
             raise

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from commands import Command, runner
 from datasets import make_image
 from tiny_models import TRAINING
 
@@ -20,6 +22,7 @@ from cats.core import files
 from cats.core.errors import InputError
 from cats.data.folders import PhotoFolder
 from cats.data.warps import WarpPairs
+from cats.training import cli as train_cli
 from cats.training.configs import find_config
 from cats.training.objectives import FlowObjective
 from cats.training.optimization import learning_rate_factor
@@ -30,27 +33,33 @@ SCRIPT = """
 import sys
 import torch
 import torch.distributed as dist
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from cats.training import cli as train_cli
-from cats.training.trainer import Trainer, TrainingError
+from cats.training.trainer import Trainer
 
-seen = []
-run = Trainer.run
-Trainer.run = lambda self, **options: seen.append(self) or run(self, **options)
-sys.argv[0] = "cats-train"
-try:
-    train_cli.main()
-except SystemExit as end:
-    assert not end.code, end.code
-trainer, = seen
-mine = {**trainer.model.state_dict(), **{f"mean.{k}": v for k, v in trainer.averaged.module.state_dict().items()}}
-everyone = [None] * dist.get_world_size()
-dist.all_gather_object(everyone, (mine, trainer.state.step))
-assert len(everyone) == 2 and everyone[0][1] == everyone[1][1]
-assert all(torch.equal(value, everyone[1][0][key]) for key, value in everyone[0][0].items())
-if dist.get_rank() == 0:
-    print("equal after", trainer.state.step)
-dist.destroy_process_group()
+def one_of_two():
+    seen = []
+    run = Trainer.run
+    Trainer.run = lambda self, **options: seen.append(self) or run(self, **options)
+    sys.argv[0] = "cats-train"
+    try:
+        train_cli.main()
+    except SystemExit as end:
+        assert not end.code, end.code
+    trainer, = seen
+    mine = {**trainer.model.state_dict(), **{f"mean.{k}": v for k, v in trainer.averaged.module.state_dict().items()}}
+    everyone = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, (mine, trainer.state.step))
+    assert len(everyone) == 2 and everyone[0][1] == everyone[1][1]
+    assert all(torch.equal(value, everyone[1][0][key]) for key, value in everyone[0][0].items())
+    if dist.get_rank() == 0:
+        print("equal after", trainer.state.step, flush=True)
+    dist.destroy_process_group()
+
+standalone = {"run_id": "test", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+elastic_launch(LaunchConfig(1, 1, 2, start_method="fork", **standalone), one_of_two)()
 """
+"""What ``torchrun --standalone --nproc-per-node 2`` does, with processes that share the imports of one."""
 SETTINGS = {**TRAINING, "amp": "off", "lr": 1e-4}
 
 
@@ -59,6 +68,11 @@ def photos(tmp_path: Path) -> Path:
     for number in range(4):
         make_image(tmp_path / "photos" / f"{number}.jpg", (90, 80), seed=number)
     return tmp_path / "photos"
+
+
+@pytest.fixture
+def cats_train(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Command:
+    return runner(train_cli.main, "cats-train", monkeypatch, capsys)
 
 
 def arguments(photos: Path, output: Path, **changes: object) -> list[str]:
@@ -78,16 +92,14 @@ def trained(folder: Path) -> torch.Tensor:
     return torch.cat(learnt).double()
 
 
-def test_two_processes_are_one_that_accumulates(photos: Path, tmp_path: Path) -> None:
+def test_two_processes_are_one_that_accumulates(photos: Path, tmp_path: Path, cats_train: Command) -> None:
     if not torch.distributed.is_available():
         pytest.skip("this PyTorch has no distributed package")
     script = tmp_path / "both.py"
     script.write_text(SCRIPT)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     both = subprocess.run(
-        [*launch, *arguments(photos, tmp_path / "two", accumulate=2)],
-        env=environment,
+        [sys.executable, str(script), *arguments(photos, tmp_path / "two", accumulate=2)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=1500,
@@ -97,9 +109,8 @@ def test_two_processes_are_one_that_accumulates(photos: Path, tmp_path: Path) ->
     assert both.stderr.count("start: EPE (px)") == both.stderr.count("cats-train --data") == 1
     assert steps(tmp_path / "two") == [1, 2, 3, 4]
 
-    alone = [sys.executable, "-m", "cats.training.cli", *arguments(photos, tmp_path / "one", accumulate=4)]
-    done = subprocess.run(alone, env=environment, capture_output=True, text=True, timeout=1500)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = cats_train(*arguments(photos, tmp_path / "one", accumulate=4))
+    assert done.code == 0, done.err
     assert steps(tmp_path / "one") == [1, 2, 3, 4]
     one, two = trained(tmp_path / "one"), trained(tmp_path / "two")
     assert (one - two).norm() < 1e-4 * one.norm()
@@ -287,41 +298,55 @@ def test_ctrl_c_saves_where_it_is(photos: Path, tmp_path: Path) -> None:
         assert not (tmp_path / name / "last.pt").exists()
 
 
-def test_a_loader_that_the_system_ends_is_one_line(photos: Path, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "cats.training.cli", *arguments(photos, tmp_path / "run", steps=100_000)]
+@pytest.mark.parametrize("hangs_up", [False, True], ids=["signal", "connection"])
+def test_a_loader_that_the_system_ends_is_one_line(
+    photos: Path, tmp_path: Path, cats_train: Command, monkeypatch: pytest.MonkeyPatch, hangs_up: bool
+) -> None:
+    """Its end is told by a signal, or its connection is reset and the signal comes while the state is saved."""
+    words = arguments(photos, tmp_path / "run", steps=200)
     words[words.index("--workers") + 1] = "1"
-    errors = tmp_path / "stderr"
-    with errors.open("w") as handle:
-        run = subprocess.Popen(words, stderr=handle, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    try:
-        deadline = time.monotonic() + 300
-        while not (tmp_path / "run" / "resume.pt").is_file():
-            assert run.poll() is None, errors.read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-        os.kill(int(children[-1]), signal.SIGKILL)
-        assert run.wait(120) == 2, errors.read_text()
-    finally:
-        run.kill()
-    text = errors.read_text()
-    assert "Traceback" not in text
-    assert "stopped after step" in text
-    assert text.splitlines()[-1].startswith("error: a process that loads photos was ended by the system (")
-    assert "--resume --workers 0" in text.splitlines()[-1]
+    save, save_stopped = Trainer._validate_and_save, Trainer._save_stopped
+    loaders: list[int] = []
+
+    def save_and_kill(self: Trainer, bar: Any) -> None:
+        save(self, bar)
+        if not loaders:
+            loaders.extend(process.pid for process in multiprocessing.active_children() if process.pid)
+            if hangs_up:
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+            os.kill(loaders[0], signal.SIGKILL)
+            if hangs_up:
+                raise ConnectionResetError("Connection reset by peer")
+
+    def signalled(self: Trainer) -> None:
+        if hangs_up:
+            os.waitid(os.P_PID, loaders[0], os.WEXITED | os.WNOWAIT)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        save_stopped(self)
+
+    monkeypatch.setattr(Trainer, "_validate_and_save", save_and_kill)
+    monkeypatch.setattr(Trainer, "_save_stopped", signalled)
+    done = cats_train(*words)
+    assert len(loaders) == 1
+    assert "Traceback" not in done.err
+    assert "stopped after step" in done.err
+    assert done.error == done.err.splitlines()[-1]
+    assert done.error.startswith("error: a process that loads photos was ended by the system (")
+    assert "--resume --workers 0" in done.error
+    assert (tmp_path / "run" / "last.pt").is_file()
 
 
-def test_bad_photos_are_left_out_and_counted(tmp_path: Path, photos: Path) -> None:
+def test_bad_photos_are_left_out_and_counted(tmp_path: Path, photos: Path, cats_train: Command) -> None:
     for category in ("cat", "dog"):
         for number in range(3):
             make_image(photos / category / f"{number}.jpg", (90, 80), seed=number)
     (photos / "cat" / "broken.jpg").write_bytes(b"junk")
-    words = [sys.executable, "-m", "cats.training.cli", *arguments(photos, tmp_path / "run")]
+    words = arguments(photos, tmp_path / "run", steps=1)
     for kind, count in (("warps", 11), ("categories", 7)):
         words[words.index("--data") + 1] = f"{kind}:{photos}"
         words[words.index("-o") + 1] = str(tmp_path / kind)
-        done = subprocess.run(words, capture_output=True, text=True, timeout=500)
-        assert done.returncode == 0, done.stderr
-        said = [line for line in done.stderr.splitlines() if line.startswith("left out 1 of")]
+        done = cats_train(*words)
+        assert done.code == 0, done.err
+        said = [line for line in done.err.splitlines() if line.startswith("left out 1 of")]
         assert said[0].startswith(f"left out 1 of {count} photos: ")
         assert "broken.jpg" in said[0]
