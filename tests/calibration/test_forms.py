@@ -7,8 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from commands import runner
-from made_once import made_once
-from tiny_models import tiny_model
+from quantized_tiny import float_forms
 
 from cats.calibration import calibrate as calibration
 from cats.calibration.calibrate import calibrate as calibrate_model
@@ -21,7 +20,6 @@ from cats.calibration.sessions import ProbeSession
 from cats.core.errors import InputError, ModelFileError
 from cats.core.metadata import read_onnx_metadata, write_model
 from cats.evaluation.parity import flow_distance
-from cats.export import export_onnx
 from cats.export.forms import FORMS
 from cats.runtime import Features, Matcher
 
@@ -30,13 +28,7 @@ PARTS = ("encoder", "matcher")
 
 @pytest.fixture(scope="session")
 def forms(tmp_path_factory):
-    """Folder with ``small.encoder.onnx``, ``small.matcher.onnx`` and ``small.end-to-end.onnx`` of the small model."""
-
-    def export(folder):
-        for form, name in (("split", "small.onnx"), ("end-to-end", "small.end-to-end.onnx")):
-            export_onnx(tiny_model(temperature=0.9), folder / name, form=form, verified=False)
-
-    return made_once(tmp_path_factory, "calibrated-forms", export)
+    return float_forms(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_once import made_once
-from tiny_models import tiny_model
+from quantized_tiny import float_forms
 
 from cats.benchmarks import libcats
 from cats.benchmarks.libcats import CatsStatusError, Library, image
@@ -23,15 +23,12 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def make(folder: Path) -> None:
         from cats.calibration.calibrate import calibrate, load_float_model, measure_ranges
         from cats.data.photo_pairs import demo_photos
-        from cats.export import export_onnx
 
-        model = tiny_model(temperature=0.9)
-        export_onnx(model, folder / "float.onnx", form="split", verified=False)
-        export_onnx(model, folder / "float.pixels.onnx", form="end-to-end", verified=False)
-        source = load_float_model(folder / "float.matcher.onnx")
+        floats = float_forms(tmp_path_factory)
+        source = load_float_model(floats / "small.matcher.onnx")
         ranges = measure_ranges(source, demo_photos())
         calibrate(source, ranges, folder / "split.onnx", target="cpu")
-        calibrate(load_float_model(folder / "float.pixels.onnx"), ranges, folder / "pixels.onnx", target="cpu")
+        calibrate(load_float_model(floats / "small.end-to-end.onnx"), ranges, folder / "pixels.onnx", target="cpu")
 
     return made_once(tmp_path_factory, "c-int8", make)
 

@@ -38,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     ray.init("local", num_cpus=3, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.wait_for_min_actors_s = 120  # so that there are two to choose from when one is killed
+    context.wait_for_min_actors_s = 600  # so that there are two to choose from when one is killed
     yield ray.data
     ray.shutdown()
     os.chdir(folder)
@@ -159,7 +159,7 @@ def test_pck_is_that_of_cats_pck(data: Any, folder: Path, model_file: Path, name
         scores["xy"[index % 2]].append(score_flow(pair, flow, protocol))
     rows.append({**rows[0], "b": "absent.png"})
     result = evaluate_pairs(
-        data.from_items(rows), model_file, protocol=name, alphas=(0.05, 0.1), concurrency=2, batch_size=2, folder=folder
+        data.from_items(rows), model_file, protocol=name, alphas=(0.05, 0.1), batch_size=2, folder=folder
     )
     everything = scores["x"] + scores["y"]
     for alpha in (0.05, 0.1):
