@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from commands import Command, runner
 from hub_server import Hub, Repository
 from readme import code_blocks, install_commands, shell_commands
 
+from cats import cli
 from cats.assets import asset, find_model
 from cats.benchmarks.record import REPOSITORY
 from cats.core.errors import BackendError, InputError, ModelFileError
@@ -43,6 +45,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(constants, "ENDPOINT", served.address)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", served.address + template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     yield served
     served.close()
@@ -61,6 +64,13 @@ def run(hub: Hub, tmp_path: Path) -> Run:
         )  # fmt: skip
 
     return run
+
+
+@pytest.fixture
+def cats(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Command:
+    """``cats`` in this process, which has imported PyTorch already."""
+    monkeypatch.chdir(tmp_path)
+    return runner(cli.main, "cats", monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(
@@ -180,15 +190,15 @@ def test_pull_and_run(run: Run, hub: Hub, tmp_path: Path) -> None:
     assert f"hf://ann/model@{commit}" in matched.stderr
 
 
-def test_push_and_pull_back(run: Run, hub: Hub, tmp_path: Path) -> None:
+def test_push_and_pull_back(cats: Command, hub: Hub, tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="checkpoints need cats-toolkit[export]")
-    arguments = ("cats", "push", "cats-tiny", "hf://bob/tiny", "--ckpt", "cats-tiny", "--license", "apache-2.0")
-    done = run(*arguments, "--json")
-    assert done.returncode == 0, done.stderr
+    arguments = ("push", "cats-tiny", "hf://bob/tiny", "--ckpt", "cats-tiny", "--license", "apache-2.0")
+    done = cats(*arguments, "--json")
+    assert done.code == 0, done.err
     files = hub.repositories["bob/tiny"].files("main")
     assert sorted(files) == ["README.md", "cats-tiny.onnx", "cats-tiny.safetensors", "sample.html", "sample.png"]
     commit = hub.repositories["bob/tiny"].resolve("main")
-    assert json.loads(done.stdout)["source"] == f"hf://bob/tiny@{commit}"
+    assert json.loads(done.out)["source"] == f"hf://bob/tiny@{commit}"
     assert files["cats-tiny.onnx"] == asset("cats-tiny.onnx").read_bytes()
     card = files["README.md"].decode()
     assert "license: apache-2.0" in card
@@ -196,12 +206,12 @@ def test_push_and_pull_back(run: Run, hub: Hub, tmp_path: Path) -> None:
     assert 'Matcher("hf://bob/tiny")' in card
 
     hub.repositories["bob/tiny"].commit({"README.md": b"my own words"})
-    kept = run(*arguments)
-    assert "stays; --force replaces it" in kept.stderr, kept.stderr
+    kept = cats(*arguments)
+    assert "stays; --force replaces it" in kept.err, kept.err
     assert hub.repositories["bob/tiny"].files("main")["README.md"] == b"my own words"
 
-    described = run("cats", "convert", "hf://bob/tiny", "-o", "back.pt")
-    assert described.returncode == 0, described.stderr
+    described = cats("convert", "hf://bob/tiny", "-o", "back.pt")
+    assert described.code == 0, described.err
     from cats.checkpoints import load_checkpoint, weights_sha256
 
     digests = {weights_sha256(load_checkpoint(path).model) for path in (tmp_path / "back.pt", asset("cats-tiny.pt"))}
@@ -217,10 +227,12 @@ def test_push_refuses_what_is_no_model(run: Run, tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
-def test_shell_of_the_page(run: Run) -> None:
+def test_shell_of_the_page(cats: Command) -> None:
     pytest.importorskip("torch", reason="checkpoints need cats-toolkit[export]")
     (block,) = (block for block in code_blocks(REPOSITORY / "docs/hub.md") if block.language == "sh")
     for command in shell_commands(block):
-        done = run(*command.split())
-        assert done.returncode == 0, done.stderr
-    assert "cats-toolkit" in done.stdout
+        name, *words = command.split()
+        assert name == "cats"
+        done = cats(*words)
+        assert done.code == 0, done.err
+    assert "cats-toolkit" in done.out
