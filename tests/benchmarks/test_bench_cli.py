@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from functools import partial
 from xml.etree import ElementTree
 
 import pytest
@@ -10,9 +11,10 @@ from commands import runner
 from tiny_models import tiny_model
 
 from cats.assets import asset
-from cats.benchmarks import cli
+from cats.benchmarks import bench, cli, statistics
 from cats.benchmarks.bench import BASELINE
 from cats.benchmarks.report import html_report
+from cats.benchmarks.roofline import machine_peaks
 from cats.checkpoints import save_checkpoint
 
 
@@ -20,7 +22,7 @@ from cats.checkpoints import save_checkpoint
 def measured(tmp_path_factory):
     """One run of the command on a tiny model: what it printed, and its folder."""
     folder = tmp_path_factory.mktemp("bench")
-    save_checkpoint(folder / "small.pt", tiny_model())
+    save_checkpoint(folder / "small.pt", tiny_model(hyperpixels=(4, 5)))
     (folder / "photos").mkdir()
     for name in ("astronaut.jpg", "grace_hopper.jpg"):
         shutil.copy(asset(name), folder / "photos")
@@ -28,6 +30,9 @@ def measured(tmp_path_factory):
     arguments = ("--rounds", 3, "--threads", 1, "--only", "ONNX Runtime", "--skip", "naive", "--skip", "--for")
     arguments += ("--batches", "1,2", "--many", "1,2", "--work", folder / "work")
     arguments += ("--int8", folder / "photos", "--images", folder / "photos")
+    patch.setattr(bench, "machine_peaks", partial(machine_peaks, size=256, repeats=3))
+    patch.setattr(bench, "PAUSE", 0.0)  # idle time, which makes figures steadier
+    patch.setattr(statistics.interleave, "__defaults__", (0.0,))
     with patch.context():
         done = runner(cli.main, "cats-bench", patch, capture)(
             folder / "small.pt", *arguments, "-o", folder / "r.json", "--html", folder / "r.html", "--json"
