@@ -24,8 +24,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from cats.calibration.graph import Graph, group_count
-from cats.export.modules import module_of
+from cats.calibration.graph import Graph
+from cats.export.modules import group_count, module_of
 
 _STRENGTH = 0.6  # exponent of the activation's magnitude at a norm; that of the weight's is one minus it
 _SMALLEST = 1 / 8  # of the largest channel of a stream, that silent ones count as: other photos may wake them

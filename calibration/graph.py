@@ -195,11 +195,6 @@ def is_half(model: onnx.ModelProto) -> bool:
     return bool(types & {TensorProto.FLOAT16, TensorProto.BFLOAT16})
 
 
-def group_count(node: onnx.NodeProto) -> int:
-    """Groups of a convolution; 1 for a linear layer."""
-    return next((item.i for item in node.attribute if item.name == "group"), 1)
-
-
 def describe_storage(model: onnx.ModelProto) -> str | None:
     """How the weights of a file's layers are stored, what most bytes are in first, such as ``int8, fp16-storage``; None
     where all are float32."""

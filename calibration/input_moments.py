@@ -9,9 +9,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from cats.calibration.graph import Graph, group_count
+from cats.calibration.graph import Graph
 from cats.calibration.sessions import ProbeSession
 from cats.calibration.weight_rounding import Moments
+from cats.export.modules import group_count
 
 WIDEST = 1280
 """Weights of one output whose products are measured; of wider layers the channels of the ranges must do."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto, helper
 
-from cats.calibration.graph import Graph, group_count, take_name
-from cats.export.modules import is_inside, module_of
+from cats.calibration.graph import Graph, take_name
+from cats.export.modules import group_count, is_inside, module_of
 
 _ACTIVATIONS = ("Relu", "Clip")
 

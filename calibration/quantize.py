@@ -29,14 +29,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cats.calibration.balance import balance_channels
 from cats.calibration.distribution import METHODS
-from cats.calibration.graph import Graph, group_count, is_half, quantizable_modules
+from cats.calibration.graph import Graph, is_half, quantizable_modules
 from cats.calibration.options import TARGETS
 from cats.calibration.qdq import Plan, Point, Weight, rewrite
 from cats.calibration.ranges import Ranges
 from cats.calibration.weight_rounding import Moments, mean_error, moments_of_channels, round_to_integers
 from cats.core.errors import InputError, ModelFileError
 from cats.export.fp16.assign import is_quantized
-from cats.export.modules import is_inside, module_of
+from cats.export.modules import group_count, is_inside, module_of
 
 PRECISIONS = ("int8", "fp8")
 

@@ -1,4 +1,4 @@
-"""Nodes of an exported graph by the PyTorch module they compute for."""
+"""Nodes of an exported graph: the PyTorch module they compute for, and what an operator's attributes say."""
 
 from __future__ import annotations
 
@@ -26,3 +26,8 @@ def find_modules(model: onnx.ModelProto, modules: Collection[str]) -> set[str]:
     """Find those of ``modules`` for which a model has nodes."""
     paths = {module_of(node) for node in model.graph.node}
     return {module for module in modules if any(is_inside(path, (module,)) for path in paths)}
+
+
+def group_count(node: onnx.NodeProto) -> int:
+    """Groups of a convolution; 1 for a linear layer."""
+    return next((item.i for item in node.attribute if item.name == "group"), 1)

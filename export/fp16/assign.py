@@ -35,7 +35,7 @@ from onnx import TensorProto, helper, numpy_helper
 from cats.core.errors import InputError
 from cats.export.fp16.correlation import convert_correlation
 from cats.export.fp16.weights import TYPICAL, Moments, round_to_fp16
-from cats.export.modules import find_modules, is_inside, module_of
+from cats.export.modules import find_modules, group_count, is_inside, module_of
 
 FLOAT_MODULES = (
     "correlation", "preprocess", "soft_argmax", "transfer",
@@ -232,12 +232,7 @@ def _large_map_nodes(graph: onnx.GraphProto) -> set[str]:
     height, width = image
     large = {name for name, (rows, columns) in sizes.items() if 2 * rows >= height > 0 or 2 * columns >= width > 0}
     found = [node for node in inside if large.intersection((*node.input, *node.output))]
-    return {node.name for node in found} if any(map(_is_grouped, found)) else set()
-
-
-def _is_grouped(node: onnx.NodeProto) -> bool:
-    """Whether a node is a depthwise or another grouped convolution."""
-    return any(item.name == "group" and item.i > 1 for item in node.attribute)
+    return {node.name for node in found} if any(group_count(node) > 1 for node in found) else set()
 
 
 def _fits(weight: onnx.TensorProto) -> bool:

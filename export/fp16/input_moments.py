@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from cats.core.metadata import Preprocessing
 from cats.export.exported import PeakSession
 from cats.export.fp16.weights import Moments
+from cats.export.modules import group_count
 from cats.export.pairs import demo_pairs
 
 _AXES, _FLAT = "cats.axes", "cats.flat"
@@ -75,8 +76,7 @@ def _inputs(model: onnx.ModelProto) -> dict[str, bool]:
     for node in model.graph.node:
         if node.op_type == "Conv":
             dims = list(weights.get(node.input[1], []))
-            groups = next((item.i for item in node.attribute if item.name == "group"), 1)
-            found[node.input[0]] = found.get(node.input[0], False) or (dims[2:] == [1, 1] and groups == 1)
+            found[node.input[0]] = found.get(node.input[0], False) or (dims[2:] == [1, 1] and group_count(node) == 1)
     return found
 
 
