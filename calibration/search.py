@@ -182,19 +182,20 @@ def _find_shortest(order: list[str], holds: Callable[[list[str]], bool]) -> list
 
 
 def _give_up(kept: list[str], cost: dict[str, float], holds: Callable[[list[str]], bool]) -> list[str]:
-    """``kept`` without those, the dearest first, without which the bound holds; all of the rest are needed."""
+    """``kept`` without those, the dearest first, without which the bound holds; all of the rest are needed.
+
+    Whoever was needed is tried again only when all have had their turn: with less in float, it seldom is no more.
+    """
     with progress() as bar:
         task = bar.add_task("giving modules up", total=None)
-        waiting = sorted(kept, key=lambda name: (-cost[name], name))
-        tried: list[str] = []
-        while waiting:
-            name = waiting.pop(0)
-            rest = [other for other in kept if other != name]
-            if holds(rest):
-                kept, waiting, tried = rest, tried + waiting, []
-            else:
-                tried.append(name)
-            bar.advance(task)
+        before: list[str] = []
+        while kept != before:
+            before = kept
+            for name in sorted(kept, key=lambda name: (-cost[name], name)):
+                rest = [other for other in kept if other != name]
+                if holds(rest):
+                    kept = rest
+                bar.advance(task)
     return kept
 
 

@@ -13,7 +13,7 @@ from cats.calibration.calibrate import FloatModel, measure_ranges
 from cats.calibration.cli import main as calibrate_main
 from cats.calibration.graph import condense, quantizable_modules
 from cats.calibration.quantize import quantize
-from cats.calibration.search import Bound, search
+from cats.calibration.search import Bound, _give_up, search
 from cats.calibration.sessions import ProbeSession
 from cats.calibration.studies.divergence import find_divergence
 from cats.calibration.studies.sensitivity import measure_sensitivity
@@ -260,3 +260,20 @@ def test_wrong_inputs_of_studies(calibrate, cats, float_file, photos, tmp_path):
     (tmp_path / "text.onnx").write_text("no model")
     assert "text.onnx" in cats("divergence", float_file, "text.onnx").error
     assert "it is read" in cats("fit-confidence", float_file, "--data", f"categories:{photos}", "-o", float_file).error
+
+
+def test_giving_up_leaves_what_is_needed_in_few_tries():
+    names = [f"m{k:02d}" for k in range(24)]
+    cost = {name: float(k) for k, name in enumerate(names)}
+    needed = set(names[::3])
+    tried = []
+
+    def holds(rest):
+        """The bound holds with all that is needed and, as long as the cheapest is there, without the dearest of it."""
+        tried.append(rest)
+        return needed - {names[21]} <= set(rest) and (names[21] in rest or names[1] in rest)
+
+    kept = _give_up(names, cost, holds)
+    assert kept == sorted(needed - {names[21]} | {names[1]})
+    assert not any(holds([other for other in kept if other != name]) for name in kept)
+    assert len(tried) - len(kept) < 2 * len(names)
