@@ -94,10 +94,10 @@ def _read_row(row: dict[Any, Any], line: int, folder: Path) -> PairRow:
 
 
 def parse_points(text: str, folder: Path) -> Floats:
-    """Points from the text of a table's cell: ``x,y;x,y;...``, ``xa,ya,xb,yb;...``, or the name of a file.
+    """Points from the text of a table's cell or an option: ``x,y;x,y;...``, ``xa,ya,xb,yb;...``, or the name of a file.
 
     Args:
-        text: as above; what ends in ``.json`` or ``.csv`` is read by :func:`read_points`.
+        text: as above; :func:`read_points` reads what ends in ``.json`` or ``.csv``, and other files that are there.
         folder: where the name begins.
 
     Returns:
@@ -109,9 +109,23 @@ def parse_points(text: str, folder: Path) -> Floats:
     if text.lower().endswith((".json", ".csv")):
         return read_points(folder / text)
     try:
-        return _points([[float(value) for value in point.split(",")] for point in text.split(";") if point.strip()])
+        rows = [[float(value) for value in point.split(",")] for point in text.split(";") if point.strip()]
+        if not rows:
+            raise InputError("there are none")
+        return _points(rows)
     except (ValueError, OverflowError, InputError) as error:
-        raise InputError(f"points {text[:80]!r} are not x,y;x,y;... nor xa,ya,xb,yb;...: {error}") from error
+        if _is_file(folder / text):
+            return read_points(folder / text)
+        raise InputError(
+            f"points {text[:80]!r} are not x,y;x,y;... nor xa,ya,xb,yb;... nor a file (.json, .csv): {error}"
+        ) from error
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name that is too long
+        return False
 
 
 def read_points(path: str | Path) -> Floats:

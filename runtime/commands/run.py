@@ -11,7 +11,7 @@ import typer
 from cats.core.console import execute, new_app, note, print_json, progress, stderr, table
 from cats.core.errors import InputError, VerificationError
 from cats.core.images import quiet_pillow
-from cats.core.tables import read_points
+from cats.core.tables import parse_points
 from cats.runtime.backends import choose_backend
 from cats.runtime.commands.options import (
     ENGINE,
@@ -51,7 +51,7 @@ Examples:
 
 - `cats-run cats-tiny a.jpg b.jpg` writes a-b.png: the surest points of the object in a, and where they lie in b
 
-- `cats-run cats.onnx a.jpg b.jpg --points nose.csv --json` prints where the points lie in b
+- `cats-run cats.onnx a.jpg b.jpg --points '203,101;224,146' --json` prints where these points lie in b
 
 - `cats-run cats.onnx a.jpg b.jpg --sheet sheet.png` shows the warp: bent photo, confidence, grid, checkerboard
 
@@ -97,7 +97,8 @@ def main_command(
     points: Annotated[
         Path | None,
         path_option(
-            help="Points of a to match, in its pixels: JSON [[x, y], ...] or CSV x,y. Default: an even grid.",
+            help="Points of a to match, in its pixels: JSON [[x, y], ...], CSV x,y, or x,y;x,y;... itself. "
+            "Default: an even grid.",
             panel=SELECTION,
         ),
     ] = None,
@@ -200,7 +201,7 @@ def main_command(
     outputs = Outputs(output, warp, overlay, flow, html, sheet)
     if not as_json and not outputs.written():
         outputs = Outputs(picture=Path(pairs.stem if pairs is not None else f"{_stem(a)}-{_stem(b)}.png"))
-    chosen = read_points(points)[:, :2] if points is not None else None
+    chosen = parse_points(str(points), Path())[:, :2] if points is not None else None
     if pairs is None:
         outputs.check(model, a, b, points, force=force)
     runs_on = choose_backend(find_file(model), backend) if pairs is not None else None

@@ -14,7 +14,7 @@ from cats.core.files import write_text
 from cats.core.images import quiet_pillow
 from cats.core.metadata import read_onnx_metadata, trust_warning
 from cats.core.outputs import OutputPlan
-from cats.core.tables import read_points
+from cats.core.tables import parse_points
 from cats.runtime.document import model_document
 from cats.runtime.matcher import Matcher
 from cats.runtime.split import find_split
@@ -48,7 +48,7 @@ def main_command(
     points: Annotated[
         Path | None,
         typer.Option(
-            help="Points of a to show at first, in its pixels: JSON [[x, y], ...] or CSV x,y.",
+            help="Points of a to show at first, in its pixels: JSON [[x, y], ...], CSV x,y, or x,y;x,y;... itself.",
             metavar="FILE",
             show_default=False,
         ),
@@ -63,7 +63,7 @@ def main_command(
     """
     quiet_pillow()
     OutputPlan(force=force).reads(a, b, model, points).writes(output, suffixes=(".html", ".htm")).check()
-    chosen = read_points(points)[:, :2] if points is not None else None
+    chosen = parse_points(str(points), Path())[:, :2] if points is not None else None
     file = find_model(model or "cats-tiny")
     with tempfile.TemporaryDirectory() as folder:
         opened = file

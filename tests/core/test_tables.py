@@ -27,6 +27,15 @@ def test_points_in_both_forms(tmp_path: Path, name: str, text: str) -> None:
     np.testing.assert_array_equal(read_points(tmp_path / name), [[1, 2], [3.5, -0.25]])
 
 
+def test_points_as_they_are_typed_or_the_name_of_their_file(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("1,2\n3.5,-0.25")
+    for text in ("1,2;3.5,-0.25", " 1, 2 ; 3.5, -25e-2;", "p.txt"):
+        np.testing.assert_array_equal(parse_points(text, tmp_path), [[1, 2], [3.5, -0.25]])
+    for text in ("", "none.txt", "1,2,3", "1,nan", "3e400,1", "x" * 5000, "1,2\0"):
+        with pytest.raises(InputError, match=r"are not x,y;x,y;|nor a file"):
+            parse_points(text, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "text"),
     [

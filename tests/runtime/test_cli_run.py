@@ -52,6 +52,11 @@ def test_direction_through_the_command(cats_run: Command, work: Path, model_file
         assert abs(match["b"][0] - (x + dx)) < 1.5
         assert abs(match["b"][1] - (y + dy)) < 1.5
         assert match["confidence"] > 0.5
+    typed = ";".join(f"{x},{y}" for x, y in points)
+    again = cats_run(model_file, "a.png", "b.png", "--points", typed, "--json")
+    assert json.loads(again.out)["matches"] == document["matches"]
+    bad = cats_run(model_file, "a.png", "b.png", "--points", "900,900;x", "--json")
+    assert (bad.code, "are not x,y;x,y;" in bad.err) == (2, True)
 
 
 def test_probability_stands_beside_the_confidence(
