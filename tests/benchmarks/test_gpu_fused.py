@@ -63,7 +63,7 @@ def test_convolutions_take_bias_residual_and_relu_with_them() -> None:
 
 def test_attention_of_an_exported_model() -> None:
     torch_model = tiny_model(hyperpixels=(2, 3, 4, 5))
-    model = build_form(torch_model, "pair")["pair"]
+    model = build_form(torch_model, "pair", batch=2)["pair"]
     feeds = dict(zip(("image_a", "image_b"), image_pair(torch_model), strict=True))
     expected = OnnxOnTorch(model, operators=FUSED)(feeds)["flow"]
     assert fuse(model) == {"FusedConv": 0, "LinearGelu": 4, "Attention": 4}
@@ -83,13 +83,13 @@ for dtype, tolerance in ((torch.float16, 4e-3), (torch.float32, 1e-5)):
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
 from cats.benchmarks.gpu.convolutions import Tile, launch_convolution
 for taps in (1, 3):
-    x = torch.randn(2, 64, 8, 8, generator=draw).half().contiguous(memory_format=torch.channels_last)
-    weight = torch.randn(128, 64, taps, taps, generator=draw) / (8 * taps)
+    x = torch.randn(2, 32, 8, 8, generator=draw).half().contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(64, 32, taps, taps, generator=draw) / (6 * taps)
     weight = weight.half().contiguous(memory_format=torch.channels_last)
-    bias, added = torch.randn(128, generator=draw).half(), torch.randn(2, 128, 8, 8, generator=draw).half()
+    bias, added = torch.randn(64, generator=draw).half(), torch.randn(2, 64, 8, 8, generator=draw).half()
     plain = F.conv2d(x.float(), weight.float(), bias.float(), padding=taps // 2)
     for splits, residual, keep in ((1, added, True), (2, None, False), (1, None, True), (2, added, True)):  # counters
-        tile = Tile(64, 32, 16 if taps == 3 else 32, splits, 4, 3)
+        tile = Tile(64, 32, 16, splits, 4, 3)  # two each of images, of filters and of channels
         found = launch_convolution(x, weight, bias, residual, tile, keep)
         found, total = found.unbind() if keep else (found, None)
         assert found.is_contiguous(memory_format=torch.channels_last)
