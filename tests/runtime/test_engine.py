@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from commands import runner
+from made_once import made_once
 
 from cats.checkpoints import save_checkpoint
 from cats.core.errors import BackendError, InputError
@@ -30,12 +31,15 @@ without_gpu = pytest.mark.skipif(nvidia().problem is None, reason="this machine 
 def model(tmp_path_factory):
     from cats.export.export import export_onnx
 
-    torch.manual_seed(0)
-    config = CATsConfig("tf_efficientnet_lite0", (2, 3), image_size=64, feature_size=4, projection_dim=16, num_heads=4)
-    folder = tmp_path_factory.mktemp("model")
-    save_checkpoint(folder / "small.pt", CATs(config, zero_start=True))
-    export_onnx(CATs(config, zero_start=True).eval(), folder / "small.onnx", verified=False)
-    return folder / "small.onnx"
+    def export(folder):
+        torch.manual_seed(0)
+        config = CATsConfig(
+            "tf_efficientnet_lite0", (2, 3), image_size=64, feature_size=4, projection_dim=16, num_heads=4
+        )
+        save_checkpoint(folder / "small.pt", CATs(config, zero_start=True))
+        export_onnx(CATs(config, zero_start=True).eval(), folder / "small.onnx", verified=False)
+
+    return made_once(tmp_path_factory, "engine-model", export) / "small.onnx"
 
 
 @pytest.fixture
