@@ -11,6 +11,7 @@ import numpy as np
 from cats.core.errors import InputError
 from cats.core.files import file_key
 from cats.core.geometry import grid_points
+from cats.core.images import read_image
 from cats.core.photos import list_photos
 from cats.runtime.features import Features, load_features, save_features
 from cats.runtime.matcher import Matcher
@@ -85,7 +86,7 @@ def rank_gallery(
     sha = matcher.metadata.weights_sha256
     stored = load_features(cache, sha) if cache is not None and cache.exists() else {}
     kept: dict[str, Features] = {}
-    first = matcher.encode(a) if matcher.encoder is not None else a
+    first = matcher.encode(a) if matcher.encoder is not None else read_image(a, max_pixels=matcher.max_pixels)
     step = batch_size or _AT_ONCE
     for begin in range(0, len(photos), step):
         found: list[tuple[Path, Match]] = []
@@ -93,7 +94,7 @@ def rank_gallery(
         for photo in photos[begin : begin + step]:
             try:
                 if matcher.encoder is None:
-                    found.append((photo, matcher.match(a, photo, forward_backward=score != "confidence")))
+                    found.append((photo, matcher.match(first, photo, forward_backward=score != "confidence")))
                     continue
                 key = file_key(photo)
                 if key in stored:

@@ -91,7 +91,6 @@ def main_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the sidecar as JSON.")] = False,
 ) -> None:
     """Build a TensorRT engine; TensorRT-RTX does so without a GPU too."""
-    model = find_model(model)
     options = EngineOptions(
         batch=_range("--batch", batch),
         sides=_range("--sides", sides),
@@ -107,17 +106,17 @@ def main_command(
     )
     file = find_model(model)
     if file != model and output is None:
-        output = Path(f"{model}.plan")  # of a shipped model: here, not beside it
+        output = Path(f"{file.stem}.plan")  # of a shipped model, or one of a hub: here, not beside it
     plan = build_engine(file, output, flavour=flavour, options=options, timing_cache=timing_cache, force=force)
     metadata = read_sidecar(plan)
     engine = metadata.engine or {}
     size = plan.stat().st_size / 1e6
     note(f"{plan}: {metadata.kind}, {metadata.precision}, {engine['flavour']} {engine['version']}, {size:.1f} MB")
-    warning = trust_warning(read_onnx_metadata(model), model)
+    warning = trust_warning(read_onnx_metadata(file), file)
     if warning:
         note(warning)
     if metadata.target == "cpu":
-        note(f"{model} was exported for CPUs; TensorRT chooses such convolutions itself: export without --for cpu")
+        note(f"{file} was exported for CPUs; TensorRT chooses such convolutions itself: export without --for cpu")
     if as_json:
         print_json(metadata.to_dict())
 

@@ -13,6 +13,7 @@ import torch
 from commands import runner
 from made_once import made_once
 
+from cats.assets import asset
 from cats.checkpoints import save_checkpoint
 from cats.core.errors import BackendError, InputError
 from cats.core.metadata import read_onnx_metadata
@@ -152,6 +153,14 @@ def test_an_interrupt_while_writing_leaves_both_files_or_none(at, tmp_path, monk
 def test_impossible_builds_leave_nothing(options, message, model, tmp_path, cats_build):
     assert message in cats_build(model, "-o", tmp_path / "x.plan", *options).error
     assert not list(tmp_path.iterdir())
+
+
+def test_an_engine_of_the_shipped_model_lies_where_one_works(tmp_path, monkeypatch, cats_build, engine):
+    given = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(build, "build_engine", lambda *a, **k: given.append(a) or engine)
+    assert cats_build("cats-tiny").code == 0
+    assert [(model, str(plan)) for model, plan in given] == [(asset("cats-tiny.onnx"), "cats-tiny.plan")]
 
 
 @without_gpu

@@ -139,6 +139,15 @@ def test_a_photo_that_cannot_be_read_is_one_failure_with_every_model(tmp_path, t
         assert sorted(photo.name for photo, _ in found.failures) == ["gone.jpg", "pipe.jpg"]
 
 
+def test_a_query_that_cannot_be_read_is_no_fault_of_the_photos(tmp_path, texture, model_file):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.fromarray(texture).save(photos / "good.png")
+    for model in (model_file, split_files(tmp_path)):
+        with Matcher(model, threads=1) as matcher, pytest.raises(InputError, match=r"gone\.jpg"):
+            rank_gallery(matcher, tmp_path / "gone.jpg", photos)
+
+
 def _entry(archive, name, header, data):
     with archive.open(f"{name}.npy", "w") as item:
         item.write(b"\x93NUMPY\x01\0" + struct.pack("<H", len(header)) + header + data)
