@@ -45,6 +45,18 @@ class Objective(Protocol):
         """The same from the images' features, which a frozen backbone computes once; images are not read."""
 
 
+class LossModule(nn.Module):
+    """Model and objective as one module, so that DistributedDataParallel sees every parameter."""
+
+    def __init__(self, model: CATs, objective: Objective):
+        super().__init__()
+        self.model, self.objective, self.extra = model, objective, objective.parameters
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """Loss and its parts, as the objective gives them."""
+        return self.objective(self.model, batch)
+
+
 def normalise(images: Tensor, model: CATs) -> Tensor:
     """uint8 (B, S, S, 3) to the model's input, float32 (B, 3, S, S) on the same device."""
     pre = model.config.preprocessing

@@ -29,7 +29,7 @@ from cats.core.console import describe_duration, note, progress
 from cats.core.errors import BackendError, CatsError, InputError
 from cats.model import CATs
 from cats.training.configs import TrainConfig, differences
-from cats.training.objectives import Batch, Objective, TrainingSet
+from cats.training.objectives import Batch, LossModule, Objective, TrainingSet
 from cats.training.optimization import (
     autocast,
     averaged_model,
@@ -124,7 +124,7 @@ class Trainer:
             self.model.feature_extraction.freeze(statistics=config.freeze == "all")
         self.averaged = averaged_model(self.model, config.ema) if config.ema else None
         objective.parameters.to(self.device)
-        self.compute_loss: nn.Module = _LossModule(self.model, objective)
+        self.compute_loss: nn.Module = LossModule(self.model, objective)
         self.optimizer = torch.optim.AdamW(parameter_groups(self.compute_loss, config), lr=config.lr)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: learning_rate_factor(config, steps, step)
@@ -392,14 +392,3 @@ def _initial_model(config: TrainConfig, given: CATs | None) -> CATs:
 
 def _shown(metrics: dict[str, float]) -> str:
     return ", ".join(f"{key} {value:.2f}" for key, value in metrics.items() if key != "score")
-
-
-class _LossModule(nn.Module):
-    """Model and objective as one module, so that DistributedDataParallel sees every parameter."""
-
-    def __init__(self, model: CATs, objective: Objective):
-        super().__init__()
-        self.model, self.objective, self.extra = model, objective, objective.parameters
-
-    def forward(self, batch: Batch) -> Any:
-        return self.objective(self.model, batch)
