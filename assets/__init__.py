@@ -35,8 +35,8 @@ def find_model(model: str | Path, suffix: str = ".onnx") -> Path:
     """The file that a name stands for: every command and :class:`cats.runtime.Matcher` look it up here.
 
     Args:
-        model: a file; the name of a shipped model, ``cats-tiny``, where no such file is here; or
-            ``hf://user/repo[@revision][/file]``, see :mod:`cats.core.hub`.
+        model: a file; the name of a shipped model, ``cats-tiny`` or ``cats-tiny.int8``, also with the suffix, where no
+            such file is here; or ``hf://user/repo[@revision][/file]``, see :mod:`cats.core.hub`.
         suffix: of the shipped file: ``.onnx``, or ``.pt`` where a checkpoint is wanted.
 
     Raises:
@@ -46,5 +46,5 @@ def find_model(model: str | Path, suffix: str = ".onnx") -> Path:
     if on_hub is not None:
         return fetch(on_hub, MODELS if suffix == ".onnx" else CHECKPOINTS)
     path = Path(model)
-    shipped = _FOLDER / f"{path.name}{suffix}"
+    shipped = _FOLDER / f"{path.name.removesuffix(suffix)}{suffix}"
     return shipped if path == Path(path.name) and not path.exists() and shipped.is_file() else path

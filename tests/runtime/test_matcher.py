@@ -260,8 +260,12 @@ def test_a_shipped_model_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     with Matcher("cats-tiny", threads=1) as matcher:
         assert matcher.path == asset("cats-tiny.onnx")
-    with pytest.raises(ModelFileError, match="cats-huge does not exist"):
-        Matcher("cats-huge")
+    for name in ("cats-tiny.int8", "cats-tiny.int8.onnx"):
+        with Matcher(name, threads=1) as matcher:
+            assert matcher.path == asset("cats-tiny.int8.onnx")
+    for name in ("cats-huge", "cats-huge.onnx", "here/cats-tiny.onnx", "cats-tiny.int8.plan"):
+        with pytest.raises(ModelFileError, match=rf"{name} does not exist"):
+            Matcher(name)
     (tmp_path / "cats-tiny").write_bytes(b"")
     with pytest.raises(ModelFileError, match=r"cats-tiny: a model file ends in"):
         Matcher("cats-tiny")
