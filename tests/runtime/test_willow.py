@@ -65,7 +65,8 @@ def test_untrained_model_reaches_its_floor_in_onnx_as_in_pytorch(willow, tmp_pat
 def test_cats_tiny_on_some_pairs_reaches_what_it_did(willow, tmp_path, monkeypatch, capsys):
     some = Subset(willow, range(0, len(willow), 6))  # as many of each category
     reached = pck_through_cats_run(some, asset("cats-tiny.onnx"), tmp_path, monkeypatch, capsys)
-    assert reached == pytest.approx(77.67, abs=0.05)  # 80.3 of all, see below
+    # 80.3 of all, see below. Two of the 600 points may lie on the edge of right for another CPU's sums: 0.17 each.
+    assert reached == pytest.approx(77.67, abs=0.35)
 
 
 @pytest.mark.slow
