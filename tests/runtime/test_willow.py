@@ -59,7 +59,7 @@ def test_untrained_model_reaches_its_floor_in_onnx_as_in_pytorch(willow, tmp_pat
     with torch.no_grad():
         in_pytorch = KeypointValidation(some)(model)["score"]
     assert through_onnx >= 54
-    assert abs(through_onnx - in_pytorch) <= 0.3
+    assert abs(through_onnx - in_pytorch) <= 0.5  # two of the 450 points
 
 
 def test_cats_tiny_on_some_pairs_reaches_what_it_did(willow, tmp_path, monkeypatch, capsys):
