@@ -54,12 +54,12 @@ def test_untrained_model_reaches_its_floor_in_onnx_as_in_pytorch(willow, tmp_pat
     save_checkpoint(tmp_path / "zero.pt", model)
     export = runner(cli.main, "cats-export", monkeypatch, capsys)
     assert export("--ckpt", tmp_path / "zero.pt", "-o", tmp_path / "zero.onnx", "--batch", 5).code == 0
-    some = Subset(willow, range(0, len(willow), 8))  # as many of each category
+    some = Subset(willow, range(0, len(willow), 4))  # as many of each category
     through_onnx = pck_through_cats_run(some, tmp_path / "zero.onnx", tmp_path, monkeypatch, capsys, batch=5)
     with torch.no_grad():
         in_pytorch = KeypointValidation(some)(model)["score"]
     assert through_onnx >= 54
-    assert abs(through_onnx - in_pytorch) <= 0.5  # two of the 450 points
+    assert abs(through_onnx - in_pytorch) <= 0.3
 
 
 def test_cats_tiny_on_some_pairs_reaches_what_it_did(willow, tmp_path, monkeypatch, capsys):
