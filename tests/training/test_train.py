@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import runner
 from datasets import make_image
 
 from cats.assets import asset
@@ -22,7 +21,6 @@ from cats.core.errors import InputError
 from cats.data import open_dataset
 from cats.data.supervised import SupervisedPairs, sparse_flow
 from cats.model import CATsConfig
-from cats.training import cli as train_cli
 from cats.training.configs import CONFIGS, TrainConfig, find_config
 from cats.training.objectives import FlowObjective
 from cats.training.trainer import Trainer, TrainingError
@@ -52,11 +50,6 @@ def photos(tmp_path):
         for number in range(3):
             make_image(tmp_path / "photos" / category / f"{number}.jpg", (90, 80), seed=number)
     return tmp_path / "photos"
-
-
-@pytest.fixture
-def cats_train(monkeypatch, capsys):
-    return runner(train_cli.main, "cats-train", monkeypatch, capsys)
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import Command, runner
+from commands import Command
 from datasets import make_image, make_pfpascal, make_spair
 from tiny_models import TRAINING
 from torch import Tensor
@@ -39,11 +39,6 @@ def photos(tmp_path: Path) -> Path:
         for number in range(3):
             make_image(tmp_path / "photos" / category / f"{number}.jpg", (90, 80), seed=number)
     return tmp_path / "photos"
-
-
-@pytest.fixture
-def cats_train(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Command:
-    return runner(train_cli.main, "cats-train", monkeypatch, capsys)
 
 
 @dataclass

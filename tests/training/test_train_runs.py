@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import Command, runner
+from commands import Command
 from datasets import make_image
 from tiny_models import TRAINING
 
@@ -22,7 +22,6 @@ from cats.core import files
 from cats.core.errors import InputError
 from cats.data.folders import PhotoFolder
 from cats.data.warps import WarpPairs
-from cats.training import cli as train_cli
 from cats.training.configs import find_config
 from cats.training.objectives import FlowObjective
 from cats.training.optimization import learning_rate_factor
@@ -68,11 +67,6 @@ def photos(tmp_path: Path) -> Path:
     for number in range(4):
         make_image(tmp_path / "photos" / f"{number}.jpg", (90, 80), seed=number)
     return tmp_path / "photos"
-
-
-@pytest.fixture
-def cats_train(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Command:
-    return runner(train_cli.main, "cats-train", monkeypatch, capsys)
 
 
 def arguments(photos: Path, output: Path, **changes: object) -> list[str]:
